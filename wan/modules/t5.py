@@ -1,0 +1,203 @@
+"""The umT5 text encoder: a prompt becomes a sequence of text states.
+
+Parameter names are those of the released `models_t5_umt5-xxl-enc-bf16.pth`, so the file loads as it is. umT5 differs from
+T5 in one point that matters here: every layer owns its position bias.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class T5Config:
+    vocab_size: int
+    dim: int  # width of the residual stream and of the text states
+    dim_attn: int
+    dim_ffn: int
+    num_heads: int
+    num_layers: int
+    num_buckets: int = 32  # relative distances share this many bias values, half of them per sign
+    max_distance: int = 128  # tokens; all larger distances share the last bucket
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        for name in ("vocab_size", "dim", "dim_attn", "dim_ffn", "num_heads", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"T5Config.{name} must be at least 1, got {getattr(self, name)}")
+        if self.dim_attn % self.num_heads:
+            raise ValueError(f"dim_attn {self.dim_attn} must be a multiple of num_heads {self.num_heads}")
+        if self.num_buckets % 4 or self.num_buckets < 4:
+            raise ValueError(f"num_buckets must be a positive multiple of 4, got {self.num_buckets}")
+        if self.max_distance <= self.num_buckets // 4:
+            raise ValueError(f"max_distance must exceed num_buckets / 4, got {self.max_distance}")
+
+    @classmethod
+    def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> "T5Config":
+        """Infer every size from tensor names and shapes; `max_distance` and `eps` leave no trace there and stay default.
+
+        Raises ValueError naming the tensors that a umT5 encoder must have and these shapes lack.
+        """
+        embedding, q, fc1, bias = (
+            "token_embedding.weight",
+            "blocks.0.attn.q.weight",
+            "blocks.0.ffn.fc1.weight",
+            "blocks.0.pos_embedding.embedding.weight",
+        )
+        missing = [name for name in (embedding, q, fc1, bias) if name not in shapes]
+        if missing:
+            raise ValueError(f"not a umT5 text encoder in the Wan layout: the checkpoint has no {', '.join(missing)}")
+        layers = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")}
+        return cls(
+            vocab_size=shapes[embedding][0],
+            dim=shapes[embedding][1],
+            dim_attn=shapes[q][0],
+            dim_ffn=shapes[fc1][0],
+            num_heads=shapes[bias][1],
+            num_layers=max(layers) + 1,
+            num_buckets=shapes[bias][0],
+        )
+
+
+class T5Encoder(nn.Module):
+    """Token ids [B, L] -> text states [B, L, dim]. Trainable; runs in the dtype of its weights."""
+
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList(T5Block(config) for _ in range(config.num_layers))
+        self.norm = T5Norm(config.dim, config.eps)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """ids [B, L], mask [B, L] (0 = padding, never attended) -> [B, L, dim]; rows of padding are meaningless."""
+        length = ids.shape[1]
+        offsets = torch.arange(1 - length, length, device=ids.device)  # every key index - query index that occurs
+        buckets = relative_buckets(offsets, self.config.num_buckets, self.config.max_distance)
+        keep = None if mask is None else mask.bool()
+        x = self.token_embedding(ids)
+        for block in self.blocks:
+            x = block(x, buckets, keep)
+        return self.norm(x)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw weights for training: variance-preserving, with q scaled so that unscaled attention starts soft."""
+        config = self.config
+        head_dim = config.dim_attn // config.num_heads
+        std = {
+            "token_embedding": 1.0,
+            "q": (config.dim * head_dim) ** -0.5,
+            "k": config.dim**-0.5,
+            "v": config.dim**-0.5,
+            "o": config.dim_attn**-0.5,
+            "0": config.dim**-0.5,  # ffn.gate.0
+            "fc1": config.dim**-0.5,
+            "fc2": config.dim_ffn**-0.5,
+            "embedding": config.dim**-0.5,  # position bias
+        }
+        for name, module in self.named_modules():
+            if isinstance(module, T5Norm):
+                nn.init.ones_(module.weight)
+            elif isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=std[name.split(".")[-1]], generator=generator)
+
+
+class T5Block(nn.Module):
+    """Self-attention and gated feed-forward, each with its own norm and residual."""
+
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.norm1 = T5Norm(config.dim, config.eps)
+        self.attn = T5Attention(config)
+        self.norm2 = T5Norm(config.dim, config.eps)
+        self.ffn = T5FeedForward(config)
+        self.pos_embedding = T5RelativeEmbedding(config)
+
+    def forward(self, x: Tensor, buckets: Tensor, keep: Tensor | None) -> Tensor:
+        bias = self.pos_embedding(buckets)
+        x = clamp_overflow(x + self.attn(self.norm1(x), bias, keep))
+        return clamp_overflow(x + self.ffn(self.norm2(x)))
+
+
+class T5Attention(nn.Module):
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.q = nn.Linear(config.dim, config.dim_attn, bias=False)
+        self.k = nn.Linear(config.dim, config.dim_attn, bias=False)
+        self.v = nn.Linear(config.dim, config.dim_attn, bias=False)
+        self.o = nn.Linear(config.dim_attn, config.dim, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor, keep: Tensor | None) -> Tensor:
+        """x [B, L, C], bias [1, N, L, L], keep [B, L] -> [B, L, C]."""
+        q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for proj in (self.q, self.k, self.v))
+        bias = bias.to(q.dtype)
+        if keep is not None:  # the bias of a masked key is replaced, not added to
+            bias = bias.masked_fill(~keep[:, None, None, :], torch.finfo(q.dtype).min)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)  # T5 does not scale by 1/sqrt(D)
+        return self.o(x.transpose(1, 2).flatten(2))
+
+
+class T5FeedForward(nn.Module):
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.gate = nn.Sequential(nn.Linear(config.dim, config.dim_ffn, bias=False), nn.GELU(approximate="tanh"))
+        self.fc1 = nn.Linear(config.dim, config.dim_ffn, bias=False)
+        self.fc2 = nn.Linear(config.dim_ffn, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x) * self.gate(x))
+
+
+class T5RelativeEmbedding(nn.Module):
+    """The position bias of one layer: one value per head and distance bucket."""
+
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.embedding = nn.Embedding(config.num_buckets, config.num_heads)
+
+    def forward(self, buckets: Tensor) -> Tensor:
+        """buckets [2L-1] of the offsets 1-L .. L-1 -> bias [1, N, L, L], rows queries, columns keys."""
+        length = (buckets.shape[0] + 1) // 2
+        by_offset = self.embedding(buckets).t()  # [N, 2L-1]
+        # The bias depends on key - query alone: row i of a sliding window holds the query L-1-i.
+        return by_offset.unfold(1, length, 1).flip(1)[None]
+
+
+class T5Norm(nn.Module):
+    """RMS norm without mean or bias. Statistics in float32; rounded to the weight's dtype before the weight applies."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * torch.rsqrt(x.float().square().mean(dim=-1, keepdim=True) + self.eps)
+        return x.to(self.weight.dtype) * self.weight
+
+
+def relative_buckets(relative_position: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+    """Bucket of each `key index - query index`: small distances one by one, larger ones logarithmically (arXiv:1910.10683).
+
+    The upper half of the buckets is for keys after the query. Float32 logarithm and truncation as in the released models.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    distance = relative_position.abs()
+    ratio = torch.log(distance.clamp(min=exact).float() / exact) / math.log(max_distance / exact)
+    logarithmic = (exact + (ratio * (half - exact)).long()).clamp(max=half - 1)
+    return torch.where(distance < exact, distance, logarithmic) + half * (relative_position > 0)
+
+
+def clamp_overflow(x: Tensor) -> Tensor:
+    """In float16 only: when a residual sum overflowed, clamp to just below the largest finite value."""
+    if x.dtype != torch.float16:
+        return x
+    largest = torch.finfo(x.dtype).max
+    limit = torch.where(torch.isinf(x).any(), largest - 1000, largest).to(x.dtype)  # on the device: no synchronisation
+    return x.clamp(-limit, limit)

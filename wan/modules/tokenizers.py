@@ -1,0 +1,109 @@
+"""Prompt text to token ids: cleaning, then the tokenizer file that ships with the checkpoint."""
+
+import html
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+PAD_ID = 0
+EOS_ID = 1
+CLEANING_MODES = (None, "whitespace", "lower", "canonicalize")
+
+
+class HuggingfaceTokenizer:
+    """Reads `tokenizer.json` of a local folder. Every text ends with the end token, also when it is truncated.
+
+    `seq_len` pads and truncates to a fixed length; without it a batch is padded to its longest text.
+    """
+
+    def __init__(self, name: str | Path, seq_len: int | None = None, clean: str | None = None):
+        if clean not in CLEANING_MODES:
+            raise ValueError(f"clean must be one of {CLEANING_MODES}, got {clean!r}")
+        if seq_len is not None and seq_len < 1:
+            raise ValueError(f"seq_len must be at least 1 (the end token), got {seq_len}")
+        self.name = name
+        self.seq_len = seq_len
+        self.clean = clean
+        self.tokenizer = load_tokenizer(Path(name))
+        self.vocab_size = self.tokenizer.get_vocab_size()
+
+    def __call__(self, sequence: str | Sequence[str], return_mask: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """One text or several -> ids [B, L] int64, with `return_mask` also the mask [B, L] int64 (1 = token, 0 = padding)."""
+        texts = [sequence] if isinstance(sequence, str) else list(sequence)
+        rows = [self._ids(text) for text in texts]
+        length = self.seq_len or max(map(len, rows))
+        ids = torch.full((len(rows), length), PAD_ID, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        return (ids, mask) if return_mask else ids
+
+    def count(self, text: str) -> int:
+        """Tokens of the whole text, end token included, before any truncation."""
+        return len(self._encode(text).ids) + 1
+
+    def truncated_part(self, text: str) -> str:
+        """The end of the cleaned text that does not fit into `seq_len` tokens; empty when everything fits."""
+        encoding = self._encode(text)
+        if self.seq_len is None or len(encoding.ids) < self.seq_len:
+            return ""
+        return clean_text(text, self.clean)[encoding.offsets[self.seq_len - 1][0] :].strip()
+
+    def _ids(self, text: str) -> list[int]:
+        ids = self._encode(text).ids
+        return ids[: None if self.seq_len is None else self.seq_len - 1] + [EOS_ID]
+
+    def _encode(self, text: str):
+        return self.tokenizer.encode(clean_text(text, self.clean), add_special_tokens=False)
+
+
+def load_tokenizer(folder: Path):
+    """The `tokenizers.Tokenizer` of a folder, without truncation or padding of its own.
+
+    Raises FileNotFoundError that says which file is missing and where it comes from.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(_explain_missing(folder))
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _explain_missing(folder: Path) -> str:
+    if not folder.is_dir():
+        return (
+            f"no tokenizer folder {folder}: a Wan2.2 checkpoint has it as google/umt5-xxl, with tokenizer.json inside"
+        )
+    if (folder / "spiece.model").is_file():
+        return (
+            f"{folder} has spiece.model but no tokenizer.json, which is the file that is read. Download tokenizer.json "
+            "from google/umt5-xxl of the same checkpoint repository into this folder, or write it from spiece.model "
+            f"with transformers: AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        )
+    return f"{folder} has no tokenizer.json: download it from google/umt5-xxl of the checkpoint repository"
+
+
+def clean_text(text: str, mode: str | None) -> str:
+    """Normalise a prompt as the released models were trained on it; `mode` is one of CLEANING_MODES.
+
+    "whitespace" repairs the text with ftfy (full-width forms, curly quotes, mojibake), unescapes HTML twice and collapses
+    whitespace; skipping it changes the token ids. "lower" also lower-cases; "canonicalize" also drops ASCII punctuation.
+    """
+    if mode is None:
+        return text
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if mode == "canonicalize":
+        text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
+    text = re.sub(r"\s+", " ", text).strip()
+    return text if mode == "whitespace" else text.lower()
