@@ -1,0 +1,133 @@
+"""The one entry to attention. Models call `attention`; only this file knows which kernels exist.
+
+PyTorch's SDPA is always complete (key lengths, any device). FlashAttention 2 and 3 are used by `auto` when they are
+installed and the tensors suit them; SageAttention quantises, so it is used only when asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, kv_lens: Sequence[int] | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """Softmax attention with scale D^-0.5: q [B, Lq, N, D], k and v [B, Lk, N, D] -> [B, Lq, N, D].
+
+    Keys from kv_lens[b] on are padding and are ignored; host integers, so that no device has to be asked. The operands
+    share one dtype, which is the result's.
+    """
+    if kv_lens is not None and len(kv_lens) != k.shape[0]:
+        raise ValueError(f"kv_lens has {len(kv_lens)} entries for a batch of {k.shape[0]}")
+    if kv_lens is not None and len(set(kv_lens)) == 1:  # one length: drop the padding instead of masking it
+        k, v, kv_lens = k[:, : kv_lens[0]], v[:, : kv_lens[0]], None
+    name = _choose(q) if backend == "auto" else backend
+    return BACKENDS[name](q, k, v, kv_lens)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, kv_lens: Sequence[int] | None) -> Tensor:
+    mask = None
+    if kv_lens is not None:
+        lens = torch.as_tensor(kv_lens, device=k.device)
+        mask = (torch.arange(k.shape[1], device=k.device) < lens[:, None])[:, None, None]  # [B, 1, 1, Lk]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def _per_sample(kernel: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Serve ragged key lengths with a kernel that has none: one call per sample, each on its real keys."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, kv_lens: Sequence[int] | None) -> Tensor:
+        if kv_lens is None:
+            return kernel(q, k, v)
+        rows = [kernel(q[i : i + 1], k[i : i + 1, :n], v[i : i + 1, :n]) for i, n in enumerate(kv_lens)]
+        return torch.cat(rows)
+
+    return run
+
+
+def _flash2(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return importlib.import_module("flash_attn").flash_attn_func(q, k, v)
+
+
+def _flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = importlib.import_module("flash_attn_interface").flash_attn_func(q, k, v)
+    return out[0] if isinstance(out, tuple) else out  # older builds also return the log-sum-exp
+
+
+def _sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return importlib.import_module("sageattention").sageattn(q, k, v, tensor_layout="NHD")
+
+
+BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "sdpa": _sdpa,
+    "flash2": _per_sample(_flash2),
+    "flash3": _per_sample(_flash3),
+    "sage": _per_sample(_sage),
+}
+PACKAGES = {"flash2": "flash_attn", "flash3": "flash_attn_interface", "sage": "sageattention"}
+INSTALL = {"flash2": "flash-attn", "flash3": "flash-attn-3", "sage": "sageattention"}
+BACKEND_NAMES = ("auto", *BACKENDS)
+
+
+@cache
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(PACKAGES[name]) is not None
+
+
+def check_backend(name: str, device: torch.device | str) -> str:
+    """`name` if it can run on `device`, else a ValueError that says why and what can.
+
+    Meant to be asked once, before weights load: a named backend never falls back silently.
+    """
+    if name not in BACKEND_NAMES:
+        raise ValueError(f"unknown attention backend {name!r}; choose one of {', '.join(BACKEND_NAMES)}")
+    if name in PACKAGES:
+        if torch.device(device).type != "cuda":
+            raise ValueError(f"attention backend {name!r} needs a CUDA device, not {device}; use 'auto' or 'sdpa'")
+        if not _installed(name):
+            raise ValueError(f"attention backend {name!r} is not installed: pip install {INSTALL[name]}; or use 'sdpa'")
+    return name
+
+
+def _choose(q: Tensor) -> str:
+    if q.device.type != "cuda" or q.dtype not in HALF or q.shape[-1] > 256:
+        return "sdpa"
+    return _probe(q.device.index or 0, q.dtype)
+
+
+@cache
+def _probe(device_index: int, dtype: torch.dtype) -> str:
+    """The best exact kernel that really runs on this device: installed builds may lack its architecture."""
+    device = torch.device("cuda", device_index)
+    for name in ("flash3", "flash2"):
+        if not _installed(name):
+            continue
+        x = torch.zeros(1, 16, 1, 128, device=device, dtype=dtype)
+        try:
+            BACKENDS[name](x, x, x, None)
+        except Exception as error:  # noqa: BLE001 - any failure of a foreign kernel means: not this one
+            log.warning("attention: %s is installed but does not run on %s (%s); not used", name, device, error)
+            continue
+        log.info("attention: using %s on %s", name, device)
+        return name
+    return "sdpa"
+
+
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, q_lens: Tensor | None = None, k_lens: Tensor | None = None
+) -> Tensor:
+    """`attention` under upstream's name. Rows from q_lens on are padding: computed as any other, meaningless as there."""
+    return attention(q, k, v, None if k_lens is None else [int(n) for n in k_lens])

@@ -1,0 +1,84 @@
+"""Small layers of the diffusion transformer, each with its precision rule (reference: core, section 3.6).
+
+The dtype of a block's weights is the compute dtype of its branches: bfloat16 weights give bfloat16 matrix products
+around a float32 residual stream, float32 weights give float32 throughout. Layers that are sensitive to rounding (time
+embedding, modulation, norms, head) compute in float32 whatever the dtype of their weights.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes in the dtype of its weights, whatever the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.weight.dtype)
+        return F.linear(x, self.weight, self.bias)
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32, whatever the dtype of its weights or an autocast region around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(x.float(), self.weight.float(), bias)
+
+
+class WanRMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis; statistics in float32, rounded to x's dtype before the weight."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        # linalg.vector_norm reads the tensor once; pow().mean() would write a full-size square
+        inverse = (torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1] + self.eps).rsqrt()
+        return (wide * inverse).to(x.dtype) * self.weight
+
+
+class WanLayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis, float32 inside and in its result's rounding: returns x's dtype."""
+
+    def __init__(self, dim: int, eps: float = 1e-6, elementwise_affine: bool = False):
+        super().__init__(dim, eps=eps, elementwise_affine=elementwise_affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.float()
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+def sinusoidal_embedding_1d(dim: int, position: Tensor) -> Tensor:
+    """Features [L, dim] in float64 of positions [L]: all cosines, then all sines, of position * 10000^(-k / (dim/2))."""
+    if dim % 2:
+        raise ValueError(f"the width of a sinusoidal embedding must be even, got {dim}")
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float64, device=position.device) / half
+    angles = position.to(torch.float64)[:, None] * 10000.0**-exponent
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """LN(x) * (1 + scale) + shift in float32, for x [..., C] and shift, scale [C] or broadcastable to x.
+
+    A bfloat16 x has its normalised value rounded to bfloat16 first, as upstream does before its first block.
+    """
+    dim = x.shape[-1:]
+    if x.dtype == torch.float32 and shift.ndim == 1:  # one pass: the modulation is an affine layer norm
+        return F.layer_norm(x, dim, 1 + scale, shift, eps)
+    normed = F.layer_norm(x.float(), dim, eps=eps).to(x.dtype).float()
+    return torch.addcmul(shift, normed, 1 + scale)
+
+
+def gated_add(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    """x + gate * branch in float32: the residual stream is float32 from the first gated addition on."""
+    return torch.addcmul(x.float(), branch.float(), gate)

@@ -1,0 +1,416 @@
+"""The diffusion transformer that all five tasks share.
+
+A token is a row of `x` with a rotary row and a place in a *segment*; the timestep belongs to the segment, not to the
+token. The time MLP therefore runs once per distinct timestep, and modulation is never materialised per token.
+
+`WanModel.forward` is embed -> trunk -> unembed. The trunk is a list of steps; whoever runs the list (`run_blocks`) may
+shard, stream or cache it without knowing the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from wan.modules.attention import attention
+from wan.modules.layers import (
+    Float32Linear,
+    Linear,
+    WanLayerNorm,
+    WanRMSNorm,
+    gated_add,
+    norm_modulate,
+    sinusoidal_embedding_1d,
+)
+from wan.modules.rope import grid_positions, rope_table, rotate
+
+
+MODEL_TYPES = ("t2v", "i2v", "ti2v", "s2v", "animate")
+
+
+@dataclass(frozen=True)
+class WanModelConfig:
+    """Shape of a diffusion transformer. The first eleven fields are what a released `config.json` carries."""
+
+    model_type: str = "t2v"
+    dim: int = 2048
+    ffn_dim: int = 8192
+    num_heads: int = 16
+    num_layers: int = 32
+    in_dim: int = 16
+    out_dim: int = 16
+    text_len: int = 512
+    freq_dim: int = 256
+    eps: float = 1e-6
+    text_dim: int = 4096
+    patch_size: tuple[int, int, int] = (1, 2, 2)  # frames, rows, columns
+    window_size: tuple[int, int] = (-1, -1)  # only global attention exists in this family
+    qk_norm: bool = True
+    cross_attn_norm: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        object.__setattr__(self, "window_size", tuple(self.window_size))
+        if self.model_type not in MODEL_TYPES:
+            raise ValueError(f"model_type {self.model_type!r} is not one of {', '.join(MODEL_TYPES)}")
+        for name in ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim", "text_len", "text_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} must be a multiple of num_heads {self.num_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"dim / num_heads must be even for rotary embedding, got {self.head_dim}")
+        if self.freq_dim % 2:
+            raise ValueError(f"freq_dim must be even, got {self.freq_dim}")
+        if self.window_size != (-1, -1):
+            raise ValueError(f"only global attention, window_size (-1, -1), is supported; got {self.window_size}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> WanModelConfig:
+        """From a `config.json`: unknown entries (`_class_name`, ...) are ignored, absent ones take the default."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Segments(NamedTuple):
+    """Which row of the timestep table modulates each token.
+
+    `rows` [B] when every sample has one timestep. Otherwise `runs`: (sample, start, stop, row) spans that together cover
+    every token, so that a clean first frame costs one more row and no per-token tensor.
+    """
+
+    rows: Tensor | None
+    runs: tuple[tuple[int, int, int, int], ...] = ()
+
+
+class Tokens(NamedTuple):
+    """A batch of token sequences; samples shorter than L are padded at the end."""
+
+    x: Tensor  # [B, L, C] the residual stream
+    rope: Tensor  # [B or 1, L, D/2, 2] float32 (cos, sin)
+    segments: Segments
+    lengths: tuple[int, ...] | None  # real tokens per sample; None when there is no padding
+
+
+class Conditioning(NamedTuple):
+    """What every block sees besides the tokens. S is the number of rows of the timestep table."""
+
+    time: Tensor  # [S, C] float32, for the head
+    modulation: Tensor  # [S, 6, C] float32, for the blocks
+    context: Tensor  # [B, text_len, C] text states
+
+
+Step = Callable[[Tokens, Conditioning], Tokens]
+
+
+def run_blocks(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tokens:
+    """Apply the steps in order: the seam where a model is sharded, streamed or cached from outside."""
+    for step in steps:
+        tokens = step(tokens, cond)
+    return tokens
+
+
+def by_segment(fn: Callable[..., Tensor], segments: Segments, table: Tensor, x: Tensor, *others: Tensor) -> Tensor:
+    """fn(x, *others, *rows) -> [B, L, C] float32, with the table's columns [S, k, C] given as rows for their tokens."""
+    if segments.rows is not None:
+        if x.shape[0] == 1 and table.shape[0] == 1:
+            return fn(x, *others, *table[0].unbind(0))  # plain [C] vectors take the fused path
+        return fn(x, *others, *table[segments.rows][:, :, None].unbind(1))
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    for b, start, stop, row in segments.runs:
+        part = (t[b, start:stop] for t in (x, *others))
+        out[b, start:stop] = fn(*part, *table[row].unbind(0))
+    return out
+
+
+class WanSelfAttention(nn.Module):
+    """Multi-head self-attention: RMS norm on q and k over the full width, then rotary embedding per head."""
+
+    def __init__(self, config: WanModelConfig):
+        super().__init__()
+        dim = config.dim
+        self.num_heads = config.num_heads
+        self.q, self.k, self.v, self.o = (Linear(dim, dim) for _ in range(4))
+        self.norm_q = WanRMSNorm(dim, config.eps) if config.qk_norm else nn.Identity()
+        self.norm_k = WanRMSNorm(dim, config.eps) if config.qk_norm else nn.Identity()
+        self.attend = attention  # a seam: sequence parallelism and named backends replace it
+
+    def forward(self, x: Tensor, rope: Tensor, kv_lens: Sequence[int] | None) -> Tensor:
+        """x [B, L, C] -> [B, L, C]."""
+        x = x.to(self.q.weight.dtype)  # once, not in each of q, k and v
+        v = self.v(x)
+        q = rotate(self.heads(self.norm_q(self.q(x))), rope).to(v.dtype)
+        k = rotate(self.heads(self.norm_k(self.k(x))), rope).to(v.dtype)
+        return self.o(self.attend(q, k, self.heads(v), kv_lens).flatten(2))
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))
+
+
+class WanCrossAttention(WanSelfAttention):
+    """Attention from video tokens to text states: no rotary embedding, and no mask, so that padded rows take part."""
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x [B, L, C], context [B, text_len, C] -> [B, L, C]."""
+        v = self.v(context)
+        q = self.heads(self.norm_q(self.q(x))).to(v.dtype)
+        k = self.heads(self.norm_k(self.k(context))).to(v.dtype)
+        return self.o(self.attend(q, k, self.heads(v)).flatten(2))
+
+
+class WanAttentionBlock(nn.Module):
+    """Modulated self-attention, cross-attention to the text, modulated feed-forward."""
+
+    def __init__(self, config: WanModelConfig):
+        super().__init__()
+        dim, self.eps = config.dim, config.eps
+        self.self_attn = WanSelfAttention(config)
+        self.norm3 = WanLayerNorm(dim, config.eps, elementwise_affine=True) if config.cross_attn_norm else nn.Identity()
+        self.cross_attn = WanCrossAttention(config)
+        self.ffn = nn.Sequential(Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), Linear(config.ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
+
+    def forward(self, tokens: Tokens, cond: Conditioning) -> Tokens:
+        x, rope, segments, lengths = tokens
+        table = self.modulation.float() + cond.modulation  # [S, 6, C]
+        attn, ffn = table[:, 0:3], table[:, 3:6]  # shift, scale, gate
+
+        h = by_segment(self.modulated, segments, attn[:, :2], x)
+        x = by_segment(gated_add, segments, attn[:, 2:], x, self.self_attn(h, rope, lengths))
+        x = x + self.cross_attn(self.norm3(x), cond.context)
+        h = by_segment(self.modulated, segments, ffn[:, :2], x)
+        x = by_segment(gated_add, segments, ffn[:, 2:], x, self.ffn(h))
+        return tokens._replace(x=x)
+
+    def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return norm_modulate(x, shift, scale, self.eps)
+
+
+class Head(nn.Module):
+    """Final modulated norm and projection to patches; float32 throughout, modulated by the raw time embedding."""
+
+    def __init__(self, config: WanModelConfig):
+        super().__init__()
+        self.eps = config.eps
+        self.head = Float32Linear(config.dim, _patch_volume(config) * config.out_dim)
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
+
+    def forward(self, x: Tensor, segments: Segments, time: Tensor) -> Tensor:
+        """x [B, L, C], time [S, C] -> [B, L, patch volume * out_dim], channel fastest."""
+        table = self.modulation.float() + time[:, None]
+
+        def project(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+            return norm_modulate(x.float(), shift, scale, self.eps)
+
+        return self.head(by_segment(project, segments, table, x))
+
+
+class PatchEmbedding(nn.Conv3d):
+    """Non-overlapping patches to tokens: a convolution by its weights, a matrix product by its arithmetic."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, F, H, W] -> [B, L, dim], tokens in frame-row-column order."""
+        f, h, w = self.kernel_size
+        patches = rearrange(x, "b c (F f) (H h) (W w) -> b (F H W) (c f h w)", f=f, h=h, w=w)
+        return F.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+
+class WanModel(nn.Module):
+    """The transformer of T2V, I2V and TI2V, with the parameter names of the released checkpoints.
+
+    Build it as `WanModel(config)` or, as upstream's users do, `WanModel(model_type=..., dim=..., ...)`. Weights are zero
+    until they are loaded (`from_pretrained`) or drawn (`init_weights`).
+    """
+
+    def __init__(self, config: WanModelConfig | str | None = None, **options: Any):
+        super().__init__()
+        if isinstance(config, str):  # upstream's first positional argument is model_type
+            options["model_type"], config = config, None
+        self.config = config = WanModelConfig(**options) if config is None else config
+        dim = config.dim
+        self.patch_embedding = PatchEmbedding(
+            config.in_dim, dim, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), nn.GELU("tanh"), Linear(dim, dim))
+        self.time_embedding = nn.Sequential(Float32Linear(config.freq_dim, dim), nn.SiLU(), Float32Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), Float32Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(WanAttentionBlock(config) for _ in range(config.num_layers))
+        self.head = Head(config)
+        self.run_blocks = run_blocks  # a seam: see the module docstring
+
+    def forward(
+        self,
+        x: Sequence[Tensor],
+        t: Tensor,
+        context: Sequence[Tensor],
+        seq_len: int | None = None,
+        y: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Flow velocity (noise - data) of each sample, float32 [out_dim, F, H, W].
+
+        x: latents [C, F, H, W], which may differ in size; t: timesteps [B] or [B, seq_len] in 0..1000; context: text
+        states [len, text_dim], len <= text_len; seq_len: padded token count, at least the longest sample's (tokens
+        beyond it are never computed); y: condition channels [C', F, H, W] appended to each x.
+        """
+        latents = self._check(x, t, context, seq_len, y)
+        tokens, cond = self.embed(latents, t, context)
+        tokens = self.run_blocks(self.trunk(cond), tokens, cond)
+        return self.unembed(tokens, cond, [latent.shape[1:] for latent in latents])
+
+    def trunk(self, cond: Conditioning) -> Iterable[Step]:
+        """The steps between embed and unembed; models of other tasks insert adapters here."""
+        return self.blocks
+
+    def embed(self, latents: Sequence[Tensor], t: Tensor, context: Sequence[Tensor]) -> tuple[Tokens, Conditioning]:
+        """Patches, rotary rows, timestep segments and text states of a batch."""
+        grids = [self.grid(latent.shape[1:]) for latent in latents]
+        lengths = tuple(f * h * w for f, h, w in grids)
+        longest = max(lengths)
+        if len(set(grids)) == 1:
+            tokens = self.patch_embedding(torch.stack(list(latents)))
+        else:
+            rows = [self.patch_embedding(latent[None])[0] for latent in latents]
+            tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        segments, timesteps = segment_timesteps(t, longest)
+        time, modulation = self.embed_time(timesteps)
+        padding = None if min(lengths) == longest else lengths
+        cond = Conditioning(time, modulation, self.embed_text(context))
+        return Tokens(tokens, self.rope(tuple(grids), tokens.device), segments, padding), cond
+
+    def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps [S] -> time embedding [S, C] and block modulation [S, 6, C], float32."""
+        # the features are float64 on the CPU because not every device has float64; S is one to three
+        features = sinusoidal_embedding_1d(self.config.freq_dim, t.cpu()).float().to(t.device)
+        time = self.time_embedding(features)
+        return time, self.time_projection(time).unflatten(1, (6, -1))
+
+    def embed_text(self, context: Sequence[Tensor]) -> Tensor:
+        """Text states of B prompts -> [B, text_len, C]; rows beyond a prompt are zero before the MLP, not after."""
+        rows = [F.pad(c, (0, 0, 0, self.config.text_len - c.shape[0])) for c in context]
+        return self.text_embedding(torch.stack(rows))
+
+    def rope(self, grids: tuple[tuple[int, int, int], ...], device: torch.device) -> Tensor:
+        """Rotary rows [B or 1, L, D/2, 2] of a batch of grids; kept for the next call with the same grids."""
+        key = (grids, device)
+        cached = self.__dict__.get("_rope_cache")
+        if cached is None or cached[0] != key:
+            tables = {grid: rope_table(grid_positions(grid), self.config.head_dim) for grid in dict.fromkeys(grids)}
+            longest = max(len(table) for table in tables.values())
+            rows = [tables[grid] for grid in (grids if len(tables) > 1 else grids[:1])]
+            batch = torch.zeros(len(rows), longest, *rows[0].shape[1:])
+            batch[..., 0] = 1.0  # identity for padding
+            for out, row in zip(batch, rows, strict=True):
+                out[: len(row)] = row
+            cached = self.__dict__["_rope_cache"] = (key, batch.to(device))
+        return cached[1]
+
+    def unembed(self, tokens: Tokens, cond: Conditioning, sizes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        """Tokens back to latents of the given (frames, rows, columns), padding dropped."""
+        patches = self.head(tokens.x, tokens.segments, cond.time)
+        f, h, w = self.config.patch_size
+        out = []
+        for row, size in zip(patches, sizes, strict=True):
+            frames, rows, columns = self.grid(size)
+            row = row[: frames * rows * columns].unflatten(0, (frames, rows, columns))
+            out.append(rearrange(row, "F H W (f h w c) -> c (F f) (H h) (W w)", f=f, h=h, w=w))
+        return out
+
+    def grid(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """Patches (frames, rows, columns) of a latent of that size."""
+        f, h, w = (n // p for n, p in zip(size, self.config.patch_size, strict=True))
+        return f, h, w
+
+    def _check(self, x, t, context, seq_len, y) -> list[Tensor]:
+        """The latents to embed, y appended; every mistake a caller can make is named here."""
+        config = self.config
+        if len(context) != len(x) or t.shape[0] != len(x):
+            raise ValueError(f"{len(x)} samples need as many contexts and timesteps, got {len(context)}, {t.shape[0]}")
+        if y is not None:
+            x = [torch.cat([a, b]) for a, b in zip(x, y, strict=True)]
+        for latent in x:
+            if latent.shape[0] != config.in_dim:
+                hint = " (is y, the image condition, missing?)" if y is None and latent.shape[0] < config.in_dim else ""
+                raise ValueError(f"the model takes {config.in_dim} channels, got {latent.shape[0]}{hint}")
+            if any(n % p for n, p in zip(latent.shape[1:], config.patch_size, strict=True)):
+                raise ValueError(f"latent size {tuple(latent.shape[1:])} is no multiple of patch {config.patch_size}")
+        for c in context:
+            if c.shape[0] > config.text_len:
+                raise ValueError(f"a context has {c.shape[0]} rows; the model reads at most {config.text_len}")
+        longest = max(latent[0].numel() for latent in x) // _patch_volume(config)
+        if seq_len is not None and seq_len < longest:
+            raise ValueError(f"seq_len {seq_len} is shorter than the longest sample, {longest} tokens")
+        if t.ndim == 2 and t.shape[1] < longest:
+            raise ValueError(f"t has {t.shape[1]} timesteps per sample for {longest} tokens")
+        return list(x)
+
+    @staticmethod
+    def keeps_float32(name: str) -> bool:
+        """Whether the default precision policy keeps this parameter in float32 when matrices become bfloat16."""
+        return name.startswith(("time_embedding", "time_projection", "head.")) or "norm" in name or "modulation" in name
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        subfolder: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> WanModel:
+        """Load a released folder (`config.json` and safetensors); `dtype` of the matrices, None as stored."""
+        from wan.checkpoint.loading import load_module, read_config
+
+        folder = Path(folder) / (subfolder or "")
+        config = WanModelConfig.from_dict(read_config(folder))
+        return load_module(lambda: cls(config), folder, dtype=dtype, device=device, keep_float32=cls.keeps_float32)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw weights for training from scratch: Xavier for matrices, zero output, so that the first velocity is 0."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias") or name == "head.head.weight":
+                nn.init.zeros_(parameter)
+            elif "norm" in name:
+                nn.init.ones_(parameter)
+            elif "modulation" in name:
+                nn.init.normal_(parameter, std=self.config.dim**-0.5, generator=generator)
+            elif name.startswith(("text_embedding", "time_embedding")):
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+            else:
+                with torch.no_grad():
+                    nn.init.xavier_uniform_(parameter.flatten(1), generator=generator)
+
+
+def segment_timesteps(t: Tensor, length: int) -> tuple[Segments, Tensor]:
+    """Timesteps [B] or [B, >= length] -> segments of the first `length` tokens and the distinct timesteps [S]."""
+    if t.ndim == 1:
+        return Segments(torch.arange(len(t), device=t.device)), t
+    t = t[:, :length]
+    if bool((t == t[:, :1]).all()):
+        return segment_timesteps(t[:, 0], length)
+    values, index = t.unique(return_inverse=True)
+    runs = []
+    for b, row in enumerate(index.tolist()):
+        start = 0
+        for i in range(1, length + 1):
+            if i == length or row[i] != row[start]:
+                runs.append((b, start, i, row[start]))
+                start = i
+    return Segments(None, tuple(runs)), values
+
+
+def _patch_volume(config: WanModelConfig) -> int:
+    f, h, w = config.patch_size
+    return f * h * w

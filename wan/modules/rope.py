@@ -1,0 +1,64 @@
+"""Rotary position embedding over frames, rows and columns.
+
+Angles are computed in float64 and applied in float32: float32 angles are visibly wrong at high positions, float32
+rotations are not. Positions are integers and may be negative (some tasks place reference tokens before frame 0).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MAX_POSITION = 1024  # upstream's table length per axis; a larger grid is an error there and here
+
+
+def axis_pairs(head_dim: int) -> tuple[int, int, int]:
+    """Complex pairs that the frame, row and column axes own in a head of `head_dim` channels (128 -> 22, 21, 21)."""
+    if head_dim % 2:
+        raise ValueError(f"head_dim must be even for rotary embedding, got {head_dim}")
+    pairs = head_dim // 2
+    return pairs - 2 * (pairs // 3), pairs // 3, pairs // 3
+
+
+def grid_positions(grid: tuple[int, int, int], device: torch.device | str | None = None) -> Tensor:
+    """Positions [F*H*W, 3] of a (frames, rows, columns) grid of patches, frame-major."""
+    for name, size in zip(("frames", "rows", "columns"), grid, strict=True):
+        if size > MAX_POSITION:
+            raise ValueError(f"the grid has {size} {name}; rotary positions end at {MAX_POSITION}")
+    axes = [torch.arange(size, device=device) for size in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
+
+
+def rope_angles(positions: Tensor, head_dim: int, theta: float = 10000.0) -> Tensor:
+    """Angles [L, head_dim/2] in float64 for integer positions [L, 3].
+
+    Pair j of an axis with m channels turns by position * theta^(-2j/m); the exponent uses the axis' own width m.
+    """
+    columns = []
+    for axis, pairs in enumerate(axis_pairs(head_dim)):
+        exponent = torch.arange(pairs, dtype=torch.float64, device=positions.device) / max(pairs, 1)
+        columns.append(positions[:, axis, None].to(torch.float64) * theta**-exponent)
+    return torch.cat(columns, dim=1)
+
+
+def rope_table(positions: Tensor, head_dim: int, theta: float = 10000.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(cos, sin) rows [L, head_dim/2, 2] for integer positions [L, 3]; built in float64 on the CPU, stored as `dtype`.
+
+    The CPU is used because not every device has float64 (MPS); the table is small and built once per grid.
+    """
+    angles = rope_angles(positions.cpu(), head_dim, theta)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).to(dtype)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate adjacent channel pairs of x [B, L, N, D] by a table [B or 1, L, D/2, 2]; float32 arithmetic and result.
+
+    Padding tokens carry the identity row (1, 0).
+    """
+    x = x.float()
+    if torch.compiler.is_compiling() or x.device.type == "mps":  # real arithmetic fuses; complex does not
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = table[:, :, None].unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.view_as_complex(table)[:, :, None]).flatten(-2)
