@@ -5,12 +5,15 @@ T5 in one point that matters here: every layer owns its position bias.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from wan.modules.tokenizers import HuggingfaceTokenizer
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,49 @@ class T5Encoder(nn.Module):
                 nn.init.ones_(module.weight)
             elif isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=std[name.split(".")[-1]], generator=generator)
+
+
+class T5EncoderModel:
+    """The text encoder with its tokenizer: prompts -> one tensor of text states per prompt.
+
+    Sizes come from the checkpoint's own tensors. `shard_fn` wraps the loaded module (FSDP); `.model` is the module and
+    `.tokenizer` counts tokens, so that a caller can warn about the part of a prompt beyond `text_len`.
+    """
+
+    def __init__(
+        self,
+        text_len: int,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        *,
+        checkpoint_path: str | Path,
+        tokenizer_path: str | Path,
+        shard_fn: Callable[[nn.Module], nn.Module] | None = None,
+    ):
+        self.text_len = text_len
+        self.tokenizer = HuggingfaceTokenizer(tokenizer_path, seq_len=text_len, clean="whitespace")
+        model = load_t5(checkpoint_path, dtype, device)
+        if self.tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer in {tokenizer_path} has {self.tokenizer.vocab_size} tokens but {checkpoint_path} only "
+                f"embeds {model.config.vocab_size}: they belong to different checkpoints"
+            )
+        self.model = model if shard_fn is None else shard_fn(model)
+
+    @torch.no_grad()
+    def __call__(self, texts: str | Sequence[str], device: torch.device | str) -> list[Tensor]:
+        """Text states [len, dim] on `device`, one per text; len counts its tokens with the end token, at most `text_len`.
+
+        Only real tokens are computed: positions are relative and padding is never attended, so the result equals that
+        of the padded `text_len` tokens.
+        """
+        ids, mask = self.tokenizer(texts, return_mask=True)
+        lengths = mask.sum(dim=1).tolist()
+        longest = max(lengths)
+        home = next(self.model.parameters()).device
+        ids, mask = ids[:, :longest].to(home), mask[:, :longest].to(home)
+        states = self.model(ids, None if min(lengths) == longest else mask).to(device)
+        return [row[:length] for row, length in zip(states, lengths, strict=True)]
 
 
 class T5Block(nn.Module):
@@ -201,3 +247,12 @@ def clamp_overflow(x: Tensor) -> Tensor:
     largest = torch.finfo(x.dtype).max
     limit = torch.where(torch.isinf(x).any(), largest - 1000, largest).to(x.dtype)  # on the device: no synchronisation
     return x.clamp(-limit, limit)
+
+
+def load_t5(path: str | Path, dtype: torch.dtype, device: torch.device | str) -> T5Encoder:
+    """The encoder of a checkpoint file, of whatever size its tensors say; built without initialising its weights first."""
+    state = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    with torch.device("meta"):
+        model = T5Encoder(T5Config.from_state({name: tensor.shape for name, tensor in state.items()}))
+    model.load_state_dict(state, assign=True)
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
