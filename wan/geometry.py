@@ -1,0 +1,134 @@
+"""Pixels, latents and tokens: every size the pipelines derive from a request.
+
+Sizes in the words of the user are (width, height) in pixels; tensors are always (..., height, width).
+"""
+
+import math
+import re
+
+import torch
+from torch import Tensor
+
+PATCH_SIZE = (1, 2, 2)  # frames, rows, columns of latent positions in one token
+VAE_STRIDE = (4, 8, 8)  # frames, rows, columns of pixels in one latent position
+
+Size = tuple[int, int]
+Stride = tuple[int, int, int]
+LatentShape = tuple[int, int, int, int]
+
+
+def parse_size(text: str) -> Size:
+    """'1280*720' or '1280x720' -> (width, height) in pixels."""
+    match = re.fullmatch(r"\s*(\d+)\s*[*xX]\s*(\d+)\s*", text)
+    if not match or not all(int(side) for side in match.groups()):
+        raise ValueError(f"size must be WIDTH*HEIGHT in pixels, for example 1280*720, got {text!r}")
+    width, height = match.groups()
+    return int(width), int(height)
+
+
+def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0]) -> None:
+    """The first frame has a latent of its own and every further latent covers `stride` frames."""
+    if frame_num < 1 or frame_num % stride != 1 % stride:
+        lower = max(1, (frame_num - 1) // stride * stride + 1)
+        choices = f"{lower} or {lower + stride}" if frame_num > 0 else "1"
+        raise ValueError(f"frame_num must be {stride}n+1, got {frame_num}; try {choices}")
+
+
+def check_size(size: Size, vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE) -> None:
+    """Both sides (width, height) must be whole tokens."""
+    steps = (vae_stride[2] * patch[2], vae_stride[1] * patch[1])
+    if any(side < step or side % step for side, step in zip(size, steps)):
+        nearest = [max(1, int(side / step + 0.5)) * step for side, step in zip(size, steps)]
+        raise ValueError(
+            f"size {size[0]}*{size[1]} is not possible: the width must be a multiple of {steps[0]} and the height of "
+            f"{steps[1]}; try {nearest[0]}*{nearest[1]}"
+        )
+
+
+def latent_shape(size: Size, frame_num: int, vae_stride: Stride = VAE_STRIDE, z_dim: int = 16) -> LatentShape:
+    """Latent (channels, frames, rows, columns) of a video of `size` = (width, height) pixels and `frame_num` frames."""
+    check_frame_num(frame_num, vae_stride[0])
+    check_size(size, vae_stride, (1, 1, 1))
+    width, height = size
+    frames = (frame_num - 1) // vae_stride[0] + 1
+    return z_dim, frames, height // vae_stride[1], width // vae_stride[2]
+
+
+def token_count(latent: LatentShape, patch: Stride = PATCH_SIZE) -> int:
+    """Tokens of one latent (channels, frames, rows, columns)."""
+    if any(length % step for length, step in zip(latent[1:], patch)):
+        raise ValueError(
+            f"a latent of {tuple(latent[1:])} frames, rows, columns does not divide into patches of {patch}"
+        )
+    return math.prod(length // step for length, step in zip(latent[1:], patch))
+
+
+def padded_seq_len(latent: LatentShape, patch: Stride = PATCH_SIZE, sp_size: int = 1) -> int:
+    """Token count rounded up to a multiple of the sequence-parallel size."""
+    return math.ceil(token_count(latent, patch) / sp_size) * sp_size
+
+
+def i2v_latent_size(
+    width: int, height: int, max_area: int, vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE
+) -> Size:
+    """(rows, columns) of the latent that keeps the aspect ratio of an image within `max_area` pixels."""
+    _check_image(width, height)
+    aspect = height / width
+    rows = int(math.sqrt(max_area * aspect) // vae_stride[1] // patch[1]) * patch[1]
+    columns = int(math.sqrt(max_area / aspect) // vae_stride[2] // patch[2]) * patch[2]
+    if not rows or not columns:
+        raise _too_elongated(width, height, max_area)
+    return rows, columns
+
+
+def best_output_size(width: int, height: int, step_w: int, step_h: int, expected_area: int) -> Size:
+    """(width, height) in multiples of the steps, about `expected_area` in all, closest to the aspect ratio of an image.
+
+    The width or the height is rounded down first; the width-first candidate wins only when strictly closer.
+    """
+    _check_image(width, height)
+    ratio = width / height
+    ideal_width = math.sqrt(expected_area * ratio)
+    ideal_height = expected_area / ideal_width
+
+    first_w, first_h = _floor(ideal_width, step_w), _floor(ideal_height, step_h)
+    width_first = (first_w, _floor(expected_area / first_w, step_h)) if first_w else (0, 0)
+    height_first = (_floor(expected_area / first_h, step_w), first_h) if first_h else (0, 0)
+    # Height first, because min() keeps the earlier of two equals.
+    candidates = [size for size in (height_first, width_first) if all(size)]
+    if not candidates:
+        raise _too_elongated(width, height, expected_area)
+    return min(candidates, key=lambda size: max(ratio / (size[0] / size[1]), size[0] / size[1] / ratio))
+
+
+def first_frame_mask(shape: LatentShape, zero: bool = True) -> Tensor:
+    """Ones of `shape` [C, F, H, W], with zeros at latent frame 0 unless `zero` is false: 1 marks what is generated."""
+    mask = torch.ones(shape)
+    if zero:
+        mask[:, 0] = 0
+    return mask
+
+
+def token_timesteps(mask: Tensor, t: Tensor | float, seq_len: int, patch: Stride = PATCH_SIZE) -> Tensor:
+    """Mask [C, F, H, W] and one timestep -> float32 [1, seq_len]: t where the mask is 1, 0 at known tokens, t as padding."""
+    per_token = mask[0, :: patch[0], :: patch[1], :: patch[2]].flatten().float() * t
+    if len(per_token) > seq_len:
+        raise ValueError(f"seq_len {seq_len} is shorter than the {len(per_token)} tokens of the mask")
+    padding = torch.ones(seq_len - len(per_token), device=mask.device) * t
+    return torch.cat([per_token, padding])[None]
+
+
+def _floor(length: float, step: int) -> int:
+    return int(length // step) * step
+
+
+def _check_image(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ValueError(f"an image must have at least one pixel, got {width}x{height}")
+
+
+def _too_elongated(width: int, height: int, area: int) -> ValueError:
+    return ValueError(
+        f"an image of {width}x{height} pixels is too elongated for a video of {area} pixels: one side would vanish; "
+        "crop the image or ask for a larger size"
+    )

@@ -1,0 +1,139 @@
+"""Flow matching: straight paths between data and noise, their schedules, and the solver interface.
+
+Convention: x_sigma = (1 - sigma) * data + sigma * noise, and the network predicts the velocity noise - data.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def add_noise(data: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
+    """The point at `sigma` in [0, 1] of the path from data (0) to noise (1); sigma is a number or one per sample [B]."""
+    sigma = _per_sample(sigma, data)
+    return (1 - sigma) * data + sigma * noise
+
+
+def to_data(x: Tensor, sigma: Tensor | float, velocity: Tensor) -> Tensor:
+    """The data that a velocity at x_sigma points to; sigma is a number or one per sample [B]."""
+    return x - _per_sample(sigma, x) * velocity
+
+
+def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
+    """Move a schedule on [0, 1] towards high noise; the timestep shift of arXiv:2403.03206. Tensors or numpy arrays."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+class Solver(Protocol):
+    """Integrates the flow from noise to data. It counts its own steps: truncated timesteps may coincide."""
+
+    timesteps: Tensor  # int64 [N], what the network is given
+    sigmas: Tensor  # float32 [N + 1] on the CPU, the last one 0
+    step_index: int  # steps taken since set_timesteps
+
+    def set_timesteps(self, num_steps: int, device: torch.device | str | None = None, shift: float | None = None): ...
+
+    def step(self, model_output: Tensor, timestep: Tensor | int, sample: Tensor) -> Tensor:
+        """Latent at the next sigma from the velocity at the current one; same shape, dtype and device as `sample`."""
+        ...
+
+
+class FlowScheduler:
+    """What all solvers share: the schedule and the step counter. A solver adds its start and its `_advance`.
+
+    `shift` is used where `set_timesteps` is given none.
+    """
+
+    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0):
+        if num_train_timesteps < 2:
+            raise ValueError(f"num_train_timesteps must be at least 2, got {num_train_timesteps}")
+        self.num_train_timesteps = num_train_timesteps
+        self.shift = _checked_shift(shift)
+        self.step_index = 0
+        self.timesteps = torch.empty(0, dtype=torch.int64)
+        self.sigmas = torch.zeros(1)
+        self._sigmas: list[float] = [0.0]
+
+    @property
+    def start_sigma(self) -> float:
+        """Where the unshifted schedule starts."""
+        return 1.0
+
+    def set_timesteps(
+        self,
+        num_steps: int | None = None,
+        device: torch.device | str | None = None,
+        shift: float | None = None,
+        sigmas: Sequence[float] | np.ndarray | None = None,
+    ) -> None:
+        """Start anew with `num_steps` steps; `sigmas`, falling and without the final 0, replaces the linear schedule.
+
+        Everything is float64 until stored, and timesteps are truncated, not rounded: both decide the exact integers.
+        """
+        if sigmas is not None:
+            base = _checked_sigmas(sigmas)
+        elif num_steps is None or int(num_steps) != num_steps or num_steps < 1:
+            raise ValueError(f"the number of sampling steps must be a whole number from 1 up, got {num_steps}")
+        else:
+            base = np.linspace(self.start_sigma, 0, int(num_steps) + 1)[:-1]
+        shifted = shift_sigmas(base, _checked_shift(self.shift if shift is None else shift))
+        timesteps = (shifted * self.num_train_timesteps).astype(np.int64)
+        self._sigmas = [*shifted.tolist(), 0.0]
+        self.sigmas = torch.tensor(self._sigmas, dtype=torch.float32)
+        self.timesteps = torch.from_numpy(timesteps).to(device)
+        self.step_index = 0
+
+    def step(self, model_output: Tensor, timestep: Tensor | int, sample: Tensor) -> Tensor:
+        """One step from `sample` with the velocity `model_output`; computed in float32 at least.
+
+        The position is the number of steps taken, so `timestep` is only for callers of the usual interface.
+        Raises RuntimeError after the last step.
+        """
+        if self.step_index >= len(self.timesteps):
+            raise RuntimeError(f"all {len(self.timesteps)} steps are taken; call set_timesteps to start again")
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        velocity = model_output.to(sample.device, dtype)
+        x = self._advance(self.step_index, velocity, sample.to(dtype))
+        self.step_index += 1
+        return x.to(sample.dtype)
+
+    def _advance(self, i: int, velocity: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class FlowEulerScheduler(FlowScheduler):
+    """First order: follow the velocity to the next sigma. For distilled models of few steps."""
+
+    def _advance(self, i: int, velocity: Tensor, x: Tensor) -> Tensor:
+        return x + (self._sigmas[i + 1] - self._sigmas[i]) * velocity
+
+
+def log_snr(sigma: float) -> float:
+    """lambda = ln(1 - sigma) - ln(sigma): -inf at pure noise, +inf at data."""
+    if sigma >= 1:
+        return -math.inf
+    return math.inf if sigma <= 0 else math.log1p(-sigma) - math.log(sigma)
+
+
+def _per_sample(sigma: Tensor | float, like: Tensor) -> Tensor | float:
+    """[B] -> [B, 1, ...] so that it broadcasts against `like` [B, ...]; numbers and 0-dim tensors stay."""
+    if isinstance(sigma, Tensor) and sigma.ndim == 1:
+        return sigma.reshape(-1, *[1] * (like.ndim - 1))
+    return sigma
+
+
+def _checked_shift(shift: float) -> float:
+    if not 0 < shift < math.inf:
+        raise ValueError(f"the schedule shift must be a positive number, got {shift}; 1 leaves the schedule linear")
+    return float(shift)
+
+
+def _checked_sigmas(sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
+    values = np.asarray(sigmas, dtype=np.float64)
+    if values.ndim != 1 or not len(values) or values[0] > 1 or values[-1] <= 0 or np.any(np.diff(values) >= 0):
+        raise ValueError(f"sigmas must fall strictly within (0, 1], without the final 0, got {values.tolist()}")
+    return values
