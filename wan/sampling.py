@@ -1,0 +1,74 @@
+"""One loop samples every task; what differs between tasks is a function passed in."""
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from wan.utils.flow import FlowEulerScheduler, Solver
+from wan.utils.fm_solvers import FlowDPMSolverMultistepScheduler
+from wan.utils.fm_solvers_unipc import FlowUniPCMultistepScheduler
+
+Condition = TypeVar("Condition")
+Velocity = Callable[[Tensor, Tensor], Tensor]  # latent, t (0-dim int64) -> velocity of the shape of latent
+Keep = Callable[[Tensor], Tensor]  # latent -> latent with known content re-imposed
+
+SOLVERS: dict[str, type[Solver]] = {
+    "unipc": FlowUniPCMultistepScheduler,
+    "dpm++": FlowDPMSolverMultistepScheduler,
+    "euler": FlowEulerScheduler,
+}
+
+
+def identity(latent: Tensor) -> Tensor:
+    return latent
+
+
+def denoise(latent: Tensor, solver: Solver, velocity: Velocity, keep: Keep = identity) -> Iterator[Tensor]:
+    """Integrate from noise to data, yielding each latent; `keep` re-imposes known content (a clean first frame).
+
+    The caller drives it and may stop at any latent. The position is in the solver, so a second call with the same
+    solver and the last latent goes on where the first one stopped. Raises ValueError when nothing is left to do.
+    """
+    if solver.step_index >= len(solver.timesteps):
+        raise ValueError("the solver has no steps left; call its set_timesteps first")
+    for t in solver.timesteps[solver.step_index :]:
+        latent = keep(solver.step(velocity(latent, t), t, latent))
+        yield latent
+
+
+def guided(
+    model: Callable[[Tensor, Tensor, Condition], Tensor], cond: Condition, uncond: Condition, scale: float
+) -> Velocity:
+    """Classifier-free guidance, arXiv:2207.12598: away from `uncond` by `scale`; one model call when scale is 1."""
+
+    def plain(latent: Tensor, t: Tensor) -> Tensor:
+        return model(latent, t, cond)
+
+    def with_guidance(latent: Tensor, t: Tensor) -> Tensor:
+        positive = model(latent, t, cond)
+        negative = model(latent, t, uncond)
+        return negative + scale * (positive - negative)
+
+    return plain if scale == 1 else with_guidance
+
+
+def switch_at(boundary: float, high: Velocity, low: Velocity) -> Velocity:
+    """Two-expert velocity: `high` handles t >= boundary (in timesteps, 0..1000), `low` those below."""
+    return lambda latent, t: (high if t >= boundary else low)(latent, t)
+
+
+def keep_first_frame(z0: Tensor, mask: Tensor) -> Keep:
+    """Hold z0 [C, 1, H, W] wherever mask [C, F, H, W] is 0 (geometry.first_frame_mask)."""
+    known = (1 - mask) * z0
+    return lambda latent: known + mask * latent
+
+
+def make_solver(name: str, num_steps: int, shift: float, device: torch.device | str | None = None) -> Solver:
+    """The named solver with its schedule set; its timesteps are on `device`."""
+    if name not in SOLVERS:
+        raise ValueError(f"unknown solver {name!r}; choose one of {', '.join(SOLVERS)}")
+    solver = SOLVERS[name]()
+    solver.set_timesteps(num_steps, device=device, shift=shift)
+    return solver
