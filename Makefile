@@ -1,0 +1,78 @@
+# make demo   a video from a prompt, with the embedded miniature model
+# make test   the test suite
+# Both create .venv on first use and are quick afterwards.
+
+VENV    ?= .venv
+PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+             $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+             && { echo $$p; break; }; done)
+BIN     := $(VENV)/bin
+# Options of pip, for example a CPU-only package index.
+PIP_ARGS ?=
+
+TASK    ?= t2v
+PROMPT  ?= a big red circle moves right on a blue background
+SEED    ?= 0
+DEMO    ?= outputs/demo-$(TASK)
+TASK_ID  = $(or $(TASK_$(TASK)),$(TASK))
+TASK_t2v = t2v-A14B
+# The prompt as one shell word, whatever quotes or dollar signs it holds.
+QUOTED_PROMPT = '$(subst ','\'',$(value PROMPT))'
+
+.PHONY: demo test bench format lint clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo [PROMPT="..."] [TASK=t2v] [SEED=0]   generate a video with the embedded miniature model'
+	@echo 'make test [ARGS="..."]                         run the test suite (ARGS go to pytest)'
+	@echo 'make bench                                     run the benchmarks; results in benchmarks/results'
+	@echo 'make format | lint | clean'
+
+demo: $(VENV)/.core
+	@mkdir -p $(dir $(DEMO))
+	@$(BIN)/python generate.py --task $(TASK_ID) --prompt $(QUOTED_PROMPT) --base_seed $(SEED) \
+	  --save_file $(DEMO).mp4 --overwrite
+	@$(BIN)/python -c "from wan.media import contact_sheet, read_video; \
+	  contact_sheet(read_video('$(DEMO).mp4')[0], '$(DEMO).png')"
+	@echo 'video:         $(DEMO).mp4'
+	@echo 'contact sheet: $(DEMO).png'
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.bench
+	for name in dit vae t5 load; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo 'No Python 3.10-3.13 found. Install one, or name it: make PYTHON=/path/to/python' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo 'Could not create $(VENV) with "$(PYTHON) -m venv". On Debian and Ubuntu: sudo apt install python3-venv.' >&2; \
+	  echo 'Or name another interpreter: make PYTHON=/path/to/python' >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.core: requirements.txt $(VENV)/.python
+	@echo 'Installing requirements.txt into $(VENV) (once) ...'
+	@$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.core
+	@echo 'Installing requirements-dev.txt into $(VENV) (once) ...'
+	@$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml $(VENV)/.dev
+	@echo 'Installing what the benchmarks compare with (once) ...'
+	@$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) diffusers transformers accelerate
+	@touch $@
