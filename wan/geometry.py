@@ -37,8 +37,8 @@ def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0]) -> None:
 def check_size(size: Size, vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE) -> None:
     """Both sides (width, height) must be whole tokens."""
     steps = (vae_stride[2] * patch[2], vae_stride[1] * patch[1])
-    if any(side < step or side % step for side, step in zip(size, steps)):
-        nearest = [max(1, int(side / step + 0.5)) * step for side, step in zip(size, steps)]
+    if any(side < step or side % step for side, step in zip(size, steps, strict=True)):
+        nearest = [max(1, int(side / step + 0.5)) * step for side, step in zip(size, steps, strict=True)]
         raise ValueError(
             f"size {size[0]}*{size[1]} is not possible: the width must be a multiple of {steps[0]} and the height of "
             f"{steps[1]}; try {nearest[0]}*{nearest[1]}"
@@ -56,11 +56,11 @@ def latent_shape(size: Size, frame_num: int, vae_stride: Stride = VAE_STRIDE, z_
 
 def token_count(latent: LatentShape, patch: Stride = PATCH_SIZE) -> int:
     """Tokens of one latent (channels, frames, rows, columns)."""
-    if any(length % step for length, step in zip(latent[1:], patch)):
+    if any(length % step for length, step in zip(latent[1:], patch, strict=True)):
         raise ValueError(
             f"a latent of {tuple(latent[1:])} frames, rows, columns does not divide into patches of {patch}"
         )
-    return math.prod(length // step for length, step in zip(latent[1:], patch))
+    return math.prod(length // step for length, step in zip(latent[1:], patch, strict=True))
 
 
 def padded_seq_len(latent: LatentShape, patch: Stride = PATCH_SIZE, sp_size: int = 1) -> int:
@@ -110,7 +110,7 @@ def first_frame_mask(shape: LatentShape, zero: bool = True) -> Tensor:
 
 
 def token_timesteps(mask: Tensor, t: Tensor | float, seq_len: int, patch: Stride = PATCH_SIZE) -> Tensor:
-    """Mask [C, F, H, W] and one timestep -> float32 [1, seq_len]: t where the mask is 1, 0 at known tokens, t as padding."""
+    """Mask [C, F, H, W], one timestep -> float32 [1, seq_len]: t where the mask is 1 and in the padding, 0 elsewhere."""
     per_token = mask[0, :: patch[0], :: patch[1], :: patch[2]].flatten().float() * t
     if len(per_token) > seq_len:
         raise ValueError(f"seq_len {seq_len} is shorter than the {len(per_token)} tokens of the mask")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def add_noise(data: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
-    """The point at `sigma` in [0, 1] of the path from data (0) to noise (1); sigma is a number or one per sample [B]."""
+    """The point at `sigma` of the path from data (0) to noise (1); sigma is a number or one per sample [B]."""
     sigma = _per_sample(sigma, data)
     return (1 - sigma) * data + sigma * noise
 

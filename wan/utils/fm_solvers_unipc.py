@@ -40,7 +40,7 @@ class FlowUniPCMultistepScheduler(FlowScheduler):
         return predicted
 
     def _predict(self, i: int, estimate: Tensor) -> Tensor:
-        """Sample at i + 1 from the corrected one at i. The second-order weight 1/2 is the paper's fixed simplification."""
+        """Sample at i + 1 from the corrected one at i; the second-order weight 1/2 is the paper's simplification."""
         scale, weight, h = self._interval(i, i + 1)
         x = scale * self._start - weight * estimate
         if self._order == 2:
