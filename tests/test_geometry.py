@@ -1,4 +1,4 @@
-"""Sizes are legal for the models, keep the aspect ratio, and bad requests are answered with the nearest legal choice."""
+"""Sizes are legal for the models and keep the aspect ratio; bad requests get the nearest legal choice as answer."""
 
 import pytest
 import torch

@@ -110,7 +110,7 @@ def first_frame_mask(shape: LatentShape, zero: bool = True) -> Tensor:
 
 
 def token_timesteps(mask: Tensor, t: Tensor | float, seq_len: int, patch: Stride = PATCH_SIZE) -> Tensor:
-    """Mask [C, F, H, W], one timestep -> float32 [1, seq_len]: t where the mask is 1 and in the padding, 0 elsewhere."""
+    """Mask [C, F, H, W], one timestep -> float32 [1, seq_len]: t where the mask is 1 and in the padding, else 0."""
     per_token = mask[0, :: patch[0], :: patch[1], :: patch[2]].flatten().float() * t
     if len(per_token) > seq_len:
         raise ValueError(f"seq_len {seq_len} is shorter than the {len(per_token)} tokens of the mask")

@@ -23,7 +23,7 @@ def first_frame_clip(frame: Tensor, frame_num: int) -> Tensor:
 
 
 def image_condition(latent: Tensor) -> Tensor:
-    """Latent [16, F, H, W] of a first_frame_clip -> y [20, F, H, W], four mask channels in front: 1 where given, else 0.
+    """Latent [16, F, H, W] of a first_frame_clip -> y [20, F, H, W], four mask channels in front: 1 where given.
 
     Four, because each stands for one of the video frames that a latent covers.
     """

@@ -1,6 +1,7 @@
 """Both multistep solvers against the exact solution, their order of convergence, and the helpers around them."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def gaussian_flow_error(name: str, steps: int) -> float:
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("unipc", 2), ("dpm++", 2)])
 def test_error_falls_with_the_order_of_the_solver(name, order):
     errors = [gaussian_flow_error(name, steps) for steps in (50, 100, 200)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert coarse / fine > 2 ** (order - 0.5)
     assert errors[-1] < 0.02
 

@@ -33,7 +33,7 @@ class FlowUniPCMultistepScheduler(FlowScheduler):
             return estimate
         if i > 0:
             x = self._correct(i, estimate)
-        self._order = min(2, len(self._sigmas) - 1 - i, i + 1)
+        self._order = min(2, i + 1)
         self._start = x
         predicted = self._predict(i, estimate)
         self._estimates = [*self._estimates[-1:], estimate]
