@@ -1,0 +1,176 @@
+"""Building blocks of the causal video autoencoders, shared by VAE 2.1 and 2.2. Tensors are [B, C, T, H, W].
+
+Every block maps a chunk of frames to a chunk of frames. With a `FrameCache` it continues where the previous chunk
+ended; without one the chunk is a whole video. Both give the same numbers, because the state of a convolution is exactly
+the two input frames before the chunk, and zeros before the first.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_FLOOR = 1e-12  # smallest L2 norm that RMS_norm divides by
+HISTORY = 2  # frames a temporal kernel of 3 looks back
+
+
+class FrameCache:
+    """The last input frames of every stateful module, for one video that arrives in chunks."""
+
+    def __init__(self):
+        self._frames: dict[nn.Module, Tensor] = {}
+
+    def get(self, module: nn.Module) -> Tensor | None:
+        """Frames left by the previous chunk, None before the first."""
+        return self._frames.get(module)
+
+    def put(self, module: nn.Module, frames: Tensor) -> None:
+        self._frames[module] = frames
+
+
+def with_history(x: Tensor, module: nn.Module, cache: FrameCache | None) -> Tensor:
+    """[B, C, T, H, W] -> [B, C, 2 + T, H, W]: the two frames before the chunk in front, zeros before a video."""
+    state = None if cache is None else cache.get(module)
+    x = F.pad(x, (0, 0, 0, 0, HISTORY, 0)) if state is None else torch.cat([state, x], dim=2)
+    if cache is not None:
+        cache.put(module, x[:, :, -HISTORY:].clone())
+    return x
+
+
+class CausalConv3d(nn.Conv3d):
+    """3-D convolution that sees no future frame: twice the time padding in front, none behind; zeros."""
+
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        """[B, C, T, H, W] -> [B, C', T, H', W']; a kernel without time padding has no history and no state."""
+        _, pad_h, pad_w = self.padding
+        if self.padding[0] == 0:
+            return self._conv(x, self.weight, (0, pad_h, pad_w))
+        first = cache is None or cache.get(self) is None
+        if first and x.shape[2] == 1:  # only the last time tap meets data: a 2-D convolution, a third of the work
+            if cache is not None:
+                cache.put(self, F.pad(x, (0, 0, 0, 0, 1, 0)))
+            return self._conv(x, self.weight[:, :, -1:], (0, pad_h, pad_w))
+        return self._conv(with_history(x, self, cache), self.weight, (0, pad_h, pad_w))
+
+    def _conv(self, x: Tensor, weight: Tensor, padding: tuple[int, int, int]) -> Tensor:
+        return F.conv3d(x, weight, self.bias, self.stride, padding)
+
+
+class RMS_norm(nn.Module):
+    """x / max(|x|_2, 1e-12) * sqrt(C) * gamma over the channel axis 1, for each position alone."""
+
+    def __init__(self, dim: int, images: bool = False):
+        super().__init__()
+        self.scale = dim**0.5
+        self.gamma = nn.Parameter(torch.ones(dim, *((1, 1) if images else (1, 1, 1))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1, eps=NORM_FLOOR) * (self.gamma * self.scale)
+
+
+class ResidualBlock(nn.Module):
+    """Two norm-SiLU-convolution steps and a shortcut, [B, in_dim, T, H, W] -> [B, out_dim, T, H, W]."""
+
+    def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.residual = nn.Sequential(
+            RMS_norm(in_dim),
+            nn.SiLU(),
+            CausalConv3d(in_dim, out_dim, 3, padding=1),
+            RMS_norm(out_dim),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            CausalConv3d(out_dim, out_dim, 3, padding=1),
+        )
+        self.shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        return run_chunk(self.residual, x, cache) + self.shortcut(x)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention inside each frame, one head over all positions; frames never see each other."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = RMS_norm(dim, images=True)
+        self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        b, c, t, h, w = x.shape
+        frames = x.transpose(1, 2).reshape(b * t, c, h, w)
+        tokens = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2)  # [B*T, H*W, 3C]
+        q, k, v = tokens.unsqueeze(1).chunk(3, dim=-1)
+        # The head size is C (384 and more): beyond flash kernels, so this is PyTorch's own attention on every device.
+        mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1)  # [B*T, H*W, C]
+        frames = self.proj(mixed.transpose(1, 2).reshape(b * t, c, h, w))
+        return x + frames.reshape(b, t, c, h, w).transpose(1, 2)
+
+
+class Resample(nn.Module):
+    """Halve or double the rows and columns, and for the 3d modes the frame rate.
+
+    mode is "downsample2d", "downsample3d", "upsample2d" or "upsample3d". The first frame of a video stays one frame and
+    passes the temporal convolution by; upsampling also keeps it out of the history of the frames that follow.
+    """
+
+    def __init__(self, dim: int, mode: str, out_dim: int | None = None):
+        super().__init__()
+        self.mode = mode
+        out_dim = dim if out_dim is None else out_dim
+        if mode.startswith("upsample"):
+            self.resample = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(dim, out_dim, 3, padding=1))
+        else:
+            # One zero row below and one zero column to the right, then stride 2: odd sizes round down.
+            self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, out_dim, 3, stride=2))
+        if mode == "upsample3d":
+            self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1), padding=(1, 0, 0))
+        elif mode == "downsample3d":
+            self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1))
+
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        if self.mode == "upsample3d":
+            x = self._double_frames(x, cache)
+        b, _, t, _, _ = x.shape
+        frames = self.resample(x.transpose(1, 2).flatten(0, 1))
+        x = frames.unflatten(0, (b, t)).transpose(1, 2)
+        return self._halve_frames(x, cache) if self.mode == "downsample3d" else x
+
+    def _double_frames(self, x: Tensor, cache: FrameCache | None) -> Tensor:
+        """1 + m first frames -> 1 + 2m, m later frames -> 2m."""
+        if cache is not None and cache.get(self.time_conv) is not None:
+            return self._pairs(x, cache)
+        first, rest = x[:, :, :1], x[:, :, 1:]
+        if rest.shape[2] == 0:
+            if cache is not None:
+                cache.put(self.time_conv, x.new_zeros(*x.shape[:2], HISTORY, *x.shape[3:]))
+            return first
+        return torch.cat([first, self._pairs(rest, cache)], dim=2)
+
+    def _pairs(self, x: Tensor, cache: FrameCache | None) -> Tensor:
+        """[B, C, m, H, W] -> [B, C, 2m, H, W]: the first half of the channels is the earlier frame of each pair."""
+        b, c, t, h, w = x.shape
+        pairs = self.time_conv(x, cache).unflatten(1, (2, c))  # [B, 2, C, m, H, W]
+        return pairs.permute(0, 2, 3, 1, 4, 5).reshape(b, c, 2 * t, h, w)
+
+    def _halve_frames(self, x: Tensor, cache: FrameCache | None) -> Tensor:
+        """2m + 1 first frames -> m + 1, 2m later frames -> m."""
+        last = None if cache is None else cache.get(self.time_conv)
+        if cache is not None:
+            cache.put(self.time_conv, x[:, :, -1:].clone())
+        if last is not None:
+            return self.time_conv(torch.cat([last, x], dim=2))
+        first = x[:, :, :1]
+        return first if x.shape[2] == 1 else torch.cat([first, self.time_conv(x)], dim=2)
+
+
+def run_chunk(layers: nn.Sequential, x: Tensor, cache: FrameCache | None) -> Tensor:
+    """Apply `layers` in order; those that have a state continue from `cache`."""
+    for layer in layers:
+        x = layer(x, cache) if isinstance(layer, STATEFUL) else layer(x)
+    return x
+
+
+STATEFUL = (CausalConv3d, ResidualBlock, AttentionBlock, Resample)
