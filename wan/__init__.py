@@ -1,0 +1,29 @@
+"""Wan: text becomes video. The public names, each imported when it is first asked for."""
+
+from typing import Any
+
+_NAMES = {
+    "WanT2V": "wan.text2video",
+    "WAN_CONFIGS": "wan.configs",
+    "SIZE_CONFIGS": "wan.configs",
+    "MAX_AREA_CONFIGS": "wan.configs",
+    "SUPPORTED_SIZES": "wan.configs",
+}
+_COMING = ("WanI2V", "WanTI2V", "WanS2V", "WanAnimate")
+
+__all__ = ["MAX_AREA_CONFIGS", "SIZE_CONFIGS", "SUPPORTED_SIZES", "WAN_CONFIGS", "WanT2V"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        from importlib import import_module
+
+        return getattr(import_module(_NAMES[name]), name)
+    if name in _COMING:
+        raise AttributeError(f"wan.{name} is not available yet, it comes later; now: WanT2V")
+    raise AttributeError(f"module 'wan' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,47 @@
+"""The tasks and their sizes: values only, looked up by the names users type."""
+
+from wan.configs.nano import NANO_CONFIGS, nano_checkpoint
+from wan.configs.shared_config import KNOWN_SIZES, TaskConfig
+from wan.configs.wan_animate_14B import animate_14B
+from wan.configs.wan_i2v_A14B import i2v_A14B
+from wan.configs.wan_s2v_14B import s2v_14B
+from wan.configs.wan_t2v_A14B import t2v_A14B
+from wan.configs.wan_ti2v_5B import ti2v_5B
+
+WAN_CONFIGS: dict[str, TaskConfig] = {
+    config.name: config for config in (t2v_A14B, i2v_A14B, ti2v_5B, animate_14B, s2v_14B)
+}
+
+# Tasks with a pipeline in this version; the others have their values above and are refused by name.
+IMPLEMENTED_TASKS: tuple[str, ...] = ("t2v-A14B",)
+
+# "W*H" -> (width, height) and -> pixels.
+SIZE_CONFIGS: dict[str, tuple[int, int]] = {
+    size: (int(width), int(height)) for size in KNOWN_SIZES for width, height in [size.split("*")]
+}
+MAX_AREA_CONFIGS: dict[str, int] = {size: width * height for size, (width, height) in SIZE_CONFIGS.items()}
+SUPPORTED_SIZES: dict[str, tuple[str, ...]] = {task: config.sizes for task, config in WAN_CONFIGS.items()}
+
+__all__ = [
+    "IMPLEMENTED_TASKS",
+    "MAX_AREA_CONFIGS",
+    "NANO_CONFIGS",
+    "SIZE_CONFIGS",
+    "SUPPORTED_SIZES",
+    "WAN_CONFIGS",
+    "TaskConfig",
+    "get_config",
+    "nano_checkpoint",
+]
+
+
+def get_config(task: str, family: str = "wan2.2") -> TaskConfig:
+    """The config of a task, real or `family="nano"`. Raises ValueError for names nobody knows or nobody built yet."""
+    if task not in WAN_CONFIGS:
+        raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(WAN_CONFIGS)}")
+    if task not in IMPLEMENTED_TASKS:
+        raise ValueError(f"task {task} is not available yet, it comes later; now: {', '.join(IMPLEMENTED_TASKS)}")
+    table = NANO_CONFIGS if family == "nano" else WAN_CONFIGS
+    if task not in table:
+        raise ValueError(f"there is no embedded nano checkpoint for {task}; nano has {', '.join(table)}")
+    return table[task]

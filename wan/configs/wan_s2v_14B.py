@@ -1,0 +1,30 @@
+"""Speech and an image to video, one 14B model."""
+
+# ruff: noqa: RUF001 - the full-width commas are data
+from wan.configs.shared_config import KNOWN_SIZES, TaskConfig
+from wan.configs.wan_i2v_A14B import i2v_A14B
+
+S2V_NEGATIVE_PROMPT = (
+    "画面模糊，最差质量，画面模糊，细节模糊不清，情绪激动剧烈，手快速抖动，字幕，丑陋的，残缺的，多余的手指，画得不好的手部，"
+    "画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+s2v_14B = TaskConfig(
+    name="s2v-14B",
+    sizes=KNOWN_SIZES,
+    prompt=i2v_A14B.prompt,
+    sample_neg_prompt=S2V_NEGATIVE_PROMPT,
+    vae_checkpoint="Wan2.1_VAE.pth",
+    vae_stride=(4, 8, 8),
+    z_dim=16,
+    model_type="s2v",
+    in_dim=16,
+    out_dim=16,
+    dim=5120,
+    ffn_dim=13824,
+    num_heads=40,
+    num_layers=40,
+    sample_shift=3.0,
+    sample_steps=40,
+    sample_guide_scale=4.5,
+)

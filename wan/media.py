@@ -1,0 +1,209 @@
+"""All reading and writing of images and video. PyAV and Pillow are imported where they are used."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CRF = 10  # near-transparent; what upstream's quality setting comes to
+BT709 = 1  # the number of BT.709 in the colour tables of H.264 (primaries, transfer and matrix alike)
+LIMITED_RANGE = 1  # luma 16..235, what players expect of H.264
+
+Frames = np.ndarray | Tensor  # uint8 [F, H, W, 3], RGB
+
+
+def to_uint8(video: Tensor) -> Tensor:
+    """Float [3, F, H, W] in [-1, 1] -> uint8 [F, H, W, 3]: clamped, scaled to 0..255 and truncated, as upstream."""
+    return ((video.float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8).permute(1, 2, 3, 0)
+
+
+def write_video(
+    chunks: Iterable[Frames] | Frames,
+    path: str | Path,
+    fps: int,
+    metadata: dict[str, str] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Encode chunks of frames, uint8 [f, H, W, 3] RGB, as they come to an H.264 mp4; the number of frames written.
+
+    BT.709, limited range, tagged as such; odd sides grow by one repeated row or column, which yuv420p needs. `metadata`
+    becomes container tags. The file appears complete or not at all; FileExistsError when it exists and may not be
+    replaced; ValueError when there is no frame.
+    """
+    import av
+
+    path = Path(path)
+    with _atomic(path, overwrite) as temporary:
+        flags = {"movflags": "use_metadata_tags+faststart"}
+        with av.open(str(temporary), "w", format="mp4", options=flags) as container:
+            container.metadata.update(metadata or {})
+            stream, count = None, 0
+            for frame in _frames(chunks):
+                if stream is None:
+                    stream = _open_stream(container, fps, height=frame.shape[0], width=frame.shape[1])
+                container.mux(stream.encode(_to_yuv(frame)))
+                count += 1
+            if stream is None:
+                raise ValueError(f"there are no frames to write to {path}")
+            container.mux(stream.encode(None))
+    return count
+
+
+def read_video(path: str | Path) -> tuple[Tensor, float]:
+    """Decode to uint8 [F, H, W, 3] RGB and the frame rate in Hz.
+
+    Raises FileNotFoundError, and ValueError when the file has no video stream.
+    """
+    with _open(path) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path} has no video stream")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
+        rate = stream.average_rate or stream.guessed_rate
+    if not frames or not rate:
+        raise ValueError(f"{path} has no frames")
+    return torch.stack(frames), float(rate)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The container tags of a video file. Raises FileNotFoundError, and ValueError for a file that is no video."""
+    with _open(path) as container:
+        return dict(container.metadata)
+
+
+def save_image(image: Frames, path: str | Path, overwrite: bool = True) -> None:
+    """Write uint8 [H, W, 3] RGB in the format of the suffix (png, jpg, ...), complete or not at all."""
+    from PIL import Image
+
+    with _atomic(Path(path), overwrite) as temporary:
+        Image.fromarray(_numpy(image)).save(temporary)
+
+
+def contact_sheet(frames: Frames, path: str | Path, columns: int = 6, limit: int = 24) -> None:
+    """A picture of up to `limit` frames, evenly spaced in time, in rows of `columns`; frames uint8 [F, H, W, 3]."""
+    frames = _numpy(frames)
+    if not len(frames):
+        raise ValueError("a contact sheet needs at least one frame")
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(limit, len(frames))).round().astype(int))
+    gap, columns = 2, min(columns, len(chosen))
+    height, width = frames.shape[1:3]
+    rows = -(-len(chosen) // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for place, index in enumerate(chosen):
+        top, left = (n * side + gap for n, side in zip(divmod(place, columns), (height + gap, width + gap)))
+        sheet[top : top + height, left : left + width] = frames[index]
+    save_image(sheet, path)
+
+
+def check_writable(path: str | Path, overwrite: bool = False) -> None:
+    """Make sure that `path` can be written, before hours of work: makes its folder and a probe file in it.
+
+    Raises FileExistsError or ValueError that says what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file in it, or use --output_dir {path}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; choose another name, or give --overwrite to replace it")
+    probe = path.parent / f".{path.stem[:40]}.{os.getpid()}.probe"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {path.parent} ({error.strerror}); choose another --output_dir") from None
+
+
+@contextmanager
+def atomic_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary name beside `path`, which becomes `path` when the block ends well and vanishes when it does not."""
+    with _atomic(Path(path), overwrite) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _atomic(path: Path, overwrite: bool) -> Iterator[Path]:
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; choose another name, or allow it to be overwritten")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        if overwrite or not _link(temporary, path):
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give the finished file its name without ever replacing another; False where the file system has no links."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise FileExistsError(f"{path} appeared while its content was being made; it was left as it is") from None
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[Any]:
+    import av
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        container = av.open(str(path))
+    except av.error.InvalidDataError:
+        raise ValueError(f"{path} is not a video that can be read") from None
+    with container:
+        yield container
+
+
+def _open_stream(container: Any, fps: int, height: int, width: int) -> Any:
+    stream = container.add_stream("libx264", rate=fps)
+    stream.width, stream.height = width + width % 2, height + height % 2
+    stream.pix_fmt = "yuv420p"
+    stream.options = {"crf": str(CRF)}
+    context = stream.codec_context
+    context.color_primaries = context.color_trc = context.colorspace = BT709
+    context.color_range = LIMITED_RANGE
+    return stream
+
+
+def _to_yuv(frame: np.ndarray) -> Any:
+    """uint8 [H, W, 3] RGB -> a limited-range BT.709 yuv420p frame with even sides."""
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    odd = [(0, side % 2) for side in frame.shape[:2]]
+    rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(frame, [*odd, (0, 0)], mode="edge")), format="rgb24")
+    yuv = rgb.reformat(
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        src_color_range=ColorRange.JPEG,
+        dst_color_range=ColorRange.MPEG,
+    )
+    yuv.colorspace, yuv.color_range = Colorspace.ITU709, ColorRange.MPEG
+    return yuv
+
+
+def _frames(chunks: Iterable[Frames] | Frames) -> Iterator[np.ndarray]:
+    """Single frames, uint8 [H, W, 3], of one clip or of chunks of it."""
+    for chunk in [chunks] if isinstance(chunks, (np.ndarray, Tensor)) else chunks:
+        frames = _numpy(chunk)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise ValueError(f"frames must be uint8 [F, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+        yield from frames
+
+
+def _numpy(frames: Frames | Sequence[np.ndarray]) -> np.ndarray:
+    return frames.cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
