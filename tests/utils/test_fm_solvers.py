@@ -54,6 +54,29 @@ def test_pure_noise_start_stays_finite(name):
     assert all(state.isfinite().all() for state in states)
 
 
+@MULTISTEP
+@pytest.mark.parametrize("steps", [1, 2, 3, 12, 30])
+@pytest.mark.parametrize("shift", [1.0, 12.0])
+def test_steps_equal_those_of_diffusers(name, steps, shift):
+    """Their schedules differ from the published ones, so they are given ours."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: no second implementation")
+    theirs = {"unipc": diffusers.UniPCMultistepScheduler, "dpm++": diffusers.DPMSolverMultistepScheduler}[name](
+        prediction_type="flow_prediction", use_flow_sigmas=True, final_sigmas_type="zero"
+    )
+    ours = make_solver(name, steps, shift)
+    theirs.set_timesteps(steps)
+    theirs.sigmas, theirs.timesteps = ours.sigmas.clone(), ours.timesteps.clone()
+    theirs.set_begin_index(0)
+
+    def velocity(x, t):
+        return torch.sin(3 * x) + 0.1 * x
+
+    x = expected = torch.randn(1, 3, 20)
+    for t in ours.timesteps:
+        x, expected = ours.step(velocity(x, t), t, x), theirs.step(velocity(expected, t), t, expected).prev_sample
+        torch.testing.assert_close(x, expected, atol=5e-5, rtol=0)
+
+
 def test_explicit_shifted_sigmas_equal_the_built_in_schedule():
     built_in = make_solver("dpm++", 10, shift=5.0)
     explicit = FlowDPMSolverMultistepScheduler()
