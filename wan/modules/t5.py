@@ -1,7 +1,7 @@
 """The umT5 text encoder: a prompt becomes a sequence of text states.
 
-Parameter names are those of the released `models_t5_umt5-xxl-enc-bf16.pth`, so the file loads as it is. umT5 differs from
-T5 in one point that matters here: every layer owns its position bias.
+Parameter names are those of the released `models_t5_umt5-xxl-enc-bf16.pth`, so the file loads as it is. umT5 differs
+from T5 in one point that matters here: every layer owns its position bias.
 """
 
 import math
@@ -41,7 +41,7 @@ class T5Config:
 
     @classmethod
     def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> "T5Config":
-        """Infer every size from tensor names and shapes; `max_distance` and `eps` leave no trace there and stay default.
+        """Infer every size from names and shapes; `max_distance` and `eps` leave no trace there and stay default.
 
         Raises ValueError naming the tensors that a umT5 encoder must have and these shapes lack.
         """
@@ -138,7 +138,7 @@ class T5EncoderModel:
 
     @torch.no_grad()
     def __call__(self, texts: str | Sequence[str], device: torch.device | str) -> list[Tensor]:
-        """Text states [len, dim] on `device`, one per text; len counts its tokens with the end token, at most `text_len`.
+        """Text states [len, dim] on `device`, one per text; len counts the end token and is at most `text_len`.
 
         Only real tokens are computed: positions are relative and padding is never attended, so the result equals that
         of the padded `text_len` tokens.
@@ -228,9 +228,10 @@ class T5Norm(nn.Module):
 
 
 def relative_buckets(relative_position: Tensor, num_buckets: int, max_distance: int) -> Tensor:
-    """Bucket of each `key index - query index`: small distances one by one, larger ones logarithmically (arXiv:1910.10683).
+    """Bucket of each `key index - query index`: one per small distance, logarithmic beyond (arXiv:1910.10683).
 
-    The upper half of the buckets is for keys after the query. Float32 logarithm and truncation as in the released models.
+    The upper half of the buckets is for keys after the query. Float32 logarithm and truncation, as the released weights
+    were trained with.
     """
     half = num_buckets // 2
     exact = half // 2
@@ -250,7 +251,7 @@ def clamp_overflow(x: Tensor) -> Tensor:
 
 
 def load_t5(path: str | Path, dtype: torch.dtype, device: torch.device | str) -> T5Encoder:
-    """The encoder of a checkpoint file, of whatever size its tensors say; built without initialising its weights first."""
+    """The encoder of a checkpoint file, of whatever size its tensors say, without initialising weights first."""
     state = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     with torch.device("meta"):
         model = T5Encoder(T5Config.from_state({name: tensor.shape for name, tensor in state.items()}))

@@ -32,7 +32,7 @@ class HuggingfaceTokenizer:
         self.vocab_size = self.tokenizer.get_vocab_size()
 
     def __call__(self, sequence: str | Sequence[str], return_mask: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """One text or several -> ids [B, L] int64, with `return_mask` also the mask [B, L] int64 (1 = token, 0 = padding)."""
+        """One text or several -> ids [B, L] int64; `return_mask` adds the mask [B, L] int64 (1 token, 0 padding)."""
         texts = [sequence] if isinstance(sequence, str) else list(sequence)
         rows = [self._ids(text) for text in texts]
         length = self.seq_len or max(map(len, rows))
@@ -56,7 +56,9 @@ class HuggingfaceTokenizer:
 
     def _ids(self, text: str) -> list[int]:
         ids = self._encode(text).ids
-        return ids[: None if self.seq_len is None else self.seq_len - 1] + [EOS_ID]
+        if self.seq_len is not None:
+            ids = ids[: self.seq_len - 1]
+        return [*ids, EOS_ID]
 
     def _encode(self, text: str):
         return self.tokenizer.encode(clean_text(text, self.clean), add_special_tokens=False)
@@ -95,8 +97,9 @@ def _explain_missing(folder: Path) -> str:
 def clean_text(text: str, mode: str | None) -> str:
     """Normalise a prompt as the released models were trained on it; `mode` is one of CLEANING_MODES.
 
-    "whitespace" repairs the text with ftfy (full-width forms, curly quotes, mojibake), unescapes HTML twice and collapses
-    whitespace; skipping it changes the token ids. "lower" also lower-cases; "canonicalize" also drops ASCII punctuation.
+    "whitespace" repairs the text with ftfy (full-width forms, curly quotes, mojibake), unescapes HTML twice and
+    collapses whitespace; skipping it changes the token ids. "lower" also lower-cases; "canonicalize" moreover turns
+    underscores into spaces and drops ASCII punctuation.
     """
     if mode is None:
         return text

@@ -1,0 +1,192 @@
+"""Text encoder against transformers' UMT5EncoderModel, same weights, alternating in one run: `python -m benchmarks.t5`.
+
+Two references: their encoder on the prompt's own tokens, and what upstream does, the prompt padded to 512 tokens.
+Tokenising is left out on both sides.
+"""
+
+import argparse
+from collections.abc import Callable
+from importlib import metadata
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.common import alternate, default_device, gemm_ceiling, write_result
+from wan.modules.t5 import T5Config, T5Encoder
+
+TEXT_LEN = 512
+HEADER = (
+    "prompt tokens",
+    "ours s",
+    "transformers, trimmed s",
+    "ratio",
+    "transformers, 512 padded s",
+    "ratio",
+    "GFLOP",
+    "share of GEMM ceiling",
+    "share of these linears alone",
+)
+
+# Ours -> transformers, below `blocks.N` and `encoder.block.N`.
+BLOCK_NAMES = {
+    "norm1": "layer.0.layer_norm",
+    "attn.q": "layer.0.SelfAttention.q",
+    "attn.k": "layer.0.SelfAttention.k",
+    "attn.v": "layer.0.SelfAttention.v",
+    "attn.o": "layer.0.SelfAttention.o",
+    "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
+    "norm2": "layer.1.layer_norm",
+    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",
+    "ffn.fc1": "layer.1.DenseReluDense.wi_1",
+    "ffn.fc2": "layer.1.DenseReluDense.wo",
+}
+OUTER_NAMES = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_grad_enabled(False)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    config = T5Config(
+        vocab_size=1000,  # the embedding is a look-up: its height costs nothing
+        dim=args.dim,
+        dim_attn=args.dim,
+        dim_ffn=args.dim * 5 // 2,
+        num_heads=args.dim // 64,
+        num_layers=args.layers,
+    )
+    ours, theirs = build_pair(config, device, dtype)
+    ceiling = gemm_ceiling(device, dtype)
+    rows = []
+    for tokens in args.tokens:
+        ids = torch.randint(2, config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(tokens))
+        rows.append(measure(ours, theirs, ids.to(device), ceiling, args.rounds))
+    write_result(
+        f"t5-{device.type}.md" if args.out is None else args.out,
+        title="Text encoder against transformers",
+        device=device,
+        settings={
+            "encoder": f"{config.num_layers} of 24 layers, width {config.dim}, ffn {config.dim_ffn}",
+            "dtype": args.dtype,
+            "batch": 1,
+            "rounds": args.rounds,
+            "bf16 GEMM ceiling" if dtype == torch.bfloat16 else "GEMM ceiling": f"{ceiling / 1e12:.2f} TFLOP/s",
+            "transformers": metadata.version("transformers"),
+        },
+        header=HEADER,
+        rows=rows,
+        notes=[
+            "Ratios are transformers / ours. Short prompts are bound by reading the weights, so that the last column, "
+            "the time of the same matrix products alone over ours, is their meaningful ceiling."
+        ],
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default=str(default_device()))
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--dim", type=int, default=4096, help="width, a multiple of 64; released: 4096")
+    parser.add_argument("--layers", type=int, default=4, help="released: 24")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[20, 80, 512])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", help="result file; default t5-<device>.md in benchmarks/results")
+    return parser.parse_args()
+
+
+def build_pair(config: T5Config, device: torch.device, dtype: torch.dtype) -> tuple[T5Encoder, torch.nn.Module]:
+    """Our encoder and transformers' in its default attention, sharing one set of weights."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    with torch.device("meta"):
+        ours, theirs = T5Encoder(config), UMT5EncoderModel(UMT5Config(**transformers_config(config)))
+    ours = ours.to(dtype).to_empty(device=device).eval()
+    ours.init_weights(torch.Generator(device).manual_seed(0))
+    state = transformers_state(ours.state_dict())
+    state["encoder.embed_tokens.weight"] = state["shared.weight"]
+    theirs.load_state_dict(state, assign=True)
+    return ours, theirs.eval()
+
+
+def measure(ours: T5Encoder, theirs: torch.nn.Module, ids: Tensor, ceiling: float, rounds: int) -> list[object]:
+    """One row of the table for ids [1, L]."""
+    device, tokens = ids.device, ids.shape[1]
+    padded = F.pad(ids, (0, TEXT_LEN - tokens))
+    mask = (torch.arange(TEXT_LEN, device=device) < tokens).long()[None]
+
+    def run_ours() -> Tensor:
+        return ours(ids)
+
+    def run_padded() -> Tensor:
+        return theirs(input_ids=padded, attention_mask=mask).last_hidden_state[:, :tokens]
+
+    difference = (run_ours() - run_padded()).float().norm() / run_padded().float().norm()
+    assert difference < 0.05, f"the two encoders disagree by {difference:.3f}"
+    trimmed = alternate(run_ours, lambda: theirs(input_ids=ids).last_hidden_state, device, rounds)
+    full = alternate(run_ours, run_padded, device, rounds)
+    linears = alternate(run_ours, linears_alone(ours, tokens), device, rounds)
+    flops = encoder_flops(ours.config, tokens)
+    return [
+        tokens,
+        trimmed.ours,
+        trimmed.reference,
+        trimmed.ratio,
+        full.reference,
+        full.ratio,
+        flops / 1e9,
+        f"{flops / trimmed.ours / ceiling:.0%}",
+        f"{linears.ratio:.0%}",
+    ]
+
+
+def linears_alone(model: T5Encoder, tokens: int) -> Callable[[], None]:
+    """The encoder's matrix products with its own weights on `tokens` rows, and nothing else."""
+    weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    inputs = {w.shape[1]: torch.randn(1, tokens, w.shape[1], dtype=w.dtype, device=w.device) for w in weights}
+
+    def run() -> None:
+        for weight in weights:
+            F.linear(inputs[weight.shape[1]], weight)
+
+    return run
+
+
+def encoder_flops(config: T5Config, tokens: int) -> int:
+    """Multiply-adds counted twice: projections, feed-forward, and the two products of attention."""
+    linears = 4 * config.dim * config.dim_attn + 3 * config.dim * config.dim_ffn
+    return config.num_layers * (2 * tokens * linears + 4 * tokens**2 * config.dim_attn)
+
+
+def transformers_config(config: T5Config) -> dict[str, object]:
+    """The arguments of transformers' UMT5Config for the same encoder."""
+    return {
+        "vocab_size": config.vocab_size,
+        "d_model": config.dim,
+        "d_kv": config.dim_attn // config.num_heads,
+        "d_ff": config.dim_ffn,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_layers,
+        "relative_attention_num_buckets": config.num_buckets,
+        "relative_attention_max_distance": config.max_distance,
+        "layer_norm_epsilon": config.eps,
+        "feed_forward_proj": "gated-gelu",
+    }
+
+
+def transformers_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names of transformers' UMT5EncoderModel."""
+    renamed = {}
+    for name, tensor in state.items():
+        module = name.removesuffix(".weight")
+        if module in OUTER_NAMES:
+            target = OUTER_NAMES[module]
+        else:
+            _, index, inner = module.split(".", 2)
+            target = f"encoder.block.{index}.{BLOCK_NAMES[inner]}"
+        renamed[f"{target}.weight"] = tensor
+    return renamed
+
+
+if __name__ == "__main__":
+    main()
