@@ -25,7 +25,7 @@ LAYERS = [
     (3, ["wan.utils.prompt_extend"]),
     (2, ["wan.modules", "wan.modules.*"]),
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
-    (0, ["wan.geometry", "wan.runtime", "wan.media"]),
+    (0, ["wan.geometry", "wan.runtime", "wan.media", "wan.output"]),
     (0, ["wan.utils", "wan.utils.flow", "wan.utils.fm_solvers*", "wan.utils.system_prompt"]),
 ]
 
@@ -55,7 +55,7 @@ BEHIND_ONE_FILE = {
         "onnxruntime",
         "sageattention",
     ),
-    *("sam2", "tokenizers", "tomli", "tqdm"),
+    *("sam2", "tomli", "tqdm"),
 }
 NEVER = {"diffusers", "decord", "librosa", "imageio", "torchvision", "torchaudio", "easydict"}
 STANDARD = set(sys.stdlib_module_names) | {"tomllib"}  # tomllib: from Python 3.11 on
