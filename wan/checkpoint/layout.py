@@ -1,0 +1,60 @@
+"""Whether a checkpoint folder is complete, found out before any weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wan.checkpoint.source import folder_shards, read_header
+
+
+def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
+    """Check that the folder of a task holds everything that `config` (a `TaskConfig`) names, shard by shard.
+
+    Only directory listings, indices and headers are read. Raises FileNotFoundError listing everything that is missing
+    at once with the command that downloads it, ValueError when files are there but damaged.
+    """
+    folder = Path(checkpoint_dir)
+    download = f"Download it with: huggingface-cli download Wan-AI/{repository(config)} --local-dir {folder}"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint folder {folder}. {download}")
+    missing: list[str] = []
+    damaged: list[str] = []
+    experts = [config.high_noise_checkpoint, config.low_noise_checkpoint]
+    for expert in [name for name in experts if name] or ["."]:
+        where = "" if expert == "." else f"{expert}/"
+        if not (folder / expert).is_dir():
+            missing.append(f"{where} (a diffusion model)")
+            continue
+        if not (folder / expert / "config.json").is_file():
+            missing.append(f"{where}config.json")
+        try:
+            for shard in folder_shards(folder / expert):
+                read_header(shard)
+        except FileNotFoundError as error:
+            missing.append(f"{where}: {error}" if where else str(error))
+        except ValueError as error:
+            damaged.append(str(error))
+    if not (folder / config.t5_checkpoint).is_file():
+        missing.append(f"{config.t5_checkpoint} (the text encoder)")
+    if not (folder / config.t5_tokenizer / "tokenizer.json").is_file():
+        missing.append(f"{config.t5_tokenizer}/tokenizer.json (the tokenizer)")
+    if not (folder / config.vae_checkpoint).is_file():
+        missing.append(f"{config.vae_checkpoint} (the video autoencoder)")
+    lines = [*(f"  missing: {item}" for item in missing), *(f"  damaged: {item}" for item in damaged)]
+    if not lines:
+        return
+    message = "\n".join([f"{folder} is not a complete checkpoint of {config.name}:", *lines, *_other(folder), download])
+    raise FileNotFoundError(message) if missing else ValueError(message)
+
+
+def repository(config: Any) -> str:
+    """Name of the released repository of a task: t2v-A14B -> Wan2.2-T2V-A14B."""
+    task, _, size = config.name.partition("-")
+    return f"Wan2.2-{ {'animate': 'Animate'}.get(task, task.upper()) }-{size}"
+
+
+def _other(folder: Path) -> list[str]:
+    if (folder / "model_index.json").is_file():
+        return ["  The folder is a Diffusers pipeline; the released one (without -Diffusers in its name) is needed."]
+    return []

@@ -1,0 +1,241 @@
+"""A module is built without memory, then filled tensor by tensor from a checkpoint, strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from wan.checkpoint.formats import describe_contents, released_names
+from wan.checkpoint.source import INDEX_SUFFIX, TensorSource, in_file_order, open_source
+
+Module = TypeVar("Module", bound=nn.Module)
+
+STEM = "diffusion_pytorch_model"
+READABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def load_module(
+    factory: Callable[[], Module],
+    source: TensorSource | str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    keep_float32: Callable[[str], bool] | None = None,
+) -> Module:
+    """Build `factory()` on the meta device and fill it: the module in eval mode on `device`, without gradients.
+
+    Floating tensors become `dtype` (None: as stored), except that names for which `keep_float32` holds become float32.
+    Tensors that are already right for the CPU stay views of the mapped file: they take no memory of their own until
+    written, and the file may be replaced but not truncated meanwhile. All others are converted one after the other, so
+    that memory beyond the kernel's file cache stays below the size of the loaded module plus one tensor.
+
+    Published renamings (Diffusers, Transformers umT5, ComfyUI's prefix) are recognised. Raises ValueError with every
+    missing, unexpected and misshapen tensor in one message.
+    """
+    source = source if isinstance(source, TensorSource) else open_source(source)
+    device = torch.device(device)
+    with torch.device("meta"):
+        module = factory()
+    stored = match_names(module, source)
+
+    def target_dtype(name: str) -> torch.dtype:
+        kept = source.dtype(stored[name])
+        if not kept.is_floating_point:
+            return kept
+        return torch.float32 if keep_float32 is not None and keep_float32(name) else dtype or kept
+
+    def read(pair: tuple[str, str]) -> tuple[str, Tensor]:
+        name, key = pair
+        wanted = target_dtype(name)
+        if device.type != "cpu" or wanted != source.dtype(key):
+            source.prefetch(key)
+        return name, source.get(key).to(wanted)
+
+    owners = dict(module.named_modules())
+    pairs = in_file_order(source, stored)
+    for name, tensor in map(read, pairs) if device.type == "cpu" else _one_ahead(read, pairs):
+        _assign(owners, name, tensor.to(device))
+    unfilled = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    assert not unfilled, f"computed when needed, or saved with the checkpoint, would be right for {unfilled}"
+    return module.eval().requires_grad_(False)
+
+
+def _assign(owners: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = owners[path]
+    if leaf in owner._parameters:
+        tensor = nn.Parameter(tensor, requires_grad=False)
+    setattr(owner, leaf, tensor)
+
+
+def _one_ahead(read: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
+    """`map`, with the next item read in another thread while the current one travels to the device."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending = None
+        for item in items:
+            ready, pending = pending, pool.submit(read, item)
+            if ready is not None:
+                yield ready.result()
+        if pending is not None:
+            yield pending.result()
+
+
+# ---- strictness ----
+
+
+def match_names(module: nn.Module, source: TensorSource) -> dict[str, str]:
+    """Name in the module -> name in the source, for every tensor of `module` (which may be on the meta device).
+
+    Raises ValueError when anything is missing, left over, of another shape or of a type that cannot be converted.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    stored, layout = released_names(source.names())
+    shapes = {name: source.shape(key) for name, key in stored.items()}
+    both = wanted.keys() & shapes.keys()
+    misshapen = [name for name in wanted if name in both and wanted[name] != shapes[name]]
+    floating = {name for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    wrong = [n for n in wanted if n in both & floating and source.dtype(stored[n]) not in READABLE]
+    problems = [
+        *_problem("missing", (name for name in wanted if name not in shapes)),
+        *_problem("unexpected", (name for name in shapes if name not in wanted)),
+        *_problem(
+            "of another shape", misshapen, lambda n: f": {list(shapes[n])} in the file, {list(wanted[n])} needed"
+        ),
+        *_problem("of a type this version does not read", wrong, lambda n: f": {source.dtype(stored[n])}"),
+    ]
+    if problems:
+        hints = [f"The names follow {layout}." if layout else "", _contents_hint(shapes)]
+        raise ValueError(
+            "\n".join([f"{source.description} does not fit {type(module).__name__}:", *problems, *filter(None, hints)])
+        )
+    return stored
+
+
+def _contents_hint(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    contents = describe_contents(shapes)
+    return f"It looks like {contents}." if contents else "It is no layout known here."
+
+
+def _problem(title: str, names: Iterable[str], detail: Callable[[str], str] = lambda name: "") -> list[str]:
+    names = list(names)
+    if not names:
+        return []
+    return [f"  {len(names)} {title}:", *(f"    {line}" for line in group_names(names, detail))]
+
+
+def group_names(names: Iterable[str], detail: Callable[[str], str] = lambda name: "", limit: int = 40) -> list[str]:
+    """One line per distinct name up to its first number: `blocks.{0..39}.norm3.weight (40)`.
+
+    `detail` is appended; names whose details differ are not grouped. More than `limit` lines end in a count.
+    """
+    groups: dict[tuple[str, str], list[tuple[int | None, str]]] = {}
+    for name in names:
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        key = name if number is None else f"{name[: number.start()]}\0{name[number.end() :]}"
+        groups.setdefault((key, detail(name)), []).append((int(number[0]) if number else None, name))
+    lines = []
+    for (key, text), members in groups.items():
+        if len(members) == 1:
+            lines.append(members[0][1] + text)
+        else:
+            numbers = _ranges(sorted(number for number, _ in members if number is not None))
+            lines.append(f"{key.replace(chr(0), '{' + numbers + '}')} ({len(members)}){text}")
+    return lines if len(lines) <= limit else [*lines[:limit], f"and {len(lines) - limit} more lines"]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0..2,5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+# ---- the released folder layout ----
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The fields of `config.json` in a model folder. Raises FileNotFoundError or ValueError naming the file."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold an object, not a {type(config).__name__}")
+    return config
+
+
+def save_safetensors_folder(
+    state_dict: Mapping[str, Tensor], folder: str | Path, config: Mapping[str, Any], max_shard_bytes: int = 10 * 10**9
+) -> None:
+    """Write `config.json` and the tensors as the released folders have them; several shards get an index.
+
+    Each file appears whole or not at all; the index and `config.json` come last, then shards of an earlier save that
+    are no longer part of it are removed. Tensors are written in their own dtype, one shard in memory at a time.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _split(state_dict, max_shard_bytes)
+    files = [f"{STEM}.safetensors"]
+    if len(shards) > 1:
+        files = [f"{STEM}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for file, names in zip(files, shards, strict=True):
+        tensors = {name: state_dict[name].detach().cpu().contiguous() for name in names}
+        with _replacing(folder / file) as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        total = sum(tensor.nbytes for tensor in state_dict.values())
+        _replace_json(folder / f"{STEM}{INDEX_SUFFIX}", {"metadata": {"total_size": total}, "weight_map": weight_map})
+        files.append(f"{STEM}{INDEX_SUFFIX}")
+    _replace_json(folder / "config.json", dict(config))
+    for stale in (*folder.glob(f"{STEM}*.safetensors"), *folder.glob(f"{STEM}*{INDEX_SUFFIX}")):
+        if stale.name not in files:
+            stale.unlink()
+
+
+def _split(state_dict: Mapping[str, Tensor], max_shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in state_dict.items():
+        if shards[-1] and filled + tensor.nbytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += tensor.nbytes
+    return shards
+
+
+def _replace_json(path: Path, value: Mapping[str, Any]) -> None:
+    with _replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; it becomes `path` when the block succeeds and vanishes when it fails."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
