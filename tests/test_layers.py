@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 # A file may import from its own layer and those below it. The first pattern that fits a module decides.
 LAYERS = [
     (7, ["wan", "generate"]),
-    (6, ["wan.cli", "wan.nano", "wan.nano.*", "wan.serving", "wan.serving.*", "wan.training", "wan.training.*"]),
+    (6, ["wan.arguments", "wan.cli"]),
+    (6, ["wan.nano", "wan.nano.*", "wan.serving", "wan.serving.*", "wan.training", "wan.training.*"]),
     (6, ["wan.checkpoint.convert", "wan.modules.animate.preprocess", "wan.modules.animate.preprocess.*"]),
     (6, ["wan.utils.utils"]),
     (5, ["wan.text2video", "wan.image2video", "wan.textimage2video", "wan.speech2video", "wan.animate"]),

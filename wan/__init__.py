@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_NAMES[name]), name)
     if name in _COMING:
-        raise AttributeError(f"wan.{name} is not available yet, it comes later; now: WanT2V")
+        raise ImportError(f"wan.{name} is not available yet, it comes later; now: WanT2V")
     raise AttributeError(f"module 'wan' has no attribute {name!r}")
 
 

@@ -22,6 +22,11 @@ def to_uint8(video: Tensor) -> Tensor:
     return ((video.float().clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8).permute(1, 2, 3, 0)
 
 
+def from_uint8(pixels: Tensor) -> Tensor:
+    """uint8 [..., H, W, 3] -> float32 [..., 3, H, W] in [-1, 1]."""
+    return pixels.float().div(255).sub(0.5).div(0.5).movedim(-1, -3)
+
+
 def write_video(
     chunks: Iterable[Frames] | Frames,
     path: str | Path,
@@ -38,7 +43,7 @@ def write_video(
     import av
 
     path = Path(path)
-    with _atomic(path, overwrite) as temporary:
+    with atomic_file(path, overwrite) as temporary:
         flags = {"movflags": "use_metadata_tags+faststart"}
         with av.open(str(temporary), "w", format="mp4", options=flags) as container:
             container.metadata.update(metadata or {})
@@ -81,7 +86,7 @@ def save_image(image: Frames, path: str | Path, overwrite: bool = True) -> None:
     """Write uint8 [H, W, 3] RGB in the format of the suffix (png, jpg, ...), complete or not at all."""
     from PIL import Image
 
-    with _atomic(Path(path), overwrite) as temporary:
+    with atomic_file(path, overwrite) as temporary:
         Image.fromarray(_numpy(image)).save(temporary)
 
 
@@ -122,13 +127,11 @@ def check_writable(path: str | Path, overwrite: bool = False) -> None:
 
 @contextmanager
 def atomic_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` when the block ends well and vanishes when it does not."""
-    with _atomic(Path(path), overwrite) as temporary:
-        yield temporary
+    """A temporary name beside `path`, which becomes `path` when the block ends well and vanishes when it does not.
 
-
-@contextmanager
-def _atomic(path: Path, overwrite: bool) -> Iterator[Path]:
+    FileExistsError when `path` exists, or appears meanwhile, and may not be replaced.
+    """
+    path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already; choose another name, or allow it to be overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,11 +21,12 @@ NANO_CONFIGS = {
         sample_shift=3.0,
         sample_guide_scale=(3.0, 3.0),
         text_len=64,
-        text_dim=128,
+        text_dim=96,
+        vae_dim=16,
         dim=160,
         ffn_dim=640,
         num_heads=4,
-        num_layers=6,
+        num_layers=5,
     ),
 }
 

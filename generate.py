@@ -1,0 +1,8 @@
+"""The command: `python generate.py --help`."""
+
+import sys
+
+from wan.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
