@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.modules.test_tokenizers import write_tokenizer
-from wan.modules.t5 import T5Config, T5Encoder, T5EncoderModel, T5Norm, clamp_overflow, relative_buckets
+from wan.modules.t5 import Packing, T5Config, T5Encoder, T5EncoderModel, T5Norm, clamp_overflow, relative_buckets
 
 MANIFEST = Path(__file__).parents[1] / "data" / "state_dict" / "umt5_xxl_encoder.json"
 CONFIG = T5Config(vocab_size=90, dim=48, dim_attn=32, dim_ffn=64, num_heads=4, num_layers=3)
@@ -48,6 +48,14 @@ def test_masked_tokens_do_not_influence_the_others():
     kept = mask[0].bool()
     assert torch.equal(model(ids, mask)[0, kept], model(other, mask)[0, kept])
     assert not torch.allclose(model(ids)[0, kept], model(other)[0, kept])
+
+
+def test_packing_drops_padding_and_puts_zeros_back():
+    x, mask = torch.arange(1.0, 13.0).view(2, 3, 2), torch.tensor([[1, 1, 0], [0, 1, 0]])
+    packing = Packing.of(torch.zeros(2, 3), mask)
+    packed = packing.pack(x)
+    assert packed.tolist() == [[1, 2], [3, 4], [9, 10]]
+    assert torch.equal(packing.unpack(packed), x * mask[..., None])
 
 
 def test_all_ones_mask_equals_no_mask():
@@ -125,12 +133,12 @@ def test_every_parameter_receives_a_gradient(autocast):
 def test_gradients_through_attention_and_position_bias_are_exact():
     block = make_encoder(T5Config(20, 8, 8, 12, 2, 1, num_buckets=8, max_distance=16)).double().blocks[0]
     table = block.pos_embedding.embedding.weight
-    x = torch.randn(1, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    buckets, keep = relative_buckets(torch.arange(-5, 6), 8, 16), prefix_mask([5], 6).bool()
+    x = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    buckets, packing = relative_buckets(torch.arange(-5, 6), 8, 16), Packing.of(torch.zeros(1, 6), prefix_mask([5], 6))
 
     def attend(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         bias = torch.func.functional_call(block.pos_embedding, {"embedding.weight": weight}, (buckets,))
-        return block.attn(x, bias, keep)
+        return block.attn(x, bias, packing)
 
     assert torch.autograd.gradcheck(attend, (x.requires_grad_(), table.requires_grad_()))
 

@@ -77,15 +77,15 @@ class T5Encoder(nn.Module):
         self.norm = T5Norm(config.dim, config.eps)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """ids [B, L], mask [B, L] (0 = padding, never attended) -> [B, L, dim]; rows of padding are meaningless."""
+        """ids [B, L], mask [B, L] (0 = padding, never attended) -> [B, L, dim], zero where the mask is 0."""
         length = ids.shape[1]
         offsets = torch.arange(1 - length, length, device=ids.device)  # every key index - query index that occurs
         buckets = relative_buckets(offsets, self.config.num_buckets, self.config.max_distance)
-        keep = None if mask is None else mask.bool()
-        x = self.token_embedding(ids)
+        packing = Packing.of(ids, mask)
+        x = self.token_embedding(packing.pack(ids))
         for block in self.blocks:
-            x = block(x, buckets, keep)
-        return self.norm(x)
+            x = block(x, buckets, packing)
+        return packing.unpack(self.norm(x))
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw weights for training: variance-preserving, with q scaled so that unscaled attention starts soft."""
@@ -107,6 +107,33 @@ class T5Encoder(nn.Module):
                 nn.init.ones_(module.weight)
             elif isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=std[name.split(".")[-1]], generator=generator)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Drops the padding of a [B, L] batch: everything but attention runs on the R tokens that exist, as [R, C]."""
+
+    shape: tuple[int, int]
+    rows: Tensor | None  # [R] positions of the tokens in the flattened batch; None: all of them
+    mask: Tensor | None  # [B, L], True where there is a token
+
+    @classmethod
+    def of(cls, ids: Tensor, mask: Tensor | None) -> "Packing":
+        rows = None if mask is None else mask.flatten().nonzero()[:, 0]
+        if rows is None or len(rows) == ids.numel():
+            return cls(tuple(ids.shape), None, None)
+        return cls(tuple(ids.shape), rows, mask.bool())
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, L, ...] -> [R, ...]."""
+        x = x.flatten(0, 1)
+        return x if self.rows is None else x[self.rows]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """[R, C] -> [B, L, C], zeros in place of padding."""
+        if self.rows is not None:
+            x = x.new_zeros(math.prod(self.shape), x.shape[1]).index_copy(0, self.rows, x)
+        return x.unflatten(0, self.shape)
 
 
 class T5EncoderModel:
@@ -141,14 +168,13 @@ class T5EncoderModel:
         """Text states [len, dim] on `device`, one per text; len counts the end token and is at most `text_len`.
 
         Only real tokens are computed: positions are relative and padding is never attended, so the result equals that
-        of the padded `text_len` tokens.
+        of the padded `text_len` tokens. Several texts share one call, so that the weights are read once.
         """
         ids, mask = self.tokenizer(texts, return_mask=True)
         lengths = mask.sum(dim=1).tolist()
         longest = max(lengths)
         home = next(self.model.parameters()).device
-        ids, mask = ids[:, :longest].to(home), mask[:, :longest].to(home)
-        states = self.model(ids, None if min(lengths) == longest else mask).to(device)
+        states = self.model(ids[:, :longest].to(home), mask[:, :longest].to(home)).to(device)
         return [row[:length] for row, length in zip(states, lengths, strict=True)]
 
 
@@ -163,9 +189,10 @@ class T5Block(nn.Module):
         self.ffn = T5FeedForward(config)
         self.pos_embedding = T5RelativeEmbedding(config)
 
-    def forward(self, x: Tensor, buckets: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, buckets: Tensor, packing: Packing) -> Tensor:
+        """x [R, C], buckets [2L-1] -> [R, C]."""
         bias = self.pos_embedding(buckets)
-        x = clamp_overflow(x + self.attn(self.norm1(x), bias, keep))
+        x = clamp_overflow(x + self.attn(self.norm1(x), bias, packing))
         return clamp_overflow(x + self.ffn(self.norm2(x)))
 
 
@@ -178,14 +205,17 @@ class T5Attention(nn.Module):
         self.v = nn.Linear(config.dim, config.dim_attn, bias=False)
         self.o = nn.Linear(config.dim_attn, config.dim, bias=False)
 
-    def forward(self, x: Tensor, bias: Tensor, keep: Tensor | None) -> Tensor:
-        """x [B, L, C], bias [1, N, L, L], keep [B, L] -> [B, L, C]."""
-        q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for proj in (self.q, self.k, self.v))
+    def forward(self, x: Tensor, bias: Tensor, packing: Packing) -> Tensor:
+        """x [R, C], bias [1, N, L, L] -> [R, C]."""
+        q, k, v = (self._heads(packing.unpack(project(x))) for project in (self.q, self.k, self.v))
         bias = bias.to(q.dtype)
-        if keep is not None:  # the bias of a masked key is replaced, not added to
-            bias = bias.masked_fill(~keep[:, None, None, :], torch.finfo(q.dtype).min)
+        if packing.mask is not None:  # the bias of a masked key is replaced, not added to
+            bias = bias.masked_fill(~packing.mask[:, None, None, :], torch.finfo(q.dtype).min)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)  # T5 does not scale by 1/sqrt(D)
-        return self.o(x.transpose(1, 2).flatten(2))
+        return self.o(packing.pack(x.transpose(1, 2).flatten(2)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, L, N*D] -> [B, N, L, D]
 
 
 class T5FeedForward(nn.Module):
