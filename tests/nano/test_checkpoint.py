@@ -1,0 +1,65 @@
+"""The embedded checkpoint does what it was trained for: a dozen held-out prompts, thresholds with room."""
+
+import numpy as np
+import pytest
+
+from wan.configs.nano import NANO_CONFIGS, nano_checkpoint
+from wan.nano.evaluate import (
+    MEASURES,
+    Report,
+    evaluate,
+    heldout_scenes,
+    reconstruction,
+    text_to_video,
+    vae_round_trip,
+)
+from wan.runtime import Runtime
+from wan.text2video import WanT2V
+
+FOLDER = nano_checkpoint("t2v-A14B")
+AT_LEAST = {"shape colour": 11, "background colour": 11, "motion direction": 10, "shape": 9}  # of 12
+
+pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="this checkout lacks the embedded text-to-video checkpoint")
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    runtime = Runtime.from_flags(device="cpu", offload_model=False)
+    return WanT2V(NANO_CONFIGS["t2v-A14B"], FOLDER, runtime=runtime)
+
+
+@pytest.fixture(scope="module")
+def report(pipeline):
+    return evaluate(text_to_video(pipeline), heldout_scenes(12, seed=1), seed=1)
+
+
+def enough(report: Report) -> dict[str, bool]:
+    return {measure: report.count(measure) >= least for measure, least in AT_LEAST.items()}
+
+
+def test_videos_show_what_was_asked(report):
+    assert all(enough(report).values()), {m: report.count(m) for m in MEASURES}
+
+
+def test_the_thresholds_fail_when_the_text_is_ignored(report):
+    """The same videos against each other's prompts: every threshold must be out of reach."""
+    samples = report.samples
+    moved = Report(
+        tuple(type(a)(b.scene, b.prompt, a.seed, a.seen, a.frames) for a, b in zip(samples, np.roll(samples, 1)))
+    )
+    assert not any(enough(moved).values())
+
+
+def test_the_autoencoder_keeps_the_picture(pipeline):
+    assert reconstruction(vae_round_trip(pipeline), heldout_scenes(6, seed=2)).mean_psnr >= 29
+
+
+def test_the_seed_decides_the_video(pipeline, report):
+    sample = report.samples[0]
+    generate = text_to_video(pipeline)
+    assert (generate(sample.prompt, sample.seed) == sample.frames).all()
+    assert (generate(sample.prompt, sample.seed + 1) != sample.frames).any()
+
+
+def test_the_folder_is_small():
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 12e6

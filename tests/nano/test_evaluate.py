@@ -1,0 +1,107 @@
+"""The evaluation itself: a perfect painter scores 100 %, one that ignores the text scores chance, files appear."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wan.nano import evaluate as nano_evaluate
+from wan.nano.evaluate import CHANCE, MEASURES, Reconstruction, evaluate, heldout_scenes, psnr, reconstruction
+from wan.nano.pictures import bar_chart, contact_strip
+from wan.nano.worlds import held_out, render, sample_scene
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return heldout_scenes(40, seed=3)
+
+
+@pytest.fixture(scope="module")
+def perfect(scenes):
+    return evaluate(lambda prompt, seed: render(scenes[seed - 5]), scenes, seed=5)
+
+
+def test_heldout_scenes_are_held_out_and_repeatable(scenes):
+    assert all(held_out(scene) for scene in scenes)
+    assert scenes[:10] == heldout_scenes(10, seed=3) != heldout_scenes(10, seed=4)
+
+
+def test_a_perfect_painter_has_everything_right(perfect, scenes):
+    assert perfect.rates() == dict.fromkeys(MEASURES, 1.0) and perfect.all_correct() == 1.0
+    assert [sample.seed for sample in perfect.samples] == list(range(5, 45))
+    assert all(scene.color in sample.prompt.lower() for scene, sample in zip(scenes, perfect.samples))
+
+
+def test_shuffled_prompts_are_near_chance(perfect):
+    for measure, rate in perfect.shuffled().items():
+        assert abs(rate - CHANCE[measure]) < 0.12, measure
+
+
+def test_ignoring_the_text_is_near_chance(scenes):
+    rng = np.random.default_rng(0)
+    report = evaluate(lambda prompt, seed: render(sample_scene(rng, "all")), scenes)
+    for measure, rate in report.rates().items():
+        assert rate < CHANCE[measure] + 0.25, measure
+    assert not nano_evaluate.reached(report, Reconstruction(1, 40.0, 40.0, {}))
+
+
+def test_nothing_generated_is_nothing_right(scenes):
+    report = evaluate(lambda prompt, seed: np.full((17, 64, 64, 3), 90, np.uint8), scenes[:4])
+    assert report.rates() == dict.fromkeys(MEASURES, 0.0)
+    with pytest.raises(ValueError, match="at least one scene"):
+        evaluate(lambda prompt, seed: np.zeros((17, 64, 64, 3), np.uint8), [])
+
+
+def test_prompts_do_not_depend_on_the_model(scenes):
+    asked = []
+    for _ in range(2):
+        evaluate(lambda prompt, seed: asked.append((prompt, seed)) or render(scenes[0]), scenes[:5], seed=7)
+    assert asked[:5] == asked[5:]
+
+
+def test_psnr_and_reconstruction(scenes):
+    a = np.full((2, 4, 4, 3), 100, np.uint8)
+    assert psnr(a, a) == float("inf")
+    assert psnr(a, a + 10) == pytest.approx(28.13, abs=0.01)
+    exact = reconstruction(lambda video: video, scenes[:3])
+    assert exact.mean_psnr > 48 and exact.rates == dict.fromkeys(MEASURES, 1.0)  # truncation costs one level
+    grey = reconstruction(torch.zeros_like, scenes[:3])
+    assert grey.worst_psnr < 20 and grey.rates["shape"] == 0
+
+
+def test_results_are_written(perfect, tmp_path):
+    vae = Reconstruction(3, 33.0, 30.5, dict.fromkeys(MEASURES, 1.0))
+    nano_evaluate.write_results(tmp_path, {"both": perfect, "high": perfect}, vae, {"steps": 20})
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["runs"]["both"]["correct"]["shape"] == 40 and results["settings"] == {"steps": 20}
+    assert results["autoencoder"]["mean_psnr"] == 33.0
+    table = (tmp_path / "results.md").read_text()
+    assert "| shape colour | >= 98 % | 100.0 % (40/40) | 100.0 % (40/40) |" in table and "33.0 dB" in table
+    for name in ("table.png", "samples.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 400
+    assert not (tmp_path / "failures.png").exists()
+
+
+def test_failures_get_their_own_picture(scenes, tmp_path):
+    report = evaluate(lambda prompt, seed: render(scenes[0]), scenes[:6])
+    nano_evaluate.write_results(tmp_path, {"both": report}, None, {})
+    assert (tmp_path / "failures.png").is_file()
+    assert "autoencoder" not in (tmp_path / "results.md").read_text().lower()
+
+
+def test_pictures_check_their_input(tmp_path):
+    with pytest.raises(ValueError, match="one prompt per video"):
+        contact_strip([], [], tmp_path / "a.png")
+    bar_chart({"x": {"m": 0.0}}, tmp_path / "b.png", "title")
+    assert (tmp_path / "b.png").stat().st_size > 0
+
+
+def test_the_command_refuses_bad_input(tmp_path, capsys):
+    for wrong, words in ((["--videos", "0"], "at least 1"), (["--ckpt_dir", str(tmp_path / "none")], "none")):
+        with pytest.raises(SystemExit) as stop:
+            nano_evaluate.main(["t2v", "--device", "cpu", "--out", str(tmp_path / "out"), *wrong])
+        assert stop.value.code == 2 and words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

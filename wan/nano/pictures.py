@@ -1,0 +1,130 @@
+"""Pictures of results, drawn with Pillow: videos with their prompts underneath, and a table as bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+PAPER, INK, FAINT = (255, 255, 255), (34, 38, 48), (128, 134, 146)
+TRACK = (232, 234, 239)
+TINTS = ((46, 110, 220), (238, 148, 56), (96, 170, 110), (170, 120, 200))
+
+
+def contact_strip(
+    videos: Sequence[np.ndarray],
+    prompts: Sequence[str],
+    path: str | Path,
+    frames: int = 5,
+    columns: int = 3,
+    scale: int = 1,
+    marks: Sequence[str] | None = None,
+) -> None:
+    """One picture of several videos: each is a row of `frames` evenly spaced frames with its prompt underneath.
+
+    videos: uint8 [F, H, W, 3] each, of one size; `columns` videos stand side by side; `marks` adds a second, faint
+    line per video. Written as PNG. Raises ValueError when there is nothing to show or the counts differ.
+    """
+    if not videos or len(videos) != len(prompts) or (marks is not None and len(marks) != len(videos)):
+        raise ValueError(f"need one prompt per video and at least one video, got {len(videos)} and {len(prompts)}")
+    from PIL import Image, ImageDraw
+
+    height, width = (side * scale for side in videos[0].shape[1:3])
+    gap, inner, line = 14, 2, 15
+    strip = frames * (width + inner) - inner
+    columns = min(columns, len(videos))
+    cell_w, cell_h = strip + gap, height + line * (2 if marks is None else 3) + gap
+    rows = -(-len(videos) // columns)
+    sheet = Image.new("RGB", (columns * cell_w + gap, rows * cell_h + gap), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for place, (video, prompt) in enumerate(zip(videos, prompts)):
+        left, top = gap + place % columns * cell_w, gap + place // columns * cell_h
+        for n, index in enumerate(np.linspace(0, len(video) - 1, frames).round().astype(int)):
+            tile = Image.fromarray(np.ascontiguousarray(video[index])).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(tile, (left + n * (width + inner), top))
+        lines = _wrap(draw, prompt, strip, _font(12))[:2]
+        for n, text in enumerate(lines):
+            draw.text((left, top + height + 3 + n * line), text, INK, _font(12))
+        if marks is not None:
+            draw.text((left, top + height + 3 + len(lines) * line), marks[place], FAINT, _font(11))
+    _save(sheet, path)
+
+
+def bar_chart(
+    rates: Mapping[str, Mapping[str, float]],
+    path: str | Path,
+    title: str,
+    targets: Mapping[str, float] | None = None,
+    chance: Mapping[str, float] | None = None,
+    note: str = "",
+) -> None:
+    """Draw `rates[series][measure]`, shares in 0..1, as horizontal bars grouped by measure; written as PNG.
+
+    A full line marks the target of a measure, a dotted one the share that guessing reaches.
+    """
+    from PIL import Image, ImageDraw
+
+    series, measures = list(rates), list(next(iter(rates.values())))
+    left, span, bar, right, head = 170, 420, 16, 70, 64
+    group = len(series) * (bar + 3) + 16
+    image = Image.new("RGB", (left + span + right, head + len(measures) * group + (34 if note else 12)), PAPER)
+    draw = ImageDraw.Draw(image)
+    draw.text((16, 10), title, INK, _font(16))
+    x = 16
+    for name, tint in zip(series, TINTS):
+        draw.rectangle((x, 39, x + 10, 49), tint)
+        draw.text((x + 15, 37), name, INK, _font(12))
+        x += 32 + round(draw.textlength(name, _font(12)))
+    for row, measure in enumerate(measures):
+        top = head + row * group
+        draw.text((16, top + (group - 16) / 2 - 9), measure, INK, _font(13))
+        for n, (name, tint) in enumerate(zip(series, TINTS)):
+            y, rate = top + n * (bar + 3), rates[name][measure]
+            draw.rectangle((left, y, left + span, y + bar), TRACK)
+            if rate > 0:
+                draw.rectangle((left, y, left + round(span * rate), y + bar), tint)
+            draw.text((left + span + 8, y + 1), f"{100 * rate:.1f} %", INK, _font(12))
+        bottom = top + len(series) * (bar + 3)
+        if targets and measure in targets:
+            draw.line(_upright(left, span, targets[measure], top, bottom), INK, 2)
+        if chance and measure in chance:
+            for y in range(top - 2, bottom, 5):
+                draw.line(_upright(left, span, chance[measure], y, y + 2), INK, 1)
+    if note:
+        draw.text((16, image.height - 26), note, FAINT, _font(11))
+    _save(image, path)
+
+
+def _upright(left: int, span: int, share: float, top: int, bottom: int) -> tuple[int, int, int, int]:
+    x = left + round(span * share)
+    return x, top - 2, x, bottom - 1
+
+
+def _wrap(draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Break a text into lines no wider than `width` pixels; a longer word keeps its own line."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def _save(image: Image.Image, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    image.quantize(256).save(path, format="PNG", optimize=True)
