@@ -1,0 +1,93 @@
+"""What an installed copy holds: every sub-package, the nano checkpoints, the licence, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import wan
+
+ROOT = Path(__file__).parents[1]
+CORE = {"torch", "numpy", "safetensors", "tokenizers", "ftfy", "pillow", "av", "einops", "tqdm"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """The wheel, built offline from a copy of the sources: the checkout stays as it is."""
+    pytest.importorskip("setuptools", minversion="77", reason="building the wheel needs setuptools >= 77")
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "wan", source / "wan", ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "tests").mkdir()
+    (source / "tests" / "__init__.py").touch()  # must not be picked up
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(target)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return zipfile.ZipFile(next(target.glob("*.whl")))
+
+
+def test_wheel_holds_every_file_of_the_package(wheel):
+    expected = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "wan").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packed == expected
+
+
+def test_wheel_holds_the_nano_checkpoint(wheel):
+    folder = "wan/nano/checkpoints/t2v-A14B/"
+    packed = {info.filename: info.file_size for info in wheel.infolist() if info.filename.startswith(folder)}
+    for name in (
+        "high_noise_model/config.json",
+        "high_noise_model/diffusion_pytorch_model.safetensors",
+        "low_noise_model/config.json",
+        "low_noise_model/diffusion_pytorch_model.safetensors",
+        "models_t5_umt5-xxl-enc-bf16.pth",
+        "Wan2.1_VAE.pth",
+        "google/umt5-xxl/tokenizer.json",
+    ):
+        assert packed.get(folder + name, 0) > 0, name
+    assert sum(packed.values()) <= 12e6
+
+
+def test_wheel_carries_licence_and_notice(wheel):
+    licences = {name.rsplit("/", 1)[1] for name in wheel.namelist() if ".dist-info/licenses/" in name}
+    assert {"LICENSE", "NOTICE"} <= licences
+
+
+def test_version_is_the_one_the_package_names(wheel):
+    assert metadata(wheel)["Version"] == wan.__version__
+
+
+def test_core_install_needs_only_the_core(wheel):
+    requires = metadata(wheel).get_all("Requires-Dist")
+    assert {distribution(line) for line in requires if "extra ==" not in line} == CORE
+
+
+def test_requirements_pin_every_core_package_for_every_python():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.match(r"[A-Za-z0-9_.-]+==[0-9][0-9.]*(; python_version [<>]=? \"3\.\d+\")?$", line) for line in lines)
+    assert {distribution(line) for line in lines} == CORE
+    for package in CORE:
+        markers = sorted(line.partition(";")[2].strip() for line in lines if distribution(line) == package)
+        assert markers in ([""], ['python_version < "3.11"', 'python_version >= "3.11"']), package
+
+
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return Parser().parsestr(wheel.read(name).decode())
+
+
+def distribution(requirement: str) -> str:
+    return re.match(r"[A-Za-z0-9_.-]+", requirement).group().lower()
