@@ -100,7 +100,8 @@ LAYOUTS = (
 def released_names(names: Iterable[str]) -> tuple[dict[str, str], str | None]:
     """Released name -> name in the file, and the title of the layout (None when the names are the released ones).
 
-    Names that no rule knows stay as they are, so that a strict comparison still finds them.
+    Names that no rule knows stay as they are, so that a strict comparison still finds them. Raises ValueError when two
+    names of the file mean the same tensor.
     """
     names = list(names)
     title = None
@@ -117,8 +118,9 @@ def released_names(names: Iterable[str]) -> tuple[dict[str, str], str | None]:
         target = _rename(short, layout.rules)
         if short in layout.duplicates and (target in renamed or target == short):
             continue
-        # two names for one tensor: keep the second under its own name, so that it is reported as unexpected
-        renamed[target if target not in renamed else short] = name
+        if target in renamed:
+            raise ValueError(f"two tensors of the file are both {target}: {renamed[target]} and {name}")
+        renamed[target] = name
     return renamed, layout.title
 
 

@@ -1,0 +1,99 @@
+"""The rename rules against the published key maps, name by name, at the released sizes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wan.checkpoint.formats import COMFYUI_PREFIX, describe_contents, released_names
+
+DATA = Path(__file__).parents[1] / "data" / "state_dict"
+
+
+def manifest(name: str) -> dict[str, tuple[int, ...]]:
+    content = json.loads((DATA / f"{name}.json").read_text())
+    return {key: tuple(shape) for key, shape in content.get("tensors", content).items()}
+
+
+def core_map(part: str, blocks: int) -> dict[str, str]:
+    """Released name -> foreign name for every tensor of a model with that many blocks."""
+    table = json.loads((DATA / "diffusers_keymap_core.json").read_text())[part]
+    per_block = {
+        ours.format(i=i): theirs.format(i=i) for i in range(blocks) for ours, theirs in table["per_block"].items()
+    }
+    return {**table["top_level"], **per_block}
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("wan_t2v_A14B", 40), ("wan_i2v_A14B", 40), ("wan_ti2v_5B", 30)])
+def test_diffusers_transformer(name, blocks):
+    expected = core_map("dit", blocks)
+    assert expected.keys() == manifest(name).keys()
+    renamed, layout = released_names(expected.values())
+    assert renamed == expected
+    assert "Diffusers" in layout
+
+
+def test_transformers_umt5():
+    expected = core_map("umt5", 24)
+    assert expected.keys() == manifest("umt5_xxl_encoder").keys()
+    tied = [*expected.values(), "encoder.embed_tokens.weight", "spiece_model"]
+    for names in (list(expected.values()), tied, tied[::-1]):
+        renamed, layout = released_names(names)
+        assert renamed == expected
+        assert "umT5" in layout
+
+
+def test_transformers_umt5_with_the_embedding_only_under_its_tied_name():
+    names = [name for name in core_map("umt5", 2).values() if name != "shared.weight"]
+    assert released_names([*names, "encoder.embed_tokens.weight"])[0]["token_embedding.weight"] == (
+        "encoder.embed_tokens.weight"
+    )
+
+
+def test_diffusers_vae():
+    expected = json.loads((DATA / "vae_diffusers_keymap.json").read_text())["map"]["wan2_1_vae"]
+    assert expected.keys() == manifest("wan2_1_vae").keys()
+    renamed, layout = released_names(expected.values())
+    assert renamed == expected
+    assert "VAE 2.1" in layout
+
+
+@pytest.mark.parametrize("name", ["wan_t2v_A14B", "umt5_xxl_encoder", "wan2_1_vae"])
+def test_released_names_stay(name):
+    names = manifest(name)
+    assert released_names(names) == ({key: key for key in names}, None)
+    prefixed, layout = released_names(COMFYUI_PREFIX + key for key in names)
+    assert prefixed == {key: COMFYUI_PREFIX + key for key in names}
+    assert "ComfyUI" in layout
+
+
+def test_unknown_names_survive_for_the_strict_comparison():
+    names = [*core_map("dit", 1).values(), "blocks.0.extra.weight"]
+    assert released_names(names)[0]["blocks.0.extra.weight"] == "blocks.0.extra.weight"
+
+
+def test_two_names_for_one_tensor_are_refused():
+    names = [*core_map("dit", 1).values(), "blocks.0.self_attn.q.weight"]
+    with pytest.raises(ValueError, match=r"both blocks\.0\.self_attn\.q\.weight: .*attn1\.to_q"):
+        released_names(names)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        (manifest("wan_t2v_A14B"), "T2V-A14B"),
+        (manifest("wan_i2v_A14B"), "I2V-A14B"),
+        (manifest("wan_ti2v_5B"), "TI2V-5B"),
+        (manifest("umt5_xxl_encoder"), "umT5"),
+        (manifest("wan2_1_vae"), "VAE 2.1"),
+        (manifest("wan_i2v_A14B") | {"img_emb.proj.0.bias": (1280,)}, r"Wan2.1 image-to-video"),
+        (manifest("wan_t2v_A14B") | {"scaled_fp8": (2,), "blocks.0.ffn.0.scale_weight": ()}, "quantised"),
+        (manifest("wan_t2v_A14B") | {"face_adapter.fuser_blocks.0.k_norm.weight": (1,)}, "Animate"),
+        ({"blocks.0.self_attn.q.lora_A.weight": (4, 8)}, "LoRA"),
+        ({"decoder.upsamples.0.upsamples.0.residual.2.weight": (1,)}, "VAE 2.2"),
+        ({"something.weight": (1,)}, None),
+    ],
+)
+def test_contents_are_recognised(shapes, words):
+    found = describe_contents(shapes)
+    assert found is None if words is None else words in found

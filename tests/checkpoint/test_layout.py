@@ -1,0 +1,93 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from wan.checkpoint.layout import check_folder, repository
+from wan.checkpoint.loading import save_safetensors_folder
+
+CONFIG = SimpleNamespace(
+    name="t2v-A14B",
+    high_noise_checkpoint="high_noise_model",
+    low_noise_checkpoint="low_noise_model",
+    t5_checkpoint="t5.pth",
+    t5_tokenizer="google/umt5-xxl",
+    vae_checkpoint="vae.pth",
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A complete folder, as far as names and headers go."""
+    for expert in ("high_noise_model", "low_noise_model"):
+        save_safetensors_folder({"a": torch.ones(4), "b": torch.ones(4)}, tmp_path / expert, {}, max_shard_bytes=16)
+    (tmp_path / "google" / "umt5-xxl").mkdir(parents=True)
+    for file in ("t5.pth", "vae.pth", "google/umt5-xxl/tokenizer.json"):
+        (tmp_path / file).touch()
+    return tmp_path
+
+
+def refused(folder, config=CONFIG, error=FileNotFoundError) -> str:
+    with pytest.raises(error) as caught:
+        check_folder(folder, config)
+    return str(caught.value)
+
+
+def test_a_complete_folder_passes(folder):
+    check_folder(folder, CONFIG)
+    check_folder(str(folder), CONFIG)
+
+
+def test_no_folder(tmp_path):
+    message = refused(tmp_path / "absent")
+    assert "there is no checkpoint folder" in message
+    assert "huggingface-cli download Wan-AI/Wan2.2-T2V-A14B --local-dir" in message
+
+
+def test_everything_missing_is_listed_at_once(tmp_path):
+    message = refused(tmp_path)
+    for what in ("high_noise_model/", "low_noise_model/", "t5.pth", "google/umt5-xxl/tokenizer.json", "vae.pth"):
+        assert f"missing: {what}" in message
+
+
+def test_missing_shards_and_config_are_listed(folder):
+    (folder / "low_noise_model" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    (folder / "high_noise_model" / "config.json").unlink()
+    message = refused(folder)
+    assert "diffusion_pytorch_model-00002-of-00002.safetensors" in message
+    assert "missing: high_noise_model/config.json" in message
+    assert message.count("missing:") == 2
+
+
+def test_truncated_and_misleading_files_are_found_before_loading(folder):
+    shard = folder / "low_noise_model" / "diffusion_pytorch_model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-4])
+    index = folder / "high_noise_model" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
+    message = refused(folder, error=ValueError)
+    assert "is truncated: tensor b" in message
+    assert "'../../secret.safetensors'" in message
+
+
+def test_a_task_with_one_model_has_it_at_the_top(folder):
+    config = SimpleNamespace(**{**vars(CONFIG), "name": "ti2v-5B"})
+    config.high_noise_checkpoint = config.low_noise_checkpoint = None
+    message = refused(folder, config)
+    assert "missing: config.json" in message
+    assert "Wan-AI/Wan2.2-TI2V-5B" in message
+    save_safetensors_folder({"a": torch.ones(4)}, folder, {})
+    check_folder(folder, config)
+
+
+def test_a_diffusers_pipeline_is_recognised(tmp_path):
+    (tmp_path / "model_index.json").touch()
+    assert "Diffusers pipeline" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("i2v-A14B", "Wan2.2-I2V-A14B"), ("s2v-14B", "Wan2.2-S2V-14B"), ("animate-14B", "Wan2.2-Animate-14B")],
+)
+def test_repository(task, name):
+    assert repository(SimpleNamespace(name=task)) == name
