@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from wan.version import VERSION as __version__
+
 _NAMES = {
     "WanT2V": "wan.text2video",
     "WAN_CONFIGS": "wan.configs",
@@ -11,8 +13,7 @@ _NAMES = {
 }
 _COMING = ("WanI2V", "WanTI2V", "WanS2V", "WanAnimate")
 
-__all__ = ["MAX_AREA_CONFIGS", "SIZE_CONFIGS", "SUPPORTED_SIZES", "WAN_CONFIGS", "WanT2V"]
-__version__ = "0.1.0"
+__all__ = ["MAX_AREA_CONFIGS", "SIZE_CONFIGS", "SUPPORTED_SIZES", "WAN_CONFIGS", "WanT2V", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

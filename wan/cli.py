@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import wan
 from wan import geometry, media, memory, output
 from wan.arguments import OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS, build_parser
 from wan.checkpoint.layout import check_folder, repository
@@ -28,10 +27,12 @@ from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.request import Request, check_supported_size, format_guidance, format_size
 from wan.runtime import Offload, Runtime
+from wan.text2video import WanT2V
+from wan.version import VERSION
 
 log = logging.getLogger(__name__)
 
-PIPELINES = {"t2v-A14B": "WanT2V"}
+PIPELINES = {"t2v-A14B": WanT2V}
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 METADATA_KEY = "wan_request"
 
@@ -263,7 +264,7 @@ def run(job: Job) -> int:
     kept = job.latent
     try:
         describe(job)
-        pipeline = getattr(wan, PIPELINES[job.config.name])(job.config, job.checkpoint, runtime=job.runtime)
+        pipeline = PIPELINES[job.config.name](job.config, job.checkpoint, runtime=job.runtime)
         if job.latent is None:
             with reporter(job.progress) as on_step:
                 latent = pipeline.sample(job.request, on_step)
@@ -383,14 +384,14 @@ def _stored_request(job: Job) -> str:
         device=job.runtime.device.type,
         dtype=job.runtime.dtype_name,
         convert_model_dtype=job.runtime.convert_model_dtype,
-        versions={"wan": wan.__version__, "torch": torch.__version__},
+        versions={"wan": VERSION, "torch": torch.__version__},
     )
 
 
 def _tags(job: Job) -> dict[str, str]:
     if not job.metadata:
         return {}
-    comment = f"{job.request.prompt} ({job.request.task}, seed {job.request.seed}, wan {wan.__version__})"
+    comment = f"{job.request.prompt} ({job.request.task}, seed {job.request.seed}, wan {VERSION})"
     return {METADATA_KEY: _stored_request(job), "comment": comment}
 
 

@@ -1,0 +1,192 @@
+"""Pixels in, pixels out: ranges, colours, tags, and files that appear whole or not at all."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wan.media import (
+    atomic_file,
+    check_writable,
+    contact_sheet,
+    from_uint8,
+    read_metadata,
+    read_video,
+    save_image,
+    to_uint8,
+    write_video,
+)
+
+COLORS = [
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (226, 48, 48),
+    (246, 205, 40),
+    (18, 18, 20),
+    (128, 128, 128),
+    (255,) * 3,
+]
+
+
+def solid(colors, height=48, width=64):
+    return np.stack([np.full((height, width, 3), color, np.uint8) for color in colors])
+
+
+def test_to_uint8_clamps_and_truncates():
+    values = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.9999, 1.0, 3.0])
+    video = values.expand(3, 1, 1, -1)
+    assert to_uint8(video)[0, 0, :, 0].tolist() == [0, 0, 63, 127, 254, 255, 255]
+
+
+def test_to_uint8_puts_colour_last():
+    video = torch.stack([torch.full((2, 4, 6), value) for value in (-1.0, 0.0, 1.0)])
+    frames = to_uint8(video)
+    assert frames.shape == (2, 4, 6, 3) and frames.dtype == torch.uint8
+    assert frames[1, 2, 3].tolist() == [0, 127, 255]
+
+
+def test_from_uint8_is_the_inverse_up_to_truncation():
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(-1, -1, -1, 3)
+    assert (to_uint8(from_uint8(pixels).transpose(0, 1)).int() - pixels.int()).abs().max() <= 1
+
+
+def test_colours_survive_the_round_trip(tmp_path):
+    write_video(solid(COLORS), tmp_path / "a.mp4", fps=8)
+    frames, fps = read_video(tmp_path / "a.mp4")
+    assert fps == 8 and frames.shape == (len(COLORS), 48, 64, 3) and frames.dtype == torch.uint8
+    assert np.abs(frames.numpy().astype(int) - solid(COLORS)).max() <= 4
+
+
+def test_the_stored_planes_follow_bt709_limited_range(tmp_path):
+    """By the formula of the standard, so that a player that believes the tags shows the right colours."""
+    import av
+
+    write_video(solid([(226, 48, 48)]), tmp_path / "a.mp4", fps=8)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.color_primaries, context.color_trc, context.colorspace, context.color_range) == (1, 1, 1, 1)
+        assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+        planes = next(container.decode(video=0)).to_ndarray()
+    r, g, b = 226 / 255, 48 / 255, 48 / 255
+    y = 0.2126 * r + 0.7152 * g + 0.0722 * b
+    expected = 16 + 219 * y, 128 + 224 * (b - y) / 1.8556, 128 + 224 * (r - y) / 1.5748
+    np.testing.assert_allclose((planes[0, 0], planes[50, 0], planes[-1, 0]), expected, atol=2)
+
+
+def test_chunks_of_arrays_and_tensors_are_joined(tmp_path):
+    frames = solid(COLORS)
+    chunks = iter([frames[:1], torch.from_numpy(frames[1:5]), frames[5:]])
+    assert write_video(chunks, tmp_path / "a.mp4", fps=16) == len(COLORS)
+    assert len(read_video(tmp_path / "a.mp4")[0]) == len(COLORS)
+
+
+def test_one_frame(tmp_path):
+    write_video(solid(COLORS[:1]), tmp_path / "a.mp4", fps=16)
+    assert len(read_video(tmp_path / "a.mp4")[0]) == 1
+
+
+def test_odd_sides_are_padded(tmp_path):
+    write_video(solid(COLORS, 31, 45), tmp_path / "a.mp4", fps=8)
+    assert read_video(tmp_path / "a.mp4")[0].shape[1:3] == (32, 46)
+
+
+def test_metadata_round_trip(tmp_path):
+    tags = {"wan_request": '{"prompt": "ein Bär; 熊 = \\"bear\\"\\n\\\\"}', "comment": "# one; two = three"}
+    write_video(solid(COLORS), tmp_path / "a.mp4", fps=8, metadata=tags)
+    assert tags.items() <= read_metadata(tmp_path / "a.mp4").items()
+
+
+def test_the_index_comes_first(tmp_path):
+    write_video(solid(COLORS), tmp_path / "a.mp4", fps=8)
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert 0 < content.find(b"moov") < content.find(b"mdat")
+
+
+def test_existing_files_are_kept_unless_told(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match=r"a\.mp4 exists already"):
+        write_video(solid(COLORS), path, fps=8)
+    assert path.read_text() == "precious"
+    write_video(solid(COLORS), path, fps=8, overwrite=True)
+    assert len(read_video(path)[0]) == len(COLORS)
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "a.mp4"
+
+    def frames():
+        yield solid(COLORS)
+        path.write_text("precious")
+
+    with pytest.raises(FileExistsError, match="appeared while"):
+        write_video(frames(), path, fps=8)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"] and path.read_text() == "precious"
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    def frames():
+        yield solid(COLORS)
+        raise RuntimeError("decoder")
+
+    with pytest.raises(RuntimeError, match="decoder"):
+        write_video(frames(), tmp_path / "a.mp4", fps=8)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "frames, text",
+    [(iter([]), "no frames"), (np.zeros((1, 8, 8, 3)), "uint8"), (np.zeros((8, 8, 3), np.uint8), "uint8")],
+)
+def test_what_is_no_video_is_refused(tmp_path, frames, text):
+    with pytest.raises(ValueError, match=text):
+        write_video(frames, tmp_path / "a.mp4", fps=8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_what_is_no_video(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_video(tmp_path / "a.mp4")
+    (tmp_path / "a.mp4").write_text("text")
+    with pytest.raises(ValueError, match="is not a video that can be read"):
+        read_video(tmp_path / "a.mp4")
+
+
+def test_contact_sheet(tmp_path):
+    contact_sheet(solid(COLORS), tmp_path / "a.png", columns=3)
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.size == (3 * 66 + 2, 3 * 50 + 2)
+        assert sheet.getpixel((10, 10)) == COLORS[0] and sheet.getpixel((76, 10)) == COLORS[1]
+        assert sheet.getpixel((10, 60)) == COLORS[3]
+
+
+def test_save_image(tmp_path):
+    save_image(torch.from_numpy(solid(COLORS)[3]), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.getpixel((5, 5)) == COLORS[3]
+
+
+def test_check_writable(tmp_path):
+    check_writable(tmp_path / "new" / "a.mp4")
+    assert (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir())
+    with pytest.raises(ValueError, match="is a folder; give the name of a file in it, or use --output_dir"):
+        check_writable(tmp_path / "new")
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(FileExistsError, match="exists already; choose another name, or give --overwrite"):
+        check_writable(tmp_path / "a.mp4")
+    check_writable(tmp_path / "a.mp4", overwrite=True)
+    with pytest.raises(ValueError, match=r"cannot write to .*; choose another --output_dir"):
+        check_writable(tmp_path / "a.mp4" / "b.mp4")
+
+
+def test_atomic_file_without_links(tmp_path, monkeypatch):
+    """Some network and removable file systems have no hard links; a plain rename serves them."""
+
+    def no_links(*_):
+        raise OSError("not supported")
+
+    monkeypatch.setattr("os.link", no_links)
+    with atomic_file(tmp_path / "a.txt", overwrite=False) as temporary:
+        temporary.write_text("done")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -1,0 +1,68 @@
+"""Random miniatures in the released folder layout: noise instead of pictures, but every code path, in milliseconds."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from wan.checkpoint.loading import save_safetensors_folder
+from wan.configs import NANO_CONFIGS
+from wan.modules.model import WanModel, WanModelConfig
+from wan.modules.t5 import T5Config, T5Encoder
+from wan.modules.vae import VAEConfig
+from wan.modules.vae2_1 import CausalVAE2_1
+from wan.nano.worlds import BACKGROUNDS, COLORS, MOTIONS, SHAPES
+
+TEXT_DIM = 16
+SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
+
+
+def write_random_checkpoint(folder: Path, task: str = "t2v-A14B", seed: int = 0) -> Path:
+    """Write a checkpoint of the nano family with random weights, the same for the same seed; returns `folder`."""
+    config = NANO_CONFIGS[task]
+    generator = torch.Generator().manual_seed(seed)
+    model = WanModelConfig(
+        model_type=config.model_type,
+        in_dim=config.in_dim,
+        out_dim=config.out_dim,
+        dim=32,
+        ffn_dim=64,
+        num_heads=2,
+        num_layers=2,
+        text_dim=TEXT_DIM,
+        text_len=config.text_len,
+    )
+    for expert in (config.high_noise_checkpoint, config.low_noise_checkpoint):
+        module = _filled(WanModel(model), generator)
+        save_safetensors_folder(module.state_dict(), folder / expert, model.to_dict() | {"family": "nano"})
+    vocab_size = _write_tokenizer(folder / config.t5_tokenizer)
+    text = T5Config(vocab_size, dim=TEXT_DIM, dim_attn=TEXT_DIM, dim_ffn=32, num_heads=2, num_layers=1)
+    torch.save(_filled(T5Encoder(text), generator).state_dict(), folder / config.t5_checkpoint)
+    vae = VAEConfig(dim=8, z_dim=config.z_dim, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
+    torch.save(_filled(CausalVAE2_1(vae), generator).state_dict(), folder / config.vae_checkpoint)
+    return folder
+
+
+def _filled(module: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Initialised as for training, then every zero-initialised weight (heads, gates) is given something to do."""
+    module.init_weights(generator)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.02, generator=generator)
+    return module
+
+
+def _write_tokenizer(folder: Path) -> int:
+    """A tokenizer of whole words of the small world; the size of its vocabulary."""
+    words = [*SPECIAL_TOKENS, "a", "on", "moves", "background", *SHAPES, *COLORS, *BACKGROUNDS, *MOTIONS]
+    description = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "<unk>"},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+    return len(words)
