@@ -7,6 +7,8 @@ embedding, modulation, norms, head) compute in float32 whatever the dtype of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,13 +60,34 @@ class WanLayerNorm(nn.LayerNorm):
 
 
 def sinusoidal_embedding_1d(dim: int, position: Tensor) -> Tensor:
-    """Features [L, dim] in float64 of positions [L]: all cosines, then all sines, of position * 10000^(-k / (dim/2))."""
+    """Features [L, dim] in float64 of positions [L]: cosines, then sines, of position * 10000^(-k / (dim/2))."""
     if dim % 2:
         raise ValueError(f"the width of a sinusoidal embedding must be even, got {dim}")
     half = dim // 2
     exponent = torch.arange(half, dtype=torch.float64, device=position.device) / half
     angles = position.to(torch.float64)[:, None] * 10000.0**-exponent
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def by_rows(fn: Callable[..., Tensor], x: Tensor, *others: Tensor, dtype: torch.dtype) -> Tensor:
+    """fn(x, *others).to(dtype) for tensors [B, L, ...] of which each row of L needs only itself.
+
+    On a CPU a chain of elementwise passes is bound by memory, so it runs a slice of rows at a time, small enough for
+    the second-level cache; a GPU, a compiler and autograd prefer the whole.
+    """
+    rows = max(1, _TILE_BYTES // (4 * x.shape[0] * x[0, 0].numel()))
+    if x.device.type != "cpu" or rows >= x.shape[1] or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return fn(x, *others).to(dtype)
+    out: Tensor | None = None
+    for start in range(0, x.shape[1], rows):
+        part = fn(*(t[:, start : start + rows] if t.shape[1] > 1 else t for t in (x, *others)))
+        if out is None:
+            out = part.new_empty(x.shape[0], x.shape[1], *part.shape[2:], dtype=dtype)
+        out[:, start : start + rows] = part
+    return out
+
+
+_TILE_BYTES = 1 << 20  # float32 bytes of one operand's slice; several of them share the cache of one core
 
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:

@@ -25,12 +25,12 @@ from wan.modules.layers import (
     Linear,
     WanLayerNorm,
     WanRMSNorm,
+    by_rows,
     gated_add,
     norm_modulate,
     sinusoidal_embedding_1d,
 )
 from wan.modules.rope import grid_positions, rope_table, rotate
-
 
 MODEL_TYPES = ("t2v", "i2v", "ti2v", "s2v", "animate")
 
@@ -89,7 +89,7 @@ class WanModelConfig:
 class Segments(NamedTuple):
     """Which row of the timestep table modulates each token.
 
-    `rows` [B] when every sample has one timestep. Otherwise `runs`: (sample, start, stop, row) spans that together cover
+    `rows` [B] when every sample has one timestep. Otherwise `runs`: (sample, start, stop, row) spans that cover
     every token, so that a clean first frame costs one more row and no per-token tensor.
     """
 
@@ -124,16 +124,21 @@ def run_blocks(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tok
     return tokens
 
 
-def by_segment(fn: Callable[..., Tensor], segments: Segments, table: Tensor, x: Tensor, *others: Tensor) -> Tensor:
-    """fn(x, *others, *rows) -> [B, L, C] float32, with the table's columns [S, k, C] given as rows for their tokens."""
+def by_segment(
+    fn: Callable[..., Tensor], segments: Segments, table: Tensor, x: Tensor, *others: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """fn(x, *others, *rows).to(dtype), [B, L, C], with the table's columns [S, k, C] given as rows for their tokens."""
+
+    def apply(rows: Sequence[Tensor], *parts: Tensor) -> Tensor:
+        return by_rows(lambda *p: fn(*p, *rows), *parts, dtype=dtype)
+
     if segments.rows is not None:
         if x.shape[0] == 1 and table.shape[0] == 1:
-            return fn(x, *others, *table[0].unbind(0))  # plain [C] vectors take the fused path
-        return fn(x, *others, *table[segments.rows][:, :, None].unbind(1))
-    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+            return apply(table[0].unbind(0), x, *others)  # plain [C] vectors take the fused path
+        return apply(table[segments.rows][:, :, None].unbind(1), x, *others)
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
     for b, start, stop, row in segments.runs:
-        part = (t[b, start:stop] for t in (x, *others))
-        out[b, start:stop] = fn(*part, *table[row].unbind(0))
+        out[b, start:stop] = apply(table[row].unbind(0), *(p[b : b + 1, start:stop] for p in (x, *others)))[0]
     return out
 
 
@@ -151,11 +156,14 @@ class WanSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, kv_lens: Sequence[int] | None) -> Tensor:
         """x [B, L, C] -> [B, L, C]."""
-        x = x.to(self.q.weight.dtype)  # once, not in each of q, k and v
         v = self.v(x)
-        q = rotate(self.heads(self.norm_q(self.q(x))), rope).to(v.dtype)
-        k = rotate(self.heads(self.norm_k(self.k(x))), rope).to(v.dtype)
+        q = by_rows(lambda q, rope: rotate(self.heads(self.norm_q(q)), rope), self.q(x), rope, dtype=v.dtype)
+        k = by_rows(lambda k, rope: rotate(self.heads(self.norm_k(k)), rope), self.k(x), rope, dtype=v.dtype)
         return self.o(self.attend(q, k, self.heads(v), kv_lens).flatten(2))
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self.q.weight.dtype
 
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
@@ -167,8 +175,8 @@ class WanCrossAttention(WanSelfAttention):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x [B, L, C], context [B, text_len, C] -> [B, L, C]."""
         v = self.v(context)
-        q = self.heads(self.norm_q(self.q(x))).to(v.dtype)
-        k = self.heads(self.norm_k(self.k(context))).to(v.dtype)
+        q = self.heads(by_rows(self.norm_q, self.q(x), dtype=v.dtype))
+        k = self.heads(by_rows(self.norm_k, self.k(context), dtype=v.dtype))
         return self.o(self.attend(q, k, self.heads(v)).flatten(2))
 
 
@@ -188,12 +196,13 @@ class WanAttentionBlock(nn.Module):
         x, rope, segments, lengths = tokens
         table = self.modulation.float() + cond.modulation  # [S, 6, C]
         attn, ffn = table[:, 0:3], table[:, 3:6]  # shift, scale, gate
+        half, wide = self.self_attn.compute_dtype, torch.float32
 
-        h = by_segment(self.modulated, segments, attn[:, :2], x)
-        x = by_segment(gated_add, segments, attn[:, 2:], x, self.self_attn(h, rope, lengths))
-        x = x + self.cross_attn(self.norm3(x), cond.context)
-        h = by_segment(self.modulated, segments, ffn[:, :2], x)
-        x = by_segment(gated_add, segments, ffn[:, 2:], x, self.ffn(h))
+        h = by_segment(self.modulated, segments, attn[:, :2], x, dtype=half)
+        x = by_segment(gated_add, segments, attn[:, 2:], x, self.self_attn(h, rope, lengths), dtype=wide)
+        x = x + self.cross_attn(by_rows(self.norm3, x, dtype=half), cond.context)
+        h = by_segment(self.modulated, segments, ffn[:, :2], x, dtype=half)
+        x = by_segment(gated_add, segments, ffn[:, 2:], x, self.ffn(h), dtype=wide)
         return tokens._replace(x=x)
 
     def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -216,7 +225,7 @@ class Head(nn.Module):
         def project(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
             return norm_modulate(x.float(), shift, scale, self.eps)
 
-        return self.head(by_segment(project, segments, table, x))
+        return self.head(by_segment(project, segments, table, x, dtype=torch.float32))
 
 
 class PatchEmbedding(nn.Conv3d):
@@ -232,8 +241,8 @@ class PatchEmbedding(nn.Conv3d):
 class WanModel(nn.Module):
     """The transformer of T2V, I2V and TI2V, with the parameter names of the released checkpoints.
 
-    Build it as `WanModel(config)` or, as upstream's users do, `WanModel(model_type=..., dim=..., ...)`. Weights are zero
-    until they are loaded (`from_pretrained`) or drawn (`init_weights`).
+    Build it as `WanModel(config)` or, as upstream's users do, `WanModel(model_type=..., dim=..., ...)`. Weights are
+    zero until they are loaded (`from_pretrained`) or drawn (`init_weights`).
     """
 
     def __init__(self, config: WanModelConfig | str | None = None, **options: Any):
