@@ -17,7 +17,7 @@ from wan.modules.t5 import T5Config, T5Encoder
 
 TEXT_LEN = 512
 HEADER = (
-    "prompt tokens",
+    "prompts, tokens",
     "ours s",
     "transformers, trimmed s",
     "ratio",
@@ -58,10 +58,7 @@ def main() -> None:
     )
     ours, theirs = build_pair(config, device, dtype)
     ceiling = gemm_ceiling(device, dtype)
-    rows = []
-    for tokens in args.tokens:
-        ids = torch.randint(2, config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(tokens))
-        rows.append(measure(ours, theirs, ids.to(device), ceiling, args.rounds))
+    rows = [measure(ours, theirs, lengths, device, ceiling, args.rounds) for lengths in args.prompts]
     write_result(
         f"t5-{device.type}.md" if args.out is None else args.out,
         title="Text encoder against transformers",
@@ -69,7 +66,6 @@ def main() -> None:
         settings={
             "encoder": f"{config.num_layers} of 24 layers, width {config.dim}, ffn {config.dim_ffn}",
             "dtype": args.dtype,
-            "batch": 1,
             "rounds": args.rounds,
             "bf16 GEMM ceiling" if dtype == torch.bfloat16 else "GEMM ceiling": f"{ceiling / 1e12:.2f} TFLOP/s",
             "transformers": metadata.version("transformers"),
@@ -89,7 +85,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--dim", type=int, default=4096, help="width, a multiple of 64; released: 4096")
     parser.add_argument("--layers", type=int, default=4, help="released: 24")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[20, 80, 512])
+    parser.add_argument(
+        "--prompts",
+        type=lambda text: [int(length) for length in text.split("+")],
+        nargs="+",
+        default=[[20], [80], [512], [20, 126]],
+        metavar="LENGTHS",
+        help="tokens of the prompts of one call, as 20 or 20+126 (a short prompt and the default negative one)",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", help="result file; default t5-<device>.md in benchmarks/results")
     return parser.parse_args()
@@ -109,26 +112,37 @@ def build_pair(config: T5Config, device: torch.device, dtype: torch.dtype) -> tu
     return ours, theirs.eval()
 
 
-def measure(ours: T5Encoder, theirs: torch.nn.Module, ids: Tensor, ceiling: float, rounds: int) -> list[object]:
-    """One row of the table for ids [1, L]."""
-    device, tokens = ids.device, ids.shape[1]
-    padded = F.pad(ids, (0, TEXT_LEN - tokens))
-    mask = (torch.arange(TEXT_LEN, device=device) < tokens).long()[None]
+def measure(
+    ours: T5Encoder, theirs: torch.nn.Module, lengths: list[int], device: torch.device, ceiling: float, rounds: int
+) -> list[object]:
+    """One row of the table: prompts of these lengths, all in one call of ours, one after the other in theirs."""
+    vocabulary, generator = ours.config.vocab_size, torch.Generator().manual_seed(0)
+    prompts = [torch.randint(2, vocabulary, (1, n), generator=generator).to(device) for n in lengths]
+    ids = torch.cat([F.pad(prompt, (0, max(lengths) - prompt.shape[1])) for prompt in prompts])
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device)
+    padded = [F.pad(prompt, (0, TEXT_LEN - prompt.shape[1])) for prompt in prompts]
+    masks = [(torch.arange(TEXT_LEN) < n).long()[None].to(device) for n in lengths]
 
-    def run_ours() -> Tensor:
-        return ours(ids)
+    def run_ours() -> list[Tensor]:
+        return [row[:n] for row, n in zip(ours(ids, mask), lengths)]
 
-    def run_padded() -> Tensor:
-        return theirs(input_ids=padded, attention_mask=mask).last_hidden_state[:, :tokens]
+    def run_trimmed() -> list[Tensor]:
+        return [theirs(input_ids=prompt).last_hidden_state[0] for prompt in prompts]
 
-    difference = (run_ours() - run_padded()).float().norm() / run_padded().float().norm()
-    assert difference < 0.05, f"the two encoders disagree by {difference:.3f}"
-    trimmed = alternate(run_ours, lambda: theirs(input_ids=ids).last_hidden_state, device, rounds)
+    def run_padded() -> list[Tensor]:
+        rows = [theirs(input_ids=i, attention_mask=m).last_hidden_state[0] for i, m in zip(padded, masks)]
+        return [row[:n] for row, n in zip(rows, lengths)]
+
+    for mine, other in zip(run_ours(), run_padded()):
+        difference = ((mine - other).float().norm() / other.float().norm()).item()
+        if difference > 0.05:
+            raise RuntimeError(f"the two encoders disagree by {difference:.3f}: nothing to compare")
+    trimmed = alternate(run_ours, run_trimmed, device, rounds)
     full = alternate(run_ours, run_padded, device, rounds)
-    linears = alternate(run_ours, linears_alone(ours, tokens), device, rounds)
-    flops = encoder_flops(ours.config, tokens)
+    linears = alternate(run_ours, linears_alone(ours, sum(lengths)), device, rounds)
+    flops = sum(encoder_flops(ours.config, n) for n in lengths)
     return [
-        tokens,
+        "+".join(map(str, lengths)),
         trimmed.ours,
         trimmed.reference,
         trimmed.ratio,

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from tests.modules.test_tokenizers import write_tokenizer
-from wan.modules.t5 import Packing, T5Config, T5Encoder, T5EncoderModel, T5Norm, clamp_overflow, relative_buckets
+from wan.modules.t5 import (
+    Packing,
+    T5Config,
+    T5Encoder,
+    T5EncoderModel,
+    T5Norm,
+    clamp_overflow,
+    load_t5,
+    relative_buckets,
+)
 
 MANIFEST = Path(__file__).parents[1] / "data" / "state_dict" / "umt5_xxl_encoder.json"
 CONFIG = T5Config(vocab_size=90, dim=48, dim_attn=32, dim_ffn=64, num_heads=4, num_layers=3)
@@ -198,6 +207,16 @@ def released(tmp_path_factory) -> tuple[Path, Path]:
 
 def load(released: tuple[Path, Path], text_len: int = 32, **kwargs) -> T5EncoderModel:
     return T5EncoderModel(text_len, checkpoint_path=released[0], tokenizer_path=released[1], **kwargs)
+
+
+def test_names_of_transformers_load_as_well(tmp_path):
+    from benchmarks.t5 import transformers_state
+
+    state = make_encoder().state_dict()
+    torch.save(transformers_state(state), tmp_path / "t5.pth")
+    loaded = load_t5(tmp_path / "t5.pth", torch.float32, "cpu")
+    assert loaded.config == CONFIG
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_text_encoder_returns_the_valid_rows_of_the_padded_result(released):

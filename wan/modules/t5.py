@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wan.checkpoint.formats import released_names
+from wan.checkpoint.loading import load_module
+from wan.checkpoint.source import open_source
 from wan.modules.tokenizers import HuggingfaceTokenizer
 
 
@@ -281,9 +284,8 @@ def clamp_overflow(x: Tensor) -> Tensor:
 
 
 def load_t5(path: str | Path, dtype: torch.dtype, device: torch.device | str) -> T5Encoder:
-    """The encoder of a checkpoint file, of whatever size its tensors say, without initialising weights first."""
-    state = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
-    with torch.device("meta"):
-        model = T5Encoder(T5Config.from_state({name: tensor.shape for name, tensor in state.items()}))
-    model.load_state_dict(state, assign=True)
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    """The encoder of a checkpoint, of whatever size its tensors say; Transformers' names are understood as well."""
+    source = open_source(path)
+    names, _ = released_names(source.names())
+    config = T5Config.from_state({name: source.shape(stored) for name, stored in names.items()})
+    return load_module(lambda: T5Encoder(config), source, dtype=dtype, device=device)
