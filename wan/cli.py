@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from wan import geometry, media, memory, output
@@ -220,9 +222,9 @@ def _video_path(args: argparse.Namespace, request: Request, latent: Path | None)
     folder = Path(args.output_dir).expanduser() if args.output_dir else Path()
     if args.save_file:
         path = folder / Path(args.save_file).expanduser()
-        if not path.suffix:
+        if not path.suffix and not path.is_dir():
             return path.with_name(path.name + ".mp4")
-        if path.suffix.lower() != ".mp4":
+        if path.suffix and path.suffix.lower() != ".mp4":
             raise ValueError(f"--save_file must end in .mp4, got {path.name}; try {path.with_suffix('.mp4').name}")
         return path
     if latent is not None:
@@ -268,14 +270,14 @@ def run(job: Job) -> int:
         if job.latent is None:
             with reporter(job.progress) as on_step:
                 latent = pipeline.sample(job.request, on_step)
-            kept = output.latent_path(job.video)
-            output.save_latent(latent, kept, _stored_request(job))
+            kept = _keep(latent, job)
         else:
             latent = output.load_latent(job.latent)[0]
         start = time.perf_counter()
         frames = (media.to_uint8(chunk) for chunk in pipeline.decode(latent))
         count = media.write_video(frames, job.video, job.request.fps, _tags(job), job.overwrite)
-        kept.unlink()
+        if kept is not None:
+            kept.unlink()
     except KeyboardInterrupt:
         print("generate.py: interrupted" + (_how_to_resume(job, kept) or "; nothing was written"), file=sys.stderr)
         return INTERRUPTED
@@ -286,6 +288,17 @@ def run(job: Job) -> int:
         return FAILED
     _summarize(job, pipeline.phases, count, time.perf_counter() - start)
     return DONE
+
+
+def _keep(latent: Tensor, job: Job) -> Path | None:
+    """Save the latent beside the video until that is written. A full disk does not end the run: the video may fit."""
+    path = output.latent_path(job.video)
+    try:
+        output.save_latent(latent, path, _stored_request(job))
+    except (OSError, SafetensorError) as error:
+        log.warning("the latent could not be kept (%s): if decoding fails too, the run is lost", error)
+        return None
+    return path
 
 
 def describe(job: Job) -> None:
@@ -398,8 +411,8 @@ def _tags(job: Job) -> dict[str, str]:
 def _how_to_resume(job: Job, kept: Path | None) -> str:
     if kept is None or not kept.exists():
         return ""
-    ckpt = "" if job.config.family == "nano" else f" --ckpt_dir {job.checkpoint}"
-    return f"; finish it with: python generate.py --resume {kept}{ckpt}"
+    ckpt = "" if job.config.family == "nano" else f" --ckpt_dir {shlex.quote(str(job.checkpoint))}"
+    return f"; finish it with: python generate.py --resume {shlex.quote(str(kept))}{ckpt}"
 
 
 def _report_failure(error: Exception) -> None:

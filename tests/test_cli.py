@@ -1,0 +1,480 @@
+"""The command line: what it refuses and how it says so, what it plans, what it writes, how it recovers."""
+
+import json
+import logging
+import re
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+from wan import cli, media, output
+from wan.arguments import build_parser, str2bool
+from wan.memory import PhaseStats
+from wan.nano.random import write_random_checkpoint
+from wan.request import Request
+
+NANO = ["--prompt", "a red circle", "--device", "cpu", "--progress", "none"]
+
+
+class StubT2V:
+    """A pipeline without weights: the latent is a constant, the video grey. `fail` names the phase that breaks."""
+
+    fail: tuple[str, BaseException] | None = None
+    steps_seen = 0
+
+    def __init__(self, config, checkpoint_dir, runtime):
+        self.phases = {"encode": PhaseStats(0.1, 2**30)}
+
+    def sample(self, request, on_step):
+        for done in range(1, request.steps + 1):
+            if on_step:
+                on_step(done, request.steps, torch.zeros(1))
+            type(self).steps_seen = done
+            self.break_in("denoise")
+        return torch.full((16, 5, 8, 8), 0.5)
+
+    def decode(self, latent):
+        assert latent.eq(0.5).all()
+        yield torch.zeros(3, 1, 64, 64)
+        self.break_in("decode")
+        yield torch.zeros(3, 16, 64, 64)
+
+    def break_in(self, phase):
+        if self.fail and self.fail[0] == phase:
+            raise self.fail[1]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return write_random_checkpoint(tmp_path_factory.mktemp("nano"))
+
+
+@pytest.fixture(autouse=True)
+def workplace(monkeypatch, tmp_path, checkpoint, caplog):
+    """An empty current folder, a random miniature as the embedded checkpoint, and no torchrun."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "nano_checkpoint", lambda task: checkpoint)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    caplog.set_level(logging.INFO)
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    monkeypatch.setattr(StubT2V, "fail", None)
+    monkeypatch.setattr(StubT2V, "steps_seen", 0)
+    monkeypatch.setitem(cli.PIPELINES, "t2v-A14B", StubT2V)
+    return StubT2V
+
+
+def planned(*flags):
+    return cli.plan(build_parser().parse_args([*NANO, *flags]))
+
+
+def files():
+    return sorted(path.name for path in Path().iterdir())
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "  "], "the prompt is empty"),
+        (["--size", "1280*720"], "the nano model of t2v-A14B makes; try 64*64"),
+        (["--size", "big"], "size must be WIDTH*HEIGHT in pixels, for example 1280*720, got 'big'"),
+        (["--frame_num", "16"], "frame_num must be 4n+1, got 16; try 13 or 17"),
+        (["--frame_num", "-3"], "frame_num must be 4n+1, got -3; try 1"),
+        (["--sample_steps", "0"], "sample_steps must be at least 1, got 0"),
+        (["--sample_shift", "-1"], "sample_shift must be above 0, got -1"),
+        (["--sample_guide_scale", "high"], "guidance is one number or low,high (for example 5 or 3,4), got 'high'"),
+        (["--sample_solver", "ddim"], "invalid choice: 'ddim'"),
+        (["--attention", "magic"], "invalid choice: 'magic'"),
+        (["--attention", "flash2"], "attention backend 'flash2' needs a CUDA device"),
+        (["--task", "t2v"], "invalid choice: 't2v'"),
+        (["--task", "i2v-A14B"], "task i2v-A14B is not available yet, it comes later; now: t2v-A14B"),
+        (["--image", "cat.jpg"], "--image is not used by t2v-A14B, only by i2v-A14B"),
+        (["--audio", "talk.wav"], "--audio is not used by t2v-A14B, only by s2v-14B; leave it out"),
+        (["--use_prompt_extend"], "--use_prompt_extend is not available yet; leave it out"),
+        (["--ulysses_size", "8"], "--ulysses_size 8 needs several GPUs"),
+        (["--dit_fsdp"], "--dit_fsdp needs several GPUs"),
+        (["--t5_fsdp"], "--t5_fsdp needs several GPUs"),
+        (["--device", "tpu"], "--device 'tpu' is not a device"),
+        (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
+        (["--offload_model", "maybe"], "a yes or no was expected (true, false, yes, no, 1, 0), got 'maybe'"),
+        (["--convert_model_dtype", "--dtype", "fp32"], "contradicts --dtype fp32"),
+        (["--ckpt_dir", "nowhere"], "there is no checkpoint folder nowhere"),
+        (["--save_file", "a.gif"], "--save_file must end in .mp4, got a.gif; try a.mp4"),
+        (["--save_file", "."], "is a folder"),
+        (["--from_video", "gone.mp4"], "there is no file gone.mp4"),
+        (["--fps", "0"], "fps must be at least 1"),
+        (["--boundary", "875"], "boundary is a share of the timesteps and must lie in 0..1, got 875"),
+        (["--frames", "17"], "unrecognized arguments: --frames 17"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_code_2(flags, text, capsys, stub):
+    assert cli.main([*NANO, *flags]) == cli.WRONG
+    error = capsys.readouterr().err
+    assert text in error
+    assert "Traceback" not in error and error.startswith("generate.py: error: ")
+    assert stub.steps_seen == 0 and files() == []
+
+
+def test_an_incomplete_checkpoint_lists_what_is_missing(capsys, checkpoint, tmp_path):
+    broken = tmp_path / "broken"
+    (broken / "low_noise_model").mkdir(parents=True)
+    assert cli.main([*NANO, "--ckpt_dir", str(broken)]) == cli.WRONG
+    error = capsys.readouterr().err
+    for name in ("high_noise_model/", "low_noise_model/", "models_t5_umt5", "tokenizer.json", "Wan2.1_VAE.pth"):
+        assert name in error
+    assert files() == ["broken"]
+
+
+def test_a_partial_copy_without_the_nano_checkpoint(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "nano_checkpoint", lambda task: tmp_path / "absent")
+    assert cli.main(NANO) == cli.WRONG
+    assert "the embedded nano checkpoint of t2v-A14B is not in this copy" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert cli.main(NANO) == cli.WRONG
+    assert "torchrun started 8 processes, and several GPUs are not available yet" in capsys.readouterr().err
+
+
+def test_one_process_of_torchrun_is_fine(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert planned().request.prompt == "a red circle"
+
+
+def test_an_existing_file_is_kept(capsys, stub):
+    Path("a.mp4").write_text("precious")
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.WRONG
+    assert "a.mp4 exists already; choose another name, or give --overwrite" in capsys.readouterr().err
+    assert Path("a.mp4").read_text() == "precious"
+    assert cli.main([*NANO, "--save_file", "a.mp4", "--overwrite"]) == cli.DONE
+    assert len(media.read_video("a.mp4")[0]) == 17
+
+
+def test_an_unwritable_folder(capsys):
+    Path("file").touch()
+    assert cli.main([*NANO, "--output_dir", "file"]) == cli.WRONG
+    assert "choose another --output_dir" in capsys.readouterr().err
+
+
+def test_settings_of_other_tasks_are_ignored_with_a_warning(caplog):
+    planned("--refert_num", "5", "--infer_frames", "80")
+    assert "--refert_num is not used by t2v-A14B, only by animate-14B; it changes nothing here" in caplog.text
+    assert "--infer_frames is not used by t2v-A14B" in caplog.text
+
+
+# ---------------------------------------------------------------- what is planned
+
+
+def test_nano_says_what_it_is(caplog):
+    for flags in ([], ["--ckpt_dir", "nano"]):
+        caplog.clear()
+        job = planned(*flags)
+        assert job.config.family == "nano" and (job.request.size, job.request.frame_num) == ((64, 64), 17)
+        assert "the embedded nano model runs, a toy" in caplog.text
+        assert "huggingface-cli download Wan-AI/Wan2.2-T2V-A14B" in caplog.text
+
+
+def test_a_nano_folder_is_recognised_by_its_config(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "nano_checkpoint", lambda task: tmp_path)
+    assert planned("--ckpt_dir", str(checkpoint)).config.family == "nano"
+
+
+def test_a_released_folder_gets_the_released_config(checkpoint, monkeypatch):
+    monkeypatch.setattr(cli, "_is_nano", lambda folder, config: False)
+    job = planned("--ckpt_dir", str(checkpoint), "--size", "832x480")
+    assert job.request.size == (832, 480)
+    assert (job.request.steps, job.request.shift, job.request.guidance) == (40, 12.0, (3.0, 4.0))
+
+
+def test_flags_reach_the_request_and_the_runtime():
+    job = planned(
+        *("--negative_prompt", "", "--size", "64x64", "--frame_num", "5", "--sample_steps", "3", "--base_seed", "7"),
+        *("--sample_guide_scale", "2,1.5", "--sample_shift", "4", "--sample_solver", "dpm++", "--fps", "12"),
+        *("--boundary", "0.5", "--noise_device", "cpu", "--dtype", "fp32", "--attention", "sdpa", "--compile"),
+    )
+    assert job.request == Request(
+        task="t2v-A14B",
+        prompt="a red circle",
+        negative_prompt="",
+        size=(64, 64),
+        frame_num=5,
+        steps=3,
+        shift=4.0,
+        guidance=(2.0, 1.5),
+        solver="dpm++",
+        seed=7,
+        fps=12,
+        boundary=0.5,
+        noise_device="cpu",
+    )
+    assert (job.runtime.dtype, job.runtime.attention, job.runtime.compile) == (torch.float32, "sdpa", True)
+
+
+def test_every_upstream_flag_of_text_to_video_is_accepted():
+    command = (
+        "--task t2v-A14B --size 64*64 --frame_num 17 --ckpt_dir nano --offload_model True --ulysses_size 1 --t5_cpu "
+        "--save_file a.mp4 --prompt_extend_method local_qwen --prompt_extend_target_lang zh --base_seed -1 "
+        "--sample_solver unipc --sample_steps 2 --sample_shift 5.0 --sample_guide_scale 5.0 --convert_model_dtype"
+    )
+    job = planned(*command.split())
+    assert job.runtime.convert_model_dtype and job.video == Path("a.mp4") and job.request.guidance == (5.0, 5.0)
+
+
+def test_a_missing_prompt_is_announced(caplog):
+    job = cli.plan(build_parser().parse_args(["--device", "cpu"]))
+    assert f"no --prompt: using the example {job.request.prompt!r}" in caplog.text
+
+
+def test_a_long_prompt_is_warned_about(caplog):
+    planned("--prompt", "a red circle " * 30 + "on navy")
+    assert "the text encoder reads 64 tokens and the prompt has 93; this part is cut off: " in caplog.text
+    assert "on navy'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [("True", True), ("yes", True), ("T", True), ("1", True), ("false", False), ("N", False), ("0", False)],
+)
+def test_str2bool(text, value):
+    assert str2bool(text) is value
+
+
+def test_help_is_grouped(capsys):
+    assert cli.main(["--help"]) == cli.DONE
+    text = capsys.readouterr().out
+    for group in ("what to make:", "output:", "how to run:", "image-to-video (comes later):", "animate (comes later):"):
+        assert group in text
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "prompt, name",
+    [
+        ("Two cats, boxing!", "Two_cats_boxing"),
+        ('a/b\\c:d*e?"f<g>|h\t\n', "a_b_c_d_e_f_g_h"),
+        ("../../etc/passwd", "etc_passwd"),
+        ("两只猫 在打架", "两只猫_在打架"),
+        ("😀", "video"),
+        ("x" * 300, "x" * 50),
+        ("trailing... ", "trailing"),
+    ],
+)
+def test_slugs_are_safe(prompt, name):
+    assert output.slug(prompt) == name
+
+
+def test_default_name():
+    name = output.default_name("t2v-A14B", (1280, 720), "Two cats", 42, datetime(2026, 1, 31, 23, 59, 58))
+    assert name == "t2v-A14B_1280x720_Two_cats_42_20260131_235958.mp4"
+
+
+def test_output_paths():
+    assert planned("--output_dir", "out").video.parent == Path("out")
+    assert planned("--output_dir", "out", "--save_file", "a").video == Path("out/a.mp4")
+    assert re.fullmatch(r"t2v-A14B_64x64_a_red_circle_\d+_\d{8}_\d{6}\.mp4", planned().video.name)
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_a_run_writes_the_video_and_nothing_else(stub, caplog):
+    assert cli.main([*NANO, "--save_file", "a.mp4", "--base_seed", "5"]) == cli.DONE
+    assert files() == ["a.mp4"]
+    frames, fps = media.read_video("a.mp4")
+    assert frames.shape == (17, 64, 64, 3) and fps == 8
+    assert "64*64, 17 frames at 8 fps, 20 steps of unipc, shift 3, guidance 3, seed 5" in caplog.text
+    assert re.search(r"expected memory about \d+\.\d GiB -> a\.mp4", caplog.text)
+    assert re.search(
+        r"saved a\.mp4: 17 frames, 64\*64; encode 0\.1 s, decode and write .* s; peak memory 1\.00", caplog.text
+    )
+
+
+def test_the_request_is_stored_and_repeated(stub, checkpoint):
+    flags = [
+        "--base_seed",
+        "5",
+        "--sample_steps",
+        "3",
+        "--sample_guide_scale",
+        "2,4",
+        "--negative_prompt",
+        "",
+        "--fps",
+        "9",
+    ]
+    assert cli.main([*NANO, *flags, "--dtype", "fp32", "--save_file", "a.mp4"]) == cli.DONE
+    stored = json.loads(media.read_metadata("a.mp4")[cli.METADATA_KEY])
+    assert stored["checkpoint"] == "nano" and stored["seed"] == 5 and set(stored["versions"]) == {"wan", "torch"}
+    first = planned(*flags)
+
+    def again(*flags):
+        return cli.plan(build_parser().parse_args(["--device", "cpu", "--from_video", "a.mp4", *flags]))
+
+    repeated = again()
+    assert repeated.request == first.request and repeated.runtime.dtype == torch.float32
+    assert again("--base_seed", "6").request.seed == 6
+    assert again("--prompt", "a blue square", "--dtype", "bf16").request.prompt == "a blue square"
+
+
+def test_private_videos_have_no_request(stub, capsys):
+    assert cli.main([*NANO, "--save_file", "a.mp4", "--no_metadata"]) == cli.DONE
+    assert not {cli.METADATA_KEY, "comment"} & set(media.read_metadata("a.mp4"))
+    assert cli.main(["--from_video", "a.mp4"]) == cli.WRONG
+    assert "a.mp4 has no stored request" in capsys.readouterr().err
+
+
+def write_stored(path, **values):
+    request = Request.create(cli.get_config("t2v-A14B", "nano"), prompt="p", seed=1).to_dict() | values
+    media.write_video(torch.zeros(1, 16, 16, 3, dtype=torch.uint8), path, 8, {cli.METADATA_KEY: json.dumps(request)})
+
+
+def test_a_released_video_is_not_repeated_with_nano(capsys):
+    write_stored("a.mp4", checkpoint="wan2.2")
+    assert cli.main(["--from_video", "a.mp4"]) == cli.WRONG
+    assert "was made with a t2v-A14B checkpoint; give its folder with --ckpt_dir" in capsys.readouterr().err
+
+
+def test_a_video_of_another_device_is_warned_about(caplog):
+    write_stored("a.mp4", device="cuda")
+    cli.plan(build_parser().parse_args(["--from_video", "a.mp4", "--device", "cpu"]))
+    assert "the video was made on cuda and this runs on cpu" in caplog.text
+
+
+@pytest.mark.parametrize("values", [{"steps": 0}, {"size": 5}, {"guidance": None}, {"task": 3}])
+def test_damaged_requests_are_refused(capsys, values):
+    write_stored("a.mp4", **values)
+    assert cli.main(["--from_video", "a.mp4", "--device", "cpu"]) == cli.WRONG
+
+
+def test_progress(stub, caplog, capsys):
+    flags = [*NANO[:-2], "--sample_steps", "20"]
+    assert cli.main([*flags, "--progress", "plain", "--save_file", "a.mp4"]) == cli.DONE
+    assert "step 1/20" in caplog.text and "step 20/20, 0 s left" in caplog.text
+    assert cli.main([*flags, "--progress", "bar", "--save_file", "b.mp4"]) == cli.DONE
+    assert "20/20" in capsys.readouterr().err
+    caplog.clear()
+    assert cli.main([*flags, "--progress", "none", "--save_file", "c.mp4"]) == cli.DONE
+    assert "20/20" not in capsys.readouterr().err and "step 1" not in caplog.text
+
+
+# ---------------------------------------------------------------- when things break
+
+
+@pytest.mark.parametrize("error", [RuntimeError("codec"), OSError(28, "No space left on device"), MemoryError()])
+def test_a_failed_decode_is_resumed(stub, monkeypatch, capsys, error):
+    stub.fail = ("decode", error)
+    assert cli.main([*NANO, "--save_file", "a.mp4", "--base_seed", "5", "--fps", "11"]) == cli.FAILED
+    message = capsys.readouterr().err
+    assert "the sampled video is not lost; finish it with: python generate.py --resume a.latent.safetensors" in message
+    assert files() == ["a.latent.safetensors"]
+
+    stub.fail = ("denoise", AssertionError("resuming must not sample"))
+    assert cli.main(["--resume", "a.latent.safetensors", "--device", "cpu"]) == cli.DONE
+    assert files() == ["a.mp4"]
+    assert media.read_video("a.mp4")[1] == 11
+    assert json.loads(media.read_metadata("a.mp4")[cli.METADATA_KEY])["seed"] == 5
+
+
+def test_a_failed_encoder_is_resumed(stub, monkeypatch, capsys):
+    def broken(*_):
+        raise ValueError("encoder")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "_to_yuv", broken)
+        assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.FAILED
+    assert files() == ["a.latent.safetensors"]
+    assert cli.main(["--resume", "a.latent.safetensors", "--device", "cpu", "--save_file", "b.mp4"]) == cli.DONE
+    assert files() == ["b.mp4"]
+
+
+def test_a_latent_that_cannot_be_kept_does_not_end_the_run(stub, monkeypatch, caplog):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(output, "save_latent", full)
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.DONE
+    assert "the latent could not be kept (No space left on device)" in caplog.text
+    assert files() == ["a.mp4"]
+
+
+def test_latents_of_failed_runs_do_not_replace_each_other(stub):
+    stub.fail = ("decode", RuntimeError("codec"))
+    for _ in range(2):
+        assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.FAILED
+    assert files() == ["a-2.latent.safetensors", "a.latent.safetensors"]
+
+
+def test_resume_changes_nothing_about_the_request(stub, capsys):
+    assert cli.main(["--resume", "a.latent.safetensors", "--prompt", "other", "--base_seed", "1"]) == cli.WRONG
+    assert "--resume only decodes what was sampled already; --prompt, --base_seed cannot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content, text", [(None, "there is no file"), (b"text", "is not a saved latent")])
+def test_resuming_from_something_else(capsys, content, text):
+    if content:
+        Path("a.latent.safetensors").write_bytes(content)
+    assert cli.main(["--resume", "a.latent.safetensors"]) == cli.WRONG
+    assert text in capsys.readouterr().err
+
+
+def test_interrupting_the_sampling_leaves_nothing(stub, capsys):
+    stub.fail = ("denoise", KeyboardInterrupt())
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.INTERRUPTED
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert files() == []
+
+
+def test_interrupting_the_decoding_says_how_to_go_on(stub, capsys):
+    stub.fail = ("decode", KeyboardInterrupt())
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.INTERRUPTED
+    assert "interrupted; finish it with: python generate.py --resume a.latent.safetensors" in capsys.readouterr().err
+    assert files() == ["a.latent.safetensors"]
+
+
+def test_a_defect_shows_its_traceback_and_a_full_disk_does_not(stub, caplog, capsys):
+    stub.fail = ("denoise", RuntimeError("shapes"))
+    assert cli.main(NANO) == cli.FAILED
+    assert "this is a defect" in caplog.text and "failed: shapes" in capsys.readouterr().err
+    caplog.clear()
+    stub.fail = ("denoise", OSError("disk"))
+    assert cli.main(NANO) == cli.FAILED
+    assert "defect" not in caplog.text and "failed: disk" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the real pipeline, random weights
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_end_to_end(dtype):
+    flags = [
+        *NANO,
+        "--frame_num",
+        "5",
+        "--sample_steps",
+        "4",
+        "--base_seed",
+        "3",
+        "--dtype",
+        dtype,
+        "--attention",
+        "sdpa",
+    ]
+    for name in ("a.mp4", "b.mp4"):
+        assert cli.main([*flags, "--save_file", name]) == cli.DONE
+    first, second = (media.read_video(name)[0] for name in ("a.mp4", "b.mp4"))
+    assert first.shape == (5, 64, 64, 3) and torch.equal(first, second)
+    assert (
+        cli.main(["--from_video", "a.mp4", "--save_file", "c.mp4", "--device", "cpu", "--progress", "none"]) == cli.DONE
+    )
+    assert torch.equal(media.read_video("c.mp4")[0], first)
