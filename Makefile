@@ -43,11 +43,11 @@ test: $(VENV)/.dev
 bench: $(VENV)/.bench
 	for name in dit vae t5 load; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-format: $(VENV)/.dev
+format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -70,6 +70,11 @@ $(VENV)/.core: requirements.txt $(VENV)/.python
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.core
 	@echo 'Installing requirements-dev.txt into $(VENV) (once) ...'
 	@$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements-dev.txt
+	@touch $@
+
+# Formatting needs ruff alone, not torch.
+$(VENV)/.lint: requirements-dev.txt $(VENV)/.python
+	@$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) $$(grep '^ruff==' requirements-dev.txt)
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml $(VENV)/.dev
