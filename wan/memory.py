@@ -1,0 +1,136 @@
+"""Where weights live, and what that costs: the only place that moves a model between devices.
+
+Models are loaded when first used and are never copied back: host weights stay as they were loaded (often a memory map
+of the file) and a model leaves the device by dropping its device copy.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wan.runtime import Offload
+
+
+@dataclass(frozen=True)
+class PhaseStats:
+    """One phase of a run: wall-clock seconds and the peak memory in bytes up to its end.
+
+    On an accelerator the peak is the device's, within the phase; on a CPU it is the process' high-water mark so far.
+    None where the platform does not tell.
+    """
+
+    seconds: float
+    peak_bytes: int | None
+
+
+class Weights:
+    """The models of one pipeline by name: loads each on first use and keeps the device within the offload policy."""
+
+    def __init__(self, device: torch.device, offload: Offload):
+        self.device = device
+        self.set_offload(offload)
+        self._loaders: dict[str, Callable[[], nn.Module]] = {}
+        self._modules: dict[str, nn.Module] = {}
+        self._host: dict[str, dict[str, Tensor]] = {}  # host tensors of the models that are on the device
+
+    def set_offload(self, offload: Offload) -> None:
+        """Change the policy between runs. On a CPU there is nowhere to go, so nothing is ever moved."""
+        self.offload = offload if self.device.type != "cpu" else Offload.NONE
+
+    def add(self, name: str, loader: Callable[[], nn.Module]) -> None:
+        """Register a model; `loader` returns it with its weights on the CPU and is called when it is first needed."""
+        self._loaders[name] = loader
+
+    def get(self, name: str) -> nn.Module:
+        """The model, wherever its weights are now."""
+        if name not in self._modules:
+            self._modules[name] = self._loaders[name]()
+        return self._modules[name]
+
+    def use(self, name: str) -> nn.Module:
+        """The model with its weights on the device; under `Offload.MODEL` every other one leaves it first."""
+        if self.offload is not Offload.NONE:
+            for other in list(self._host):
+                if other != name:
+                    self._leave(other)
+        module = self.get(name)
+        if name not in self._host and self.device.type != "cpu":
+            tensors = dict(_tensors(module))
+            self._host[name] = {key: tensor.data for key, tensor in tensors.items()}
+            for tensor in tensors.values():
+                tensor.data = tensor.data.to(self.device, non_blocking=True)
+        return module
+
+    def done(self, name: str) -> None:
+        """The phase that needed this model is over: under `Offload.MODEL` it leaves the device."""
+        if self.offload is not Offload.NONE and name in self._host:
+            self._leave(name)
+
+    def drop(self, name: str) -> None:
+        """Forget a loaded model altogether; the next use loads it again."""
+        self._host.pop(name, None)
+        self._modules.pop(name, None)
+        gc.collect()
+
+    def _leave(self, name: str) -> None:
+        host = self._host.pop(name)
+        for key, tensor in _tensors(self._modules[name]):
+            tensor.data = host[key]
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+@contextmanager
+def measured(phases: dict[str, PhaseStats], name: str, device: torch.device) -> Iterator[None]:
+    """Time a phase of a run and record its peak memory in `phases[name]`, also when it fails."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        phases[name] = PhaseStats(time.perf_counter() - start, peak_memory(device))
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Peak bytes: of the allocator on CUDA, of the process on a CPU; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+def denoise_bytes(model_bytes: int, num_tokens: int, dim: int, ffn_dim: int, dtype: torch.dtype) -> int:
+    """Expected peak while denoising, from shapes: weights, the float32 stream and a block's largest intermediates."""
+    half = dtype.itemsize
+    stream = 2 * 4 * dim  # residual stream and its modulated norm, float32
+    attend = 4 * half * dim + 4 * dim  # q, k, v, output; one of them in float32 around the rotation
+    feed = 2 * half * ffn_dim
+    return model_bytes + num_tokens * (stream + max(attend, feed))
+
+
+def decode_bytes(model_bytes: int, width: int, height: int, vae_dim: int) -> int:
+    """Expected peak of a streaming VAE decode, float32: a few full-resolution features of four frames, and caches.
+
+    About 30 values per pixel and channel of the base width were counted for the released VAE 2.1.
+    """
+    return model_bytes + width * height * vae_dim * 4 * 30

@@ -1,0 +1,217 @@
+"""What every task's pipeline shares: the constructor, the components, the three phases of a run.
+
+A run is encode -> denoise -> decode. A task says which velocity it integrates; loading, moving weights, timing, noise
+and the loop are here and in the modules below.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from wan import geometry
+from wan.checkpoint.layout import check_folder
+from wan.checkpoint.loading import read_config
+from wan.configs import TaskConfig
+from wan.memory import PhaseStats, Weights, measured
+from wan.modules.attention import attention, check_backend
+from wan.modules.model import WanModel, WanModelConfig
+from wan.modules.packed import can_pack, pack_linears
+from wan.modules.t5 import T5EncoderModel
+from wan.modules.vae2_1 import Wan2_1_VAE
+from wan.request import Request
+from wan.runtime import Offload, Runtime
+from wan.sampling import Velocity, denoise, guided, make_solver, switch_at
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[int, int, Tensor], None]  # steps done, steps in all, the latent so far
+
+
+class WanPipeline:
+    """A task's models and how they run. Nothing is read from the weight files until it is needed.
+
+    config: an entry of `WAN_CONFIGS` (or a preset of the nano family); checkpoint_dir: a folder in the released layout.
+    The remaining arguments are upstream's; `runtime` replaces them all with one value. Raises ValueError or
+    FileNotFoundError, naming what is wrong or missing, before any weight is read.
+    """
+
+    task: ClassVar[str]
+
+    def __init__(
+        self,
+        config: TaskConfig,
+        checkpoint_dir: str | Path,
+        device_id: int = 0,
+        rank: int = 0,
+        t5_fsdp: bool = False,
+        dit_fsdp: bool = False,
+        use_sp: bool = False,
+        t5_cpu: bool = False,
+        init_on_cpu: bool = True,
+        convert_model_dtype: bool = False,
+        *,
+        runtime: Runtime | None = None,
+    ):
+        if t5_fsdp or dit_fsdp or use_sp:
+            raise ValueError("t5_fsdp, dit_fsdp and use_sp need several processes, which this version does not run yet")
+        self.config = config
+        self.runtime = runtime or Runtime.default(
+            device_id=device_id, t5_cpu=t5_cpu, convert_model_dtype=convert_model_dtype
+        )
+        self.checkpoint_dir = Path(checkpoint_dir)
+        self.rank = rank
+        self.phases: dict[str, PhaseStats] = {}
+        check_backend(self.runtime.attention, self.runtime.device)
+        check_folder(self.checkpoint_dir, config)
+
+        self.weights = Weights(self.runtime.device, self.runtime.offload)
+        for expert in self.experts:
+            self._check_expert(expert)
+            self.weights.add(expert, partial(self._load_expert, expert))
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Sub-folders of the diffusion models, noisiest first; one entry, ".", for a single-model task."""
+        return tuple(e for e in (self.config.high_noise_checkpoint, self.config.low_noise_checkpoint) if e) or (".",)
+
+    # ---- one run ----
+
+    def run(self, request: Request, offload_model: bool | None = None, on_step: OnStep | None = None) -> Tensor:
+        """All three phases: the video [3, F, H, W] in [-1, 1], float32 on the CPU."""
+        if offload_model is not None:
+            self.weights.set_offload(Offload.MODEL if offload_model else Offload.NONE)
+        return torch.cat(list(self.decode(self.sample(request, on_step))), dim=1)
+
+    def sample(self, request: Request, on_step: OnStep | None = None) -> Tensor:
+        """Phases encode and denoise: the final latent [z, T, H, W], float32 on the CPU.
+
+        `on_step` is called after every solver step; an exception it raises ends the run.
+        """
+        shape = geometry.latent_shape(request.size, request.frame_num, self.config.vae_stride, self.config.z_dim)
+        with torch.no_grad():
+            with measured(self.phases, "encode", self.runtime.device):
+                contexts = self.encode_prompts(request)
+            with measured(self.phases, "denoise", self.runtime.device):
+                solver = make_solver(request.solver, request.steps, request.shift, self.runtime.device)
+                steps = denoise(self.noise(request, shape), solver, self.velocity(request, *contexts))
+                for done, latent in enumerate(steps, start=1):
+                    if done == 1 and not bool(latent.isfinite().all()):
+                        raise FloatingPointError(
+                            "the first denoising step gave values that are not finite: the weights or the attention "
+                            f"backend {self.runtime.attention!r} are broken on {self.runtime.device}; try --attention "
+                            "sdpa or --dtype float32"
+                        )
+                    if on_step is not None:
+                        on_step(done, request.steps, latent)
+                for expert in self.experts:
+                    self.weights.done(expert)
+        return latent.cpu()
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Iterator[Tensor]:
+        """Phase decode: chunks [3, f, H, W] of frames in [-1, 1], float32 on the CPU, as they become ready."""
+        with measured(self.phases, "decode", self.runtime.device):
+            for chunk in self.vae.decode_stream(latent.to(self.runtime.device)):
+                yield chunk.float().cpu()
+
+    # ---- components ----
+
+    def velocity(self, request: Request, context: Tensor, context_null: Tensor | None) -> Velocity:
+        """What the loop integrates; each task has its own."""
+        raise NotImplementedError
+
+    def two_experts(self, request: Request, context: Tensor, context_null: Tensor | None) -> Velocity:
+        """Guided velocity of the high-noise expert from the boundary on, of the low-noise expert below it."""
+        shape = geometry.latent_shape(request.size, request.frame_num, self.config.vae_stride, self.config.z_dim)
+        seq_len = geometry.padded_seq_len(shape, self.config.patch_size)
+
+        def expert(name: str, scale: float) -> Velocity:
+            def forward(latent: Tensor, t: Tensor, context: Tensor) -> Tensor:
+                return self.weights.use(name)([latent], t[None], [context], seq_len)[0]
+
+            return guided(forward, context, context_null, scale)
+
+        high, low = self.experts
+        low_scale, high_scale = request.guidance
+        boundary = request.boundary * self.config.num_train_timesteps
+        return switch_at(boundary, expert(high, high_scale), expert(low, low_scale))
+
+    def noise(self, request: Request, shape: tuple[int, int, int, int]) -> Tensor:
+        """The only random draw of a run: standard normal, float32, from a generator seeded by the request."""
+        device = torch.device("cpu") if request.noise_device == "cpu" else self.runtime.device
+        generator = torch.Generator(device).manual_seed(request.seed)
+        return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(self.runtime.device)
+
+    def encode_prompts(self, request: Request) -> tuple[Tensor, Tensor | None]:
+        """Text states [len, text_dim] of the prompt and, when any guidance differs from 1, of the negative prompt."""
+        wanted = [request.prompt]
+        if any(scale != 1 for scale in request.guidance):
+            wanted.append(request.negative_prompt)
+        encoder = self.text_encoder
+        # one at a time, as upstream: a batch rounds differently in bfloat16
+        states = [encoder([text], self.runtime.device)[0] for text in wanted]
+        self.weights.done("text_encoder")
+        return states[0], states[1] if len(states) > 1 else None
+
+    @property
+    def text_encoder(self) -> T5EncoderModel:
+        """The text encoder, loaded on first use; on the device unless the runtime keeps it on the CPU."""
+        if self._text_encoder is None:
+            self._text_encoder = T5EncoderModel(
+                text_len=self.config.text_len,
+                dtype=self.config.t5_dtype,
+                device="cpu",
+                checkpoint_path=self.checkpoint_dir / self.config.t5_checkpoint,
+                tokenizer_path=self.checkpoint_dir / self.config.t5_tokenizer,
+            )
+            self.weights.add("text_encoder", lambda: self._text_encoder.model)
+        if self.runtime.t5_device == self.runtime.device:
+            self.weights.use("text_encoder")
+        return self._text_encoder
+
+    @property
+    def vae(self) -> Wan2_1_VAE:
+        """The video autoencoder, loaded on first use; it stays on the device."""
+        if self._vae is None:
+            self._vae = Wan2_1_VAE(
+                z_dim=self.config.z_dim,
+                vae_pth=self.checkpoint_dir / self.config.vae_checkpoint,
+                device=self.runtime.device,
+            )
+        return self._vae
+
+    _text_encoder: T5EncoderModel | None = None
+    _vae: Wan2_1_VAE | None = None
+
+    def _expert_config(self, expert: str) -> WanModelConfig:
+        return WanModelConfig.from_dict(read_config(self.checkpoint_dir / expert))
+
+    def _check_expert(self, expert: str) -> None:
+        config = self._expert_config(expert)
+        for field in ("model_type", "in_dim", "out_dim"):
+            found, needed = getattr(config, field), getattr(self.config, field)
+            if found != needed:
+                raise ValueError(
+                    f"{self.checkpoint_dir / expert}/config.json has {field} {found!r}, and --task {self.task} needs "
+                    f"{needed!r}: this is another task's model"
+                )
+
+    def _load_expert(self, expert: str) -> WanModel:
+        runtime = self.runtime
+        model = WanModel.from_pretrained(self.checkpoint_dir, expert, dtype=runtime.dtype)
+        if runtime.convert_model_dtype:  # upstream's flag also rounds norms, modulation and time weights
+            model.to(runtime.dtype)
+        if can_pack(runtime.device, runtime.dtype) and not runtime.compile:
+            pack_linears(model.blocks)
+        for block in model.blocks:
+            block.self_attn.attend = block.cross_attn.attend = partial(attention, backend=runtime.attention)
+            if runtime.compile:
+                block.compile()
+        return model
