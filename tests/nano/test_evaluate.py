@@ -10,6 +10,7 @@ from PIL import Image
 from wan.nano import evaluate as nano_evaluate
 from wan.nano.evaluate import CHANCE, MEASURES, Reconstruction, evaluate, heldout_scenes, psnr, reconstruction
 from wan.nano.pictures import bar_chart, contact_strip
+from wan.nano.random import write_random_checkpoint
 from wan.nano.worlds import held_out, render, sample_scene
 
 
@@ -105,3 +106,14 @@ def test_the_command_refuses_bad_input(tmp_path, capsys):
             nano_evaluate.main(["t2v", "--device", "cpu", "--out", str(tmp_path / "out"), *wrong])
         assert stop.value.code == 2 and words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_measures_an_untrained_checkpoint(tmp_path, capsys):
+    folder = write_random_checkpoint(tmp_path / "random")
+    common = ["--device", "cpu", "--steps", "2", "--progress", "none", "--ckpt_dir", str(folder)]
+    assert nano_evaluate.main(["t2v", "--videos", "2", "--expert", "compare", "--out", str(tmp_path), *common]) == 1
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["runs"]) == ["both", "high", "low"] and results["settings"]["steps"] == 2
+    assert results["runs"]["both"]["rates"]["shape"] == 0 and "| shape |" in capsys.readouterr().out
+    first = [run["samples"][0]["prompt"] for run in results["runs"].values()]
+    assert len(set(first)) == 1

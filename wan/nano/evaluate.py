@@ -25,6 +25,7 @@ from wan.media import from_uint8, to_uint8
 from wan.nano import worlds
 from wan.nano.pictures import bar_chart, contact_strip
 from wan.nano.worlds import Measured, Scene
+from wan.request import Request
 from wan.runtime import Runtime
 from wan.text2video import WanT2V
 
@@ -232,7 +233,7 @@ def text_to_video(pipeline: WanT2V, **settings: Any) -> Generate:
     """A `Generate` from a pipeline; `settings` are those of a request (steps, guidance, boundary ...)."""
 
     def generate(prompt: str, seed: int) -> np.ndarray:
-        request = pipeline.request(prompt=prompt, seed=seed, noise_device="cpu", **settings)
+        request = Request.create(pipeline.config, prompt=prompt, seed=seed, noise_device="cpu", **settings)
         video = torch.cat(list(pipeline.decode(pipeline.sample(request))), dim=1)  # [3, F, H, W]
         return to_uint8(video).numpy()
 
@@ -255,26 +256,28 @@ def run_t2v(args: argparse.Namespace) -> int:
     config = NANO_CONFIGS["t2v-A14B"]
     folder = args.ckpt_dir or nano_checkpoint("t2v-A14B")
     runtime = Runtime.from_flags(device=args.device, dtype=args.dtype, offload_model=False)
-    pipeline = WanT2V(config, folder, runtime=runtime)
-    scenes = heldout_scenes(args.videos, args.seed)
-    vae = reconstruction(vae_round_trip(pipeline), scenes[:60])
-    names = list(EXPERTS) if args.expert == "compare" else [args.expert]
     settings = {"steps": args.steps, "solver": args.solver, "guidance": args.guidance}
     settings = {name: value for name, value in settings.items() if value is not None}
+    facts = Request.create(config, seed=args.seed, noise_device="cpu", **settings).to_dict()
+    facts["first_seed"] = facts.pop("seed")
+    del facts["prompt"]
+    pipeline = WanT2V(config, folder, runtime=runtime)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    scenes = heldout_scenes(args.videos, args.seed)
+    vae = reconstruction(vae_round_trip(pipeline), scenes[:60])
     reports, seconds = {}, {}
-    for name in names:
+    for name in EXPERTS if args.expert == "compare" else [args.expert]:
         boundary = {} if EXPERTS[name] is None else {"boundary": EXPERTS[name]}
         start = time.perf_counter()
         progress = _progress(name, len(scenes), args.progress == "bar")
         reports[name] = evaluate(text_to_video(pipeline, **settings, **boundary), scenes, args.seed, progress)
         seconds[name] = round((time.perf_counter() - start) / len(scenes), 2)
-    shown = pipeline.request(prompt=reports[names[0]].samples[0].prompt, seed=args.seed, **settings)
-    facts = {name: value for name, value in asdict(shown).items() if name not in ("prompt", "seed")}
-    facts |= {"first_seed": args.seed, "device": str(runtime.device), "dtype": args.dtype, "seconds_per_video": seconds}
+    facts |= {"device": str(runtime.device), "dtype": runtime.dtype_name, "seconds_per_video": seconds}
     write_results(args.out, reports, vae, facts)
     print(markdown(reports, vae))
     print(f"{args.out}: results.json, results.md, table.png, samples.png")
-    return 0 if reached(reports[names[0]], vae) else 1
+    return 0 if reached(next(iter(reports.values())), vae) else 1
 
 
 def reached(report: Report, vae: Reconstruction) -> bool:
