@@ -23,8 +23,9 @@ def folder(tmp_path):
     for expert in ("high_noise_model", "low_noise_model"):
         save_safetensors_folder({"a": torch.ones(4), "b": torch.ones(4)}, tmp_path / expert, {}, max_shard_bytes=16)
     (tmp_path / "google" / "umt5-xxl").mkdir(parents=True)
-    for file in ("t5.pth", "vae.pth", "google/umt5-xxl/tokenizer.json"):
-        (tmp_path / file).touch()
+    (tmp_path / "google/umt5-xxl/tokenizer.json").touch()
+    for file in ("t5.pth", "vae.pth"):
+        torch.save({"a": torch.ones(4)}, tmp_path / file)
     return tmp_path
 
 
@@ -65,7 +66,12 @@ def test_truncated_and_misleading_files_are_found_before_loading(folder):
     shard.write_bytes(shard.read_bytes()[:-4])
     index = folder / "high_noise_model" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
+    vae = folder / "vae.pth"
+    vae.write_bytes(vae.read_bytes()[:-100])
+    (folder / "t5.pth").write_bytes(b"")
     message = refused(folder, error=ValueError)
+    assert "vae.pth is damaged or truncated" in message
+    assert "t5.pth is damaged or truncated: it has 0 bytes" in message
     assert "is truncated: tensor b" in message
     assert "'../../secret.safetensors'" in message
 

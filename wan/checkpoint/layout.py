@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from wan.checkpoint.source import folder_shards, read_header
+from wan.checkpoint.source import check_pickled, folder_shards, read_header
 
 
 def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
     """Check that the folder of a task holds everything that `config` (a `TaskConfig`) names, shard by shard.
 
-    Only directory listings, indices and headers are read. Raises FileNotFoundError listing everything that is missing
-    at once with the command that downloads it, ValueError when files are there but damaged.
+    Only directory listings, indices, headers and the ends of .pth files are read. Raises FileNotFoundError listing
+    everything that is missing at once with the command that downloads it, ValueError when files are there but damaged.
     """
     folder = Path(checkpoint_dir)
     download = f"Download it with: huggingface-cli download Wan-AI/{repository(config)} --local-dir {folder}"
@@ -35,12 +35,16 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
             missing.append(f"{where}: {error}" if where else str(error))
         except ValueError as error:
             damaged.append(str(error))
-    if not (folder / config.t5_checkpoint).is_file():
-        missing.append(f"{config.t5_checkpoint} (the text encoder)")
+    for file, role in ((config.t5_checkpoint, "the text encoder"), (config.vae_checkpoint, "the video autoencoder")):
+        if not (folder / file).is_file():
+            missing.append(f"{file} ({role})")
+            continue
+        try:
+            check_pickled(folder / file)
+        except ValueError as error:
+            damaged.append(str(error))
     if not (folder / config.t5_tokenizer / "tokenizer.json").is_file():
         missing.append(f"{config.t5_tokenizer}/tokenizer.json (the tokenizer)")
-    if not (folder / config.vae_checkpoint).is_file():
-        missing.append(f"{config.vae_checkpoint} (the video autoencoder)")
     lines = [*(f"  missing: {item}" for item in missing), *(f"  damaged: {item}" for item in damaged)]
     if not lines:
         return

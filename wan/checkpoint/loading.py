@@ -65,7 +65,7 @@ def load_module(
     for name, tensor in map(read, pairs) if device.type == "cpu" else _one_ahead(read, pairs):
         _assign(owners, name, tensor.to(device))
     unfilled = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
-    assert not unfilled, f"computed when needed, or saved with the checkpoint, would be right for {unfilled}"
+    assert not unfilled, f"no file fills non-persistent buffers, compute them when needed: {unfilled}"
     return module.eval().requires_grad_(False)
 
 
@@ -122,7 +122,7 @@ def match_names(module: nn.Module, source: TensorSource) -> dict[str, str]:
 
 def _contents_hint(shapes: Mapping[str, tuple[int, ...]]) -> str:
     contents = describe_contents(shapes)
-    return f"It looks like {contents}." if contents else "It is no layout known here."
+    return f"It looks like {contents}." if contents else "It is nothing that this version knows."
 
 
 def _problem(title: str, names: Iterable[str], detail: Callable[[str], str] = lambda name: "") -> list[str]:

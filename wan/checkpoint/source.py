@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import re
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -292,10 +293,10 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
     """The tensors of a file written by `torch.save`, mapped; a dict whose only key is `state_dict` is unwrapped.
 
     Only tensors are ever built from the file: torch's weights-only reader refuses anything else, and there is no way
-    around it here.
+    around it here. That reader had holes itself before torch 2.10 (CVE-2026-24747): with an older torch, open only
+    files whose origin you trust, or safetensors.
     """
-    with open(path, "rb") as file:
-        is_zip = file.read(2) == b"PK"  # files from before torch 1.6 are not, and cannot be mapped
+    is_zip = check_pickled(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
@@ -313,6 +314,19 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
     if others:
         raise ValueError(f"{path} is not a plain state dict: these entries are not tensors: {_some(others)}")
     return state
+
+
+def check_pickled(path: Path) -> bool:
+    """Raise ValueError when a file of `torch.save` is visibly cut off; whether it is in the format that can be mapped.
+
+    Reads a few bytes only: the current format is a zip archive, whose directory comes last. Files from before torch 1.6
+    are none and show nothing.
+    """
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if not start or (start == b"PK" and not zipfile.is_zipfile(path)):
+        raise ValueError(f"{path} is damaged or truncated: it has {path.stat().st_size} bytes; download it again")
+    return start == b"PK"
 
 
 def _first_line(error: Exception) -> str:
