@@ -1,0 +1,71 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wan.modules.attention import BACKENDS, PACKAGES, attention, check_backend, flash_attention
+
+
+def qkv(batch=2, queries=5, keys=7, heads=2, dim=8, dtype=torch.float32, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(batch, queries, heads, dim), (batch, keys, heads, dim), (batch, keys, heads, dim)]
+    return [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+
+
+def explicit(q, k, v, kv_lens=None):
+    """Softmax attention written out, float64."""
+    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    for b, n in enumerate(kv_lens or []):
+        scores[b, :, :, n:] = -torch.inf
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kv_lens", [None, (7, 7), (4, 4), (7, 2), (1, 6)])
+def test_sdpa_honours_key_lengths(kv_lens):
+    q, k, v = qkv()
+    torch.testing.assert_close(attention(q, k, v, kv_lens).double(), explicit(q, k, v, kv_lens), atol=1e-5, rtol=1e-5)
+
+
+def test_padding_keys_change_nothing():
+    q, k, v = qkv()
+    before = attention(q, k, v, (4, 6))
+    k[0, 4:], v[0, 4:], k[1, 6:], v[1, 6:] = 1e3, -1e3, 1e3, -1e3
+    assert torch.equal(attention(q, k, v, (4, 6)), before)
+    assert not torch.allclose(attention(q, k, v, (5, 6)), before), "a key more must be seen"
+
+
+def test_lengths_of_another_batch_are_refused():
+    with pytest.raises(ValueError, match="3 entries for a batch of 2"):
+        attention(*qkv(), (1, 2, 3))
+
+
+def test_the_old_name_takes_lengths_as_tensors():
+    q, k, v = qkv()
+    assert torch.equal(flash_attention(q, k, v, k_lens=torch.tensor([4, 6])), attention(q, k, v, (4, 6)))
+
+
+def test_unknown_and_unusable_backends_are_refused_with_what_works():
+    with pytest.raises(ValueError, match="unknown attention backend 'flsh'; choose one of auto, sdpa"):
+        check_backend("flsh", "cpu")
+    for name in PACKAGES:
+        with pytest.raises(ValueError, match="needs a CUDA device, not cpu; use 'auto' or 'sdpa'"):
+            check_backend(name, "cpu")
+    assert check_backend("auto", "cpu") == "auto"
+
+
+def test_a_missing_package_names_its_installation(monkeypatch):
+    monkeypatch.setattr("wan.modules.attention._installed", lambda name: False)
+    with pytest.raises(ValueError, match="pip install sageattention"):
+        check_backend("sage", "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(PACKAGES))
+@pytest.mark.parametrize("kv_lens", [None, (60, 33)])
+def test_optional_kernels_agree_with_sdpa(name, kv_lens):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    pytest.importorskip(PACKAGES[name])
+    q, k, v = qkv(2, 64, 64, 4, 128, torch.bfloat16, "cuda")
+    out, reference = (BACKENDS[n](q, k, v, kv_lens).float() for n in (name, "sdpa"))
+    assert F.mse_loss(out, reference).sqrt() < (0.02 if name == "sage" else 0.005)

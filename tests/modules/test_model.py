@@ -1,0 +1,171 @@
+import json
+
+import pytest
+import torch
+
+from wan.modules.model import Segments, WanModel, WanModelConfig, segment_timesteps
+
+CONFIG = WanModelConfig(
+    dim=48, ffn_dim=64, num_heads=2, num_layers=2, in_dim=16, out_dim=16, text_len=12, text_dim=10, freq_dim=16
+)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def model():
+    module = WanModel(CONFIG)
+    module.init_weights(torch.Generator().manual_seed(0))
+    for i, parameter in enumerate(module.parameters()):  # what starts at zero must take part here
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(i))
+    return module.requires_grad_(False).eval()
+
+
+def sample(frames=2, rows=4, columns=6, length=7, seed=0):
+    return randn(16, frames, rows, columns, seed=seed), randn(length, 10, seed=seed + 100)
+
+
+def test_samples_of_a_ragged_batch_equal_themselves_alone(model):
+    samples = [sample(2, 4, 6, 7, 1), sample(1, 4, 4, 12, 2), sample(3, 2, 2, 1, 3)]
+    t = torch.tensor([900, 13, 500])
+    together = model([x for x, _ in samples], t, [c for _, c in samples])
+    for i, (x, context) in enumerate(samples):
+        alone = model([x], t[i : i + 1], [context])[0]
+        torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_one_timestep_per_sample_equals_one_per_token(model):
+    x, context = sample()
+    per_sample = model([x, x], torch.tensor([700, 40]), [context, context])
+    per_token = model([x, x], torch.tensor([[700] * 12, [40] * 12]), [context, context], 12)
+    for a, b in zip(per_sample, per_token, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_clean_first_frame_is_two_segments(model):
+    x, context = sample(3, 4, 4)
+    t = torch.tensor([[0.0] * 4 + [700.0] * 8])
+    segments, values = segment_timesteps(t, 12)
+    assert values.tolist() == [0, 700] and segments.runs == ((0, 0, 4, 0), (0, 4, 12, 1))
+    clean, noisy = (model([x], torch.tensor([v]), [context])[0] for v in (0.0, 700.0))
+    mixed = model([x], t, [context])[0]
+    assert not torch.allclose(mixed, clean, atol=1e-3) and not torch.allclose(mixed, noisy, atol=1e-3)
+
+
+def test_the_time_mlp_runs_once_per_distinct_timestep(model):
+    rows = []
+    hook = model.time_embedding.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    x, context = sample(3, 4, 4)
+    model([x], torch.tensor([[0.0] * 4 + [700.0] * 8]), [context])
+    model([x, x], torch.tensor([[9.0] * 12] * 2), [context, context])
+    hook.remove()
+    assert rows == [2, 2]
+
+
+def test_padding_beyond_the_tokens_is_never_computed(model):
+    x, context = sample()
+    shapes = []
+    hook = model.blocks[0].register_forward_hook(lambda module, inputs, output: shapes.append(output.x.shape))
+    padded = model([x], torch.tensor([500]), [context], 40)
+    hook.remove()
+    assert shapes == [(1, 12, 48)]
+    assert torch.equal(padded[0], model([x], torch.tensor([500]), [context])[0])
+
+
+def test_text_padding_is_zero_before_the_mlp_and_not_after(model):
+    states = model.embed_text([randn(3, 10)])
+    assert states.shape == (1, 12, 48)
+    assert states[0, 3].abs().sum() > 0 and torch.equal(states[0, 3], states[0, 11])
+
+
+def test_bfloat16_weights_keep_a_float32_stream_and_output(model):
+    half = WanModel(CONFIG)
+    half.load_state_dict(model.state_dict())
+    half.requires_grad_(False)
+    for name, parameter in half.named_parameters():
+        if not WanModel.keeps_float32(name):
+            parameter.data = parameter.data.bfloat16()
+    streams = []
+    half.blocks[0].register_forward_hook(lambda module, inputs, output: streams.append((inputs[0].x, output.x)))
+    x, context = sample()
+    out = half([x], torch.tensor([500]), [context])[0]
+    assert streams[0][0].dtype == torch.bfloat16 and streams[0][1].dtype == torch.float32
+    assert out.dtype == torch.float32
+    exact = model([x], torch.tensor([500]), [context])[0]
+    assert (out - exact).square().mean().sqrt() < 0.02 * exact.std()
+
+
+def test_the_trunk_runs_through_one_replaceable_loop(model):
+    x, context = sample()
+    expected = model([x], torch.tensor([500]), [context])[0]
+    seen = []
+
+    def counted(steps, tokens, cond):
+        for step in steps:
+            seen.append(step)
+            tokens = step(tokens, cond)
+        return tokens
+
+    other = WanModel(CONFIG)
+    other.load_state_dict(model.state_dict())
+    other.run_blocks = counted
+    assert torch.equal(other.requires_grad_(False)([x], torch.tensor([500]), [context])[0], expected)
+    assert len(seen) == CONFIG.num_layers
+
+
+def test_every_parameter_learns_and_training_starts_at_zero_velocity():
+    module = WanModel(CONFIG)
+    module.init_weights(torch.Generator().manual_seed(0))
+    x, context = sample()
+    out = module([x], torch.tensor([500]), [context])[0]
+    assert not out.any()
+    torch.nn.init.normal_(module.head.head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    module([x], torch.tensor([500]), [context])[0].square().sum().backward()
+    assert not [name for name, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, x, c: m([x[:3]], torch.tensor([1]), [c]), "takes 16 channels, got 3"),
+        (lambda m, x, c: m([x[:, :, :3]], torch.tensor([1]), [c]), r"no multiple of patch \(1, 2, 2\)"),
+        (lambda m, x, c: m([x], torch.tensor([1]), [c], 4), "seq_len 4 is shorter than the longest sample, 12 tokens"),
+        (
+            lambda m, x, c: m([x], torch.tensor([1]), [c.repeat(2, 1)]),
+            "a context has 14 rows; the model reads at most 12",
+        ),
+        (lambda m, x, c: m([x, x], torch.tensor([1]), [c, c]), "2 samples need as many"),
+    ],
+)
+def test_wrong_calls_are_named(model, call, message):
+    x, context = sample()
+    with pytest.raises(ValueError, match=message):
+        call(model, x, context)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 5}, "must be a multiple of num_heads"),
+        ({"model_type": "v2v"}, "'v2v' is not one of"),
+        ({"window_size": (8, 8)}, "only global attention"),
+        ({"num_layers": 0}, "num_layers must be at least 1"),
+    ],
+)
+def test_impossible_configs_fail_before_any_weight(change, message):
+    with pytest.raises(ValueError, match=message):
+        WanModelConfig.from_dict(CONFIG.to_dict() | change)
+
+
+def test_a_released_config_may_have_unknown_and_missing_fields():
+    text = json.dumps({"_class_name": "WanModel", "_diffusers_version": "0.33.0", "model_type": "i2v", "in_dim": 36})
+    config = WanModelConfig.from_dict(json.loads(text))
+    assert (config.model_type, config.in_dim, config.patch_size) == ("i2v", 36, (1, 2, 2))
+
+
+def test_uniform_segments_need_no_runs():
+    segments, values = segment_timesteps(torch.tensor([5, 6]), 9)
+    assert isinstance(segments, Segments) and segments.runs == () and values.tolist() == [5, 6]
