@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,23 @@ class VAEConfig:
         """Pixels per latent element: frames, rows, columns."""
         space = 2 ** len(self.temporal_downsample)
         return 2 ** sum(self.temporal_downsample), space, space
+
+    @property
+    def encoder_halo(self) -> int:
+        """Latent pixels beyond a tile that reach it through the encoder's stages (9 for the released VAE)."""
+        stages = len(self.dim_mult)
+        reach = 1 / 2 ** (stages - 1)  # the stem; then per stage two convolutions a block, and downsampling's
+        reach += sum(2 * self.num_res_blocks / 2**i for i in range(stages)) + sum(1 / 2**i for i in range(1, stages))
+        return math.ceil(reach)
+
+    @property
+    def decoder_halo(self) -> int:
+        """Latent pixels beyond a tile that reach it through the decoder's stages (13 for the released VAE)."""
+        stages = len(self.dim_mult)
+        reach = 1 / 2 ** (stages - 1)  # the head; then per stage two convolutions a block, and upsampling's
+        blocks = self.num_res_blocks + 1
+        reach += sum(2 * blocks / 2**i for i in range(stages)) + sum(1 / 2**i for i in range(1, stages))
+        return math.ceil(reach)
 
     @classmethod
     def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> VAEConfig:
@@ -90,35 +109,89 @@ class CausalVAE(nn.Module):
         self.conv1 = CausalConv3d(config.z_dim * 2, config.z_dim * 2, 1)
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)
 
-    def encode_moments(self, video: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    def encode_moments(self, video: Tensor, chunk: int | None = None, tile: int | None = None) -> tuple[Tensor, Tensor]:
         """[B, 3, T, H, W] -> mean and log-variance, each [B, z, T', h, w]; frames after the last group are ignored.
 
-        `chunk` is how many frames (a multiple of the temporal stride) are encoded at a time; None encodes all at once.
+        `chunk` is how many frames (a multiple of the temporal stride) are encoded at a time, None for all at once;
+        `tile` the edge of a tile in latent pixels, None for whole frames. Neither changes more than rounding.
         """
-        usable = self._check_video(video)
+        frames = self._usable_frames(video)
+        if chunk is not None and (chunk < 1 or chunk % self.config.stride[0]):
+            raise ValueError(f"chunk must be a positive multiple of {self.config.stride[0]} frames, got {chunk}")
         cache = None if chunk is None else FrameCache()
-        parts = [self.encoder(frames, cache) for frames in chunks(video[:, :, :usable], chunk)]
+        if tile is None:
+            parts = [self.encoder(self._to_compute(part), cache) for part in chunks(frames, chunk)]
+        else:
+            features = self._encode_tiles(frames, chunk, tile)
+            latents = None if chunk is None else chunk // self.config.stride[0]
+            parts = [self.encoder.context(part, cache) for part in chunks(features, latents)]
         mean, log_variance = self.conv1(join(parts)).chunk(2, dim=1)
         return mean, log_variance
 
-    def encode(self, video: Tensor, chunk: int | None = None) -> Tensor:
-        """[B, 3, T, H, W] -> mean [B, z, T', h, w]; deterministic."""
-        return self.encode_moments(video, chunk)[0]
+    def encode(self, video: Tensor, chunk: int | None = None, tile: int | None = None) -> Tensor:
+        """[B, 3, T, H, W] -> mean [B, z, T', h, w]; deterministic. Options as in `encode_moments`."""
+        return self.encode_moments(video, chunk, tile)[0]
 
-    def decode(self, z: Tensor, chunk: int | None = None) -> Tensor:
+    def decode(self, z: Tensor, chunk: int | None = None, tile: int | None = None) -> Tensor:
         """[B, z, T', h, w] -> [B, 3, T, H, W], not clamped; `chunk` latent frames at a time, None for all at once."""
-        return join(list(self.decode_chunks(z, chunk)))
+        return join(list(self.decode_chunks(z, chunk, tile)))
 
-    def decode_chunks(self, z: Tensor, chunk: int | None = 1) -> Iterator[Tensor]:
-        """Decode `chunk` latent frames at a time, yielding [B, 3, t, H, W]; memory does not grow with the length."""
+    def decode_chunks(self, z: Tensor, chunk: int | None = 1, tile: int | None = None) -> Iterator[Tensor]:
+        """Decode `chunk` latent frames at a time, yielding [B, 3, t, H, W]. The memory needed is that of one chunk.
+
+        With `tile` (the edge of a tile in latent pixels), it is that of one tile and one chunk, and the result, which
+        is then collected on the CPU before the first chunk is yielded.
+        """
         if z.ndim != 5 or z.shape[1] != self.z_dim or 0 in z.shape:
             raise ValueError(f"a latent must be [B, {self.z_dim}, T, h, w] with T, h, w >= 1, got {list(z.shape)}")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1 latent frame, got {chunk}")
         cache = None if chunk is None else FrameCache()
-        for part in chunks(z, chunk, first=1):
-            yield self.decoder(self.conv2(part), cache)
+        features = (self.decoder.context(self.conv2(part), cache) for part in chunks(self._to_compute(z), chunk))
+        if tile is None:
+            yield from (self.decoder.local(part, cache) for part in features)
+        else:
+            video = self._decode_tiles(join(list(features)), chunk, tile)
+            yield from (part.to(z.device) for part in chunks(video, chunk and chunk * self.config.stride[0]))
 
-    def _check_video(self, video: Tensor) -> int:
-        """How many frames of the video are encoded."""
+    def _encode_tiles(self, frames: Tensor, chunk: int | None, tile: int) -> Tensor:
+        """The encoder up to its middle block, [B, 3, T, H, W] -> [B, C, T', h, w]; time inside, so that one tile's
+        cache lives at a time."""
+        strides, halo = self.config.stride[1:], self.config.encoder_halo
+        grid = [tile_axis(size // stride, tile, halo) for size, stride in zip(frames.shape[3:], strides, strict=True)]
+        rows = []
+        for row in grid[0]:
+            cells = []
+            for column in grid[1]:
+                pixels = frames[:, :, :, row.pixels(strides[0]), column.pixels(strides[1])]
+                cache = None if chunk is None else FrameCache()
+                parts = [self.encoder.local(self._to_compute(part), cache) for part in chunks(pixels, chunk)]
+                cells.append(join([part[:, :, :, row.keep, column.keep] for part in parts]))
+            rows.append(torch.cat(cells, dim=4))
+        return torch.cat(rows, dim=3)
+
+    def _decode_tiles(self, features: Tensor, chunk: int | None, tile: int) -> Tensor:
+        """The decoder after its middle block, [B, C, T', h, w] -> [B, 3, T, H, W] on the CPU."""
+        time, *strides = self.config.stride
+        b, _, t, h, w = features.shape
+        shape = (b, 3, (t - 1) * time + 1, h * strides[0], w * strides[1])
+        video = torch.empty(shape, dtype=features.dtype, device="cpu")
+        for row in tile_axis(h, tile, self.config.decoder_halo):
+            for column in tile_axis(w, tile, self.config.decoder_halo):
+                start, cache = 0, None if chunk is None else FrameCache()
+                for part in chunks(features[:, :, :, row.read, column.read], chunk):
+                    frames = self.decoder.local(part, cache)
+                    frames = frames[:, :, :, scaled(row.keep, strides[0]), scaled(column.keep, strides[1])]
+                    target = video[:, :, start : start + frames.shape[2]]
+                    target[:, :, :, scaled(row.place, strides[0]), scaled(column.place, strides[1])] = frames
+                    start += frames.shape[2]
+        return video
+
+    def _to_compute(self, x: Tensor) -> Tensor:
+        return x.to(self.conv1.weight)
+
+    def _usable_frames(self, video: Tensor) -> Tensor:
+        """The video without the frames after its last complete group."""
         frames, height, width = self.config.stride
         if video.ndim != 5 or video.shape[1] != 3 or video.shape[0] < 1:
             raise ValueError(f"a video must be [B, 3, T, H, W], got {list(video.shape)}")
@@ -127,7 +200,7 @@ class CausalVAE(nn.Module):
             raise ValueError("a video needs at least 1 frame, got none")
         if h < height or w < width:
             raise ValueError(f"a video must be at least {width} pixels wide and {height} high, got {w}x{h}")
-        return (t - 1) // frames * frames + 1
+        return video[:, :, : (t - 1) // frames * frames + 1]
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Random weights to train from. Attention starts as a no-op, temporal resampling as nearest neighbour."""
@@ -148,13 +221,44 @@ class CausalVAE(nn.Module):
                     module.time_conv.weight[:, :, -1, 0, 0] = torch.eye(dim).repeat(out // dim, 1)
 
 
-def chunks(x: Tensor, size: int | None, first: int = 1) -> Iterator[Tensor]:
-    """Cut [B, C, T, H, W] along T: `first` frames, then `size` at a time; one piece when `size` is None."""
+@dataclass(frozen=True)
+class Tile:
+    """One tile along one axis of `size` latent pixels."""
+
+    read: slice  # what is computed: the tile and its halo
+    keep: slice  # the tile, counted from the start of `read`
+    place: slice  # the tile in the whole
+    size: int
+
+    def pixels(self, stride: int) -> slice:
+        """`read` in pixels; the last tile takes the pixels that fill no latent pixel along, as the whole would."""
+        return slice(self.read.start * stride, None if self.read.stop == self.size else self.read.stop * stride)
+
+
+def tile_axis(size: int, tile: int, halo: int) -> list[Tile]:
+    """Cut `size` into tiles of nearly equal length, at most `tile`, each read with `halo` more on inner sides."""
+    if tile < 1:
+        raise ValueError(f"a tile must be at least 1 latent pixel, got {tile}")
+    count = -(-size // tile)
+    edges = [size * i // count for i in range(count + 1)]
+    result = []
+    for start, stop in pairwise(edges):
+        low, high = max(0, start - halo), min(size, stop + halo)
+        result.append(Tile(slice(low, high), slice(start - low, stop - low), slice(start, stop), size))
+    return result
+
+
+def scaled(part: slice, factor: int) -> slice:
+    return slice(part.start * factor, part.stop * factor)
+
+
+def chunks(x: Tensor, size: int | None) -> Iterator[Tensor]:
+    """Cut [B, C, T, H, W] along T: one frame, then `size` at a time; one piece when `size` is None."""
     if size is None:
         yield x
         return
-    yield x[:, :, :first]
-    for start in range(first, x.shape[2], size):
+    yield x[:, :, :1]
+    for start in range(1, x.shape[2], size):
         yield x[:, :, start : start + size]
 
 
