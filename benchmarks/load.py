@@ -78,7 +78,7 @@ LOADERS: dict[str, tuple[str, Callable[[Path, int], nn.Module]]] = {
 
 
 def measure(name: str, folder: Path, layers: int) -> dict[str, float]:
-    """Load once; seconds of wall clock and processor, peak bytes of both kinds above the start, and a sum of weights by which loaders compare."""
+    """Load once: seconds by clock and processor, peak bytes of both kinds above the start, a sum of some weights."""
     load = LOADERS[name][1]
     warm_up(name)
     resident = status("VmRSS")
@@ -167,9 +167,11 @@ def run(folder: Path, layers: int, rounds: int) -> None:
 
     results: dict[tuple[str, bool], list[dict[str, float]]] = {}
     for cold in (True, False):
-        for index in range(rounds):
+        for index in range(1 if cold else rounds):
             for name in names if index % 2 == 0 else names[::-1]:
-                results.setdefault((name, cold), []).append(in_subprocess(name, folder, layers, cold))
+                result = in_subprocess(name, folder, layers, cold)
+                print(f"{'cold' if cold else 'warm'} {name}: {result}", file=sys.stderr, flush=True)
+                results.setdefault((name, cold), []).append(result)
     checks = [result["check"] for (_, cold), group in results.items() for result in group]
     if max(checks) - min(checks) > 1e-3 * max(checks):
         raise RuntimeError(f"the loaders did not load the same weights: {checks}")
@@ -215,12 +217,12 @@ def run(folder: Path, layers: int, rounds: int) -> None:
             f"{largest / GIB:.3f} = {bound / GIB:.3f} GiB. Ours stayed "
             f"{'below' if peak <= bound else 'ABOVE'} it with {peak / GIB:.3f} GiB.",
             "",
-            "Every load is a process of its own, the loaders alternate and times are medians; processor seconds (user "
-            "and system, all threads) do not depend on what else the machine does. Anonymous is RssAnon (sampled every "
-            "2 ms) above its level after the imports, the largest of all rounds: memory that must exist. Resident is "
-            "the growth of VmHWM and includes pages of mapped files, which the kernel drops when it needs memory. Cold: "
-            "the files were evicted from the page cache first. Ours keeps time embedding, norms, modulation and head in "
-            "float32 as views of the file; the peers convert everything.",
+            "Every load is a process of its own, the loaders alternate and times are medians (cold: one load each); "
+            "processor seconds (user and system, all threads) depend least on what else the machine does. Anonymous is "
+            "RssAnon (sampled every 2 ms) above its level after the imports, the largest of all rounds: memory that "
+            "must exist. Resident is the growth of VmHWM and includes pages of mapped files, which the kernel drops "
+            "when it needs memory. Cold: the files were evicted from the page cache first. Ours keeps time embedding, "
+            "norms, modulation and head in float32 as views of the file; the peers convert everything.",
         ],
     )
     if peak > bound:
