@@ -1,0 +1,137 @@
+"""One test per golden file: the recorded numbers of the reference implementation decide.
+
+The files in tests/data/golden always run. WAN_GOLDEN_DIR adds every *.safetensors below the folders it names, separated
+by ':'. A file that no runner knows fails, unless PENDING names the task that is still to come.
+"""
+
+import fnmatch
+import importlib
+import os
+import pkgutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests import parity
+from tests.parity import read_case
+
+# kind -> function(case, tensors), from every module here that is not itself a test
+RUNNERS = {}
+for module in pkgutil.iter_modules(parity.__path__, "tests.parity."):
+    if ".test_" not in module.name:
+        RUNNERS.update(importlib.import_module(module.name).RUNNERS)
+
+EMBEDDED = Path(__file__).parents[1] / "data" / "golden"
+
+# What is recorded for tasks that do not exist yet: reason -> kinds. Delete a row with the issue that builds its task.
+PENDING = {
+    "speech to video is not implemented yet": (
+        "audio_buckets",
+        "audio_injector",
+        "causal_audio_encoder",
+        "framepack",
+        "model_forward",
+        "pipeline_trace",
+        "wav2vec2_features",
+    ),
+    "character animation is not implemented yet": (
+        "clip_preprocess",
+        "clip_schedule",
+        "clip_visual",
+        "conditioning_mask",
+        "animate_dit_forward",
+        "face_adapter_block",
+        "face_encoder",
+        "face_encoder_hashed",
+        "letterbox",
+        "motion_encoder",
+        "motion_encoder_hashed",
+        "pipeline",
+    ),
+    "the 2.2 VAE is not implemented yet": (
+        "block_2.2",
+        "model_decode_2.2",
+        "model_encode_2.2",
+        "procedural_real_size_2.2",
+        "trace_2.2",
+        "wrapper_2.2",
+    ),
+    "animation preprocessing is not implemented yet": ("preprocess",),
+}
+REASONS = {kind: reason for reason, kinds in PENDING.items() for kind in kinds}
+
+BLOCKS_2_2 = ("Resample (2.2)", "AvgDown3D", "DupUp3D", "Down_ResidualBlock", "Up_ResidualBlock", "patchify")
+# Recordings of preprocessing carry no `case`; their names identify them.
+PREPROCESS = (
+    "detector_*",
+    "e2e_keypoints",
+    "face_boxes",
+    "heatmap_decode",
+    "keypoint_groups",
+    "masks",
+    "pose_crop",
+    "pose_draw_*",
+    "resize_pad",
+    "retarget_*",
+)
+
+
+def kind_of(name: str, case: dict | None) -> str | None:
+    """The kind of a golden file, where two tasks use one word told apart; None when it does not say."""
+    if case is None:
+        return "preprocess" if any(fnmatch.fnmatch(name, pattern) for pattern in PREPROCESS) else None
+    kind = case.get("kind")
+    if kind == "dit_forward" and "motion_encoder_size" in case.get("config", {}):
+        return "animate_dit_forward"
+    if case.get("vae") == "2.2" or (kind == "block" and case.get("block") in BLOCKS_2_2):
+        return f"{kind}_2.2"
+    return kind
+
+
+def golden_folders(setting: str) -> list[Path]:
+    """The embedded folder, then those that WAN_GOLDEN_DIR names; each must hold recordings."""
+    folders = [EMBEDDED, *(Path(part).resolve() for part in setting.split(":") if part)]
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"golden folder {folder} does not exist; correct or unset WAN_GOLDEN_DIR")
+        if not any(folder.rglob("*.safetensors")):
+            raise FileNotFoundError(f"golden folder {folder} holds no *.safetensors; correct or unset WAN_GOLDEN_DIR")
+    return folders
+
+
+def golden_files() -> list:
+    files = []
+    for folder in golden_folders(os.environ.get("WAN_GOLDEN_DIR", "")):
+        for path in sorted(folder.rglob("*.safetensors")):
+            name = f"{folder.parent.name}/{folder.name}/{path.relative_to(folder).with_suffix('').as_posix()}"
+            slow = (read_case(path) or {}).get("kind") == "procedural_real_size"
+            files.append(pytest.param(path, id=name, marks=pytest.mark.slow if slow else ()))
+    return files
+
+
+@pytest.mark.parametrize("path", golden_files())
+def test_golden(path):
+    case = read_case(path)
+    kind = kind_of(path.stem, case)
+    if kind in REASONS:
+        pytest.skip(REASONS[kind])
+    if kind not in RUNNERS:
+        pytest.fail(f"{path.name} is of kind {kind!r}, for which no runner exists")
+    RUNNERS[kind](case, load_file(path))
+
+
+def test_embedded_files_are_all_checked():
+    kinds = {kind_of(path.stem, read_case(path)) for path in EMBEDDED.rglob("*.safetensors")}
+    assert kinds <= set(RUNNERS), "a file of the repository is skipped or unknown"
+
+
+def test_no_kind_is_both_pending_and_implemented():
+    assert not set(REASONS) & set(RUNNERS)
+
+
+def test_golden_folder_that_is_missing_or_empty_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        golden_folders(str(tmp_path / "absent"))
+    with pytest.raises(FileNotFoundError, match="holds no"):
+        golden_folders(f"{EMBEDDED}:{tmp_path}")
