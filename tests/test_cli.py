@@ -457,24 +457,9 @@ def test_a_defect_shows_its_traceback_and_a_full_disk_does_not(stub, caplog, cap
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_end_to_end(dtype):
-    flags = [
-        *NANO,
-        "--frame_num",
-        "5",
-        "--sample_steps",
-        "4",
-        "--base_seed",
-        "3",
-        "--dtype",
-        dtype,
-        "--attention",
-        "sdpa",
-    ]
-    for name in ("a.mp4", "b.mp4"):
-        assert cli.main([*flags, "--save_file", name]) == cli.DONE
-    first, second = (media.read_video(name)[0] for name in ("a.mp4", "b.mp4"))
-    assert first.shape == (5, 64, 64, 3) and torch.equal(first, second)
-    assert (
-        cli.main(["--from_video", "a.mp4", "--save_file", "c.mp4", "--device", "cpu", "--progress", "none"]) == cli.DONE
-    )
-    assert torch.equal(media.read_video("c.mp4")[0], first)
+    flags = ["--frame_num", "5", "--sample_steps", "3", "--base_seed", "3", "--dtype", dtype, "--attention", "sdpa"]
+    assert cli.main([*NANO, *flags, "--save_file", "a.mp4"]) == cli.DONE
+    again = ["--from_video", "a.mp4", "--save_file", "b.mp4", "--device", "cpu", "--attention", "sdpa"]
+    assert cli.main([*again, "--progress", "none"]) == cli.DONE
+    assert media.read_video("a.mp4")[0].shape == (5, 64, 64, 3)
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
