@@ -1,4 +1,5 @@
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,22 @@ def test_nothing_is_filled_before_everything_fits():
     del tensors["count"]
     with pytest.raises(ValueError, match=r"1 missing:\s+count"):
         load_module(Small, Refusing(tensors))
+
+
+def test_one_stored_tensor_is_alive_at_a_time():
+    """The memory bound of the loader: what has been converted does not keep its original."""
+    originals: list[weakref.ref] = []
+
+    class Counting(MemorySource):
+        def get(self, name):
+            assert all(ref() is None for ref in originals), name
+            copy = self.tensors[name].clone()
+            if copy.is_floating_point():  # the others are kept as they are
+                originals.append(weakref.ref(copy))
+            return copy
+
+    model = load_module(Small, Counting(state()), dtype=torch.bfloat16)
+    assert len(originals) == len(list(model.parameters()))
 
 
 def test_quantised_files_are_named():
