@@ -59,8 +59,10 @@ def test_text_to_video_runs_on_the_core_alone(tmp_path):
     checkpoint = write_random_checkpoint(tmp_path / "checkpoint")
     arguments = ["--ckpt_dir", str(checkpoint), "--prompt", "a red circle", "--sample_steps", "2", "--frame_num", "5"]
     arguments += ["--device", "cpu", "--save_file", "video.mp4"]
-    done = python(HIDE + f"from wan.cli import main\nsys.exit(main({arguments!r}))", tmp_path)
+    run = f"from wan.cli import main\ncode = main({arguments!r})\nprint('torch._dynamo' in sys.modules)\nsys.exit(code)"
+    done = python(HIDE + run, tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False"], "something imports torch's compiler, seconds at every start"
     frames, fps = media.read_video(tmp_path / "video.mp4")
     assert tuple(frames.shape) == (5, 64, 64, 3)
     assert fps == pytest.approx(8)

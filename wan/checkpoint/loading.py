@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from wan.checkpoint.formats import describe_contents, released_names
 from wan.checkpoint.source import INDEX_SUFFIX, TensorSource, in_file_order, open_source
@@ -43,7 +44,7 @@ def load_module(
     """
     source = source if isinstance(source, TensorSource) else open_source(source)
     device = torch.device(device)
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialized():
         module = factory()
     stored = match_names(module, source)
 
@@ -67,6 +68,19 @@ def load_module(
     unfilled = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     assert not unfilled, f"no file fills non-persistent buffers, compute them when needed: {unfilled}"
     return module.eval().requires_grad_(False)
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Builds modules without initialising them. A meta tensor has nothing to fill, and its `normal_` imports the whole
+    compiler of torch, 1.7 s of every start."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.normal_ or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _assign(owners: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:
