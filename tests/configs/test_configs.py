@@ -9,6 +9,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
+from wan.checkpoint.loading import read_config
 from wan.configs import (
     IMPLEMENTED_TASKS,
     MAX_AREA_CONFIGS,
@@ -17,6 +18,7 @@ from wan.configs import (
     SUPPORTED_SIZES,
     WAN_CONFIGS,
     get_config,
+    nano_checkpoint,
 )
 from wan.geometry import parse_size
 from wan.modules.model import WanModelConfig
@@ -114,3 +116,13 @@ def test_lookup():
 def test_import_sets_no_environment_variable():
     code = "import os; before = dict(os.environ); import wan.configs; assert before == dict(os.environ)"
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+
+
+@pytest.mark.parametrize("task", NANO_CONFIGS)
+def test_nano_preset_describes_the_shipped_model(task):
+    """Fails when a retrained checkpoint and its preset drift apart."""
+    config, folder = NANO_CONFIGS[task], nano_checkpoint(task)
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not in this copy")
+    for expert in (config.high_noise_checkpoint, config.low_noise_checkpoint):
+        assert WanModelConfig.from_dict(read_config(folder / expert)) == WanModelConfig.from_dict(config.architecture())
