@@ -222,7 +222,7 @@ def run(folder: Path, layers: int, rounds: int) -> None:
             "RssAnon (sampled every 2 ms) above its level after the imports, the largest of all rounds: memory that "
             "must exist. Resident is the growth of VmHWM and includes pages of mapped files, which the kernel drops "
             "when it needs memory. Cold: the files were evicted from the page cache first. Ours keeps time embedding, "
-            "norms, modulation and head in float32 as views of the file; the peers convert everything.",
+            "norms, modulation and head in float32; the peers convert everything.",
         ],
     )
     if peak > bound:

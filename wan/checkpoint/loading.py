@@ -35,9 +35,10 @@ def load_module(
     """Build `factory()` on the meta device and fill it: the module in eval mode on `device`, without gradients.
 
     Floating tensors become `dtype` (None: as stored), except that names for which `keep_float32` holds become float32.
-    Tensors that are already right for the CPU stay views of the mapped file: they take no memory of their own until
-    written, and the file may be replaced but not truncated meanwhile. All others are converted one after the other, so
-    that memory beyond the kernel's file cache stays below the size of the loaded module plus one tensor.
+    When nothing has to change for the CPU, all tensors stay views of the mapped file: they take no memory of their own
+    until written, and the file may be replaced but not truncated meanwhile. Otherwise they are converted or copied one
+    after the other and each shard is closed behind them, so that memory beyond the kernel's file cache stays below the
+    size of the loaded module plus one tensor.
 
     Published renamings (Diffusers, Transformers umT5, ComfyUI's prefix) are recognised. Raises ValueError with every
     missing, unexpected and misshapen tensor in one message.
@@ -54,12 +55,14 @@ def load_module(
             return kept
         return torch.float32 if keep_float32 is not None and keep_float32(name) else dtype or kept
 
+    converts = any(target_dtype(name) != source.dtype(key) for name, key in stored.items())
+
     def read(pair: tuple[str, str]) -> tuple[str, Tensor]:
         name, key = pair
-        wanted = target_dtype(name)
-        if device.type != "cpu" or wanted != source.dtype(key):
+        if converts or device.type != "cpu":
             source.prefetch(key)
-        return name, source.get(key).to(wanted)
+        # one view left behind, such as a norm that keeps its dtype, would keep the whole shard mapped
+        return name, source.get(key).to(target_dtype(name), copy=converts)
 
     owners = dict(module.named_modules())
     pairs = in_file_order(source, stored)
@@ -247,7 +250,10 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A path to write to; it becomes `path` when the block succeeds and vanishes when it fails."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()
+        usual = partial.stat().st_mode  # what the umask says; safetensors makes files that only their owner can read
         yield partial
+        partial.chmod(usual)
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
