@@ -180,7 +180,7 @@ def test_nano_says_what_it_is(caplog):
         job = planned(*flags)
         assert job.config.family == "nano" and (job.request.size, job.request.frame_num) == ((64, 64), 17)
         assert "the embedded nano model runs, a toy" in caplog.text
-        assert "huggingface-cli download Wan-AI/Wan2.2-T2V-A14B" in caplog.text
+        assert "hf download Wan-AI/Wan2.2-T2V-A14B" in caplog.text
 
 
 def test_a_nano_folder_is_recognised_by_its_config(checkpoint, monkeypatch, tmp_path):

@@ -178,7 +178,7 @@ def _find_checkpoint(task: str, ckpt_dir: str | None, stored: dict[str, Any]) ->
         name = repository(released)
         log.info(
             "%s: the embedded nano model runs, a toy that knows a few moving shapes at %s. The real one: "
-            "huggingface-cli download Wan-AI/%s --local-dir %s, then --ckpt_dir %s",
+            "hf download Wan-AI/%s --local-dir %s, then --ckpt_dir %s",
             "no --ckpt_dir" if ckpt_dir is None else "--ckpt_dir nano",
             config.size,
             name,

@@ -43,7 +43,7 @@ def test_a_complete_folder_passes(folder):
 def test_no_folder(tmp_path):
     message = refused(tmp_path / "absent")
     assert "there is no checkpoint folder" in message
-    assert "huggingface-cli download Wan-AI/Wan2.2-T2V-A14B --local-dir" in message
+    assert "hf download Wan-AI/Wan2.2-T2V-A14B --local-dir" in message
 
 
 def test_everything_missing_is_listed_at_once(tmp_path):

@@ -15,7 +15,7 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
     everything that is missing at once with the command that downloads it, ValueError when files are there but damaged.
     """
     folder = Path(checkpoint_dir)
-    download = f"Download it with: huggingface-cli download Wan-AI/{repository(config)} --local-dir {folder}"
+    download = f"Download it with: hf download Wan-AI/{repository(config)} --local-dir {folder}"
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder {folder}. {download}")
     missing: list[str] = []
