@@ -106,7 +106,7 @@ class WanPipeline:
                         raise FloatingPointError(
                             "the first denoising step gave values that are not finite: the weights or the attention "
                             f"backend {self.runtime.attention!r} are broken on {self.runtime.device}; try --attention "
-                            "sdpa or --dtype float32"
+                            "sdpa or --dtype fp32"
                         )
                     if on_step is not None:
                         on_step(done, request.steps, latent)

@@ -47,7 +47,24 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)  # opaque layout
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self.post = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        self.gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), self.weight, self.bias, *self.post)
+        return _product(x.to(torch.bfloat16), self.weight, self.bias, self.gelu)
+
+
+@torch.library.custom_op("wan::packed_linear", mutates_args=())
+def _opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    """The product as one step of a compiled graph: the compiler has no rule for weights that are already packed."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *(("gelu", [], "tanh") if gelu else ("none", [], "")))
+
+
+@_opaque_product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _opaque_product(x, weight, bias, gelu)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *(("gelu", [], "tanh") if gelu else ("none", [], "")))

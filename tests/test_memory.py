@@ -1,0 +1,59 @@
+import pytest
+import torch
+from torch import nn
+
+from wan.memory import PhaseStats, Weights, denoise_bytes, measured, peak_memory
+from wan.runtime import Offload
+
+CPU = torch.device("cpu")
+
+
+def test_a_model_is_loaded_once_and_only_when_used():
+    loads = []
+    weights = Weights(CPU, Offload.NONE)
+    weights.add("a", lambda: loads.append("a") or nn.Linear(2, 2))
+    weights.add("b", lambda: loads.append("b") or nn.Linear(2, 2))
+    assert weights.use("a") is weights.use("a") and loads == ["a"]
+    weights.drop("a")
+    weights.use("a")
+    assert loads == ["a", "a"]
+
+
+def test_nothing_moves_on_a_cpu():
+    weights = Weights(CPU, Offload.MODEL)
+    weights.add("a", lambda: nn.Linear(2, 2))
+    pointer = weights.use("a").weight.data_ptr()
+    weights.done("a")
+    assert weights.get("a").weight.data_ptr() == pointer and weights.offload is Offload.NONE
+
+
+@pytest.mark.gpu
+def test_one_model_at_a_time_on_a_gpu_and_host_weights_come_back_unchanged():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    weights = Weights(torch.device("cuda"), Offload.MODEL)
+    models = {name: nn.Linear(8, 8) for name in "ab"}
+    pointers = {name: model.weight.data_ptr() for name, model in models.items()}
+    for name, model in models.items():
+        weights.add(name, lambda model=model: model)
+    assert weights.use("a").weight.is_cuda
+    assert weights.use("b").weight.is_cuda and not weights.get("a").weight.is_cuda
+    weights.done("b")
+    assert {name: model.weight.data_ptr() for name, model in models.items()} == pointers
+
+
+def test_a_phase_is_recorded_also_when_it_fails():
+    phases: dict[str, PhaseStats] = {}
+    with pytest.raises(RuntimeError), measured(phases, "decode", CPU):
+        raise RuntimeError
+    assert phases["decode"].seconds >= 0
+
+
+def test_the_process_tells_its_peak():
+    assert peak_memory(CPU) > 1 << 20
+
+
+def test_the_estimate_grows_with_tokens_and_weights():
+    small = denoise_bytes(10, 100, 64, 256, torch.bfloat16)
+    assert denoise_bytes(10, 200, 64, 256, torch.bfloat16) - 10 == 2 * (small - 10)
+    assert denoise_bytes(20, 100, 64, 256, torch.bfloat16) == small + 10

@@ -1,0 +1,148 @@
+"""The pipeline on random miniatures: every component is real, only the pictures are noise."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from wan import WanT2V
+from wan.configs import NANO_CONFIGS
+from wan.nano.random import write_random_checkpoint
+from wan.request import Request
+from wan.runtime import Runtime
+
+CONFIG = NANO_CONFIGS["t2v-A14B"]
+FLOAT32 = Runtime.from_flags(device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_random_checkpoint(tmp_path_factory.mktemp("random"))
+
+
+def request(**changes):
+    values = {"prompt": "a red circle moves left", "size": (32, 32), "frame_num": 5, "steps": 3, "seed": 1}
+    return Request.create(CONFIG, **values | changes)
+
+
+@pytest.fixture
+def pipeline(folder):
+    return WanT2V(CONFIG, folder, runtime=FLOAT32)
+
+
+def test_generate_returns_the_video_that_upstreams_users_expect(folder):
+    pipeline = WanT2V(CONFIG, folder, runtime=Runtime.from_flags(device="cpu"))
+    video = pipeline.generate("a red circle moves left", size=(32, 48), frame_num=9, sampling_steps=2, seed=3)
+    assert video.shape == (3, 9, 48, 32) and video.dtype == torch.float32
+    assert video.min() >= -1 and video.max() <= 1
+    assert list(pipeline.phases) == ["encode", "denoise", "decode"]
+    assert all(stats.seconds > 0 for stats in pipeline.phases.values())
+
+
+def test_the_same_seed_gives_the_same_frames_and_another_does_not(folder, pipeline):
+    first = pipeline.sample(request())
+    assert torch.equal(WanT2V(CONFIG, folder, runtime=FLOAT32).sample(request()), first)
+    assert not torch.equal(pipeline.sample(request(seed=2)), first)
+
+
+def test_the_prompt_reaches_the_model(pipeline):
+    assert not torch.equal(pipeline.sample(request()), pipeline.sample(request(prompt="a blue square moves up")))
+
+
+def test_every_step_is_reported_and_may_stop_the_run(pipeline):
+    seen = []
+    pipeline.sample(request(), lambda done, total, latent: seen.append((done, total, tuple(latent.shape))))
+    assert seen == [(i, 3, (16, 2, 4, 4)) for i in (1, 2, 3)]
+
+    def stop(done, total, latent):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.sample(request(), stop)
+
+
+def count_forwards(pipeline):
+    counts = {}
+    for name in pipeline.experts:
+        model = pipeline.weights.get(name)
+        model.register_forward_hook(lambda *_, name=name: counts.update({name: counts.get(name, 0) + 1}))
+    return counts
+
+
+def test_the_boundary_divides_the_steps_between_the_experts(pipeline):
+    counts = count_forwards(pipeline)
+    pipeline.sample(request(boundary=0.0))
+    assert counts == {"high_noise_model": 6}
+    counts.clear()
+    pipeline.sample(request(boundary=1.0))
+    assert counts == {"low_noise_model": 6}
+    counts.clear()
+    pipeline.sample(request(boundary=0.875))
+    assert counts == {"high_noise_model": 2, "low_noise_model": 4}
+
+
+def test_guidance_one_costs_one_forward_and_reads_no_negative_prompt(pipeline):
+    counts = count_forwards(pipeline)
+    latent = pipeline.sample(request(guidance=1.0, boundary=0.0))
+    assert counts == {"high_noise_model": 3}
+    assert torch.equal(pipeline.sample(request(guidance=1.0, boundary=0.0, negative_prompt="blue")), latent)
+    assert not torch.equal(pipeline.sample(request(guidance=2.0, boundary=0.0)), latent)
+
+
+def test_guidance_belongs_to_its_expert(pipeline):
+    both = pipeline.sample(request(guidance=(1.0, 4.0), boundary=0.0))
+    assert torch.equal(pipeline.sample(request(guidance=(9.0, 4.0), boundary=0.0)), both)
+    assert not torch.equal(pipeline.sample(request(guidance=(1.0, 9.0), boundary=0.0)), both)
+
+
+def test_experts_load_when_they_are_first_needed(pipeline):
+    assert not pipeline.weights._modules
+    pipeline.sample(request(boundary=0.0))
+    assert "high_noise_model" in pipeline.weights._modules
+    assert "low_noise_model" not in pipeline.weights._modules
+
+
+def test_bfloat16_stays_close_to_float32(folder, pipeline):
+    exact = pipeline.sample(request())
+    half = WanT2V(CONFIG, folder, runtime=Runtime.from_flags(device="cpu")).sample(request())
+    rounded = WanT2V(CONFIG, folder, runtime=Runtime.from_flags(device="cpu", convert_model_dtype=True))
+    for latent in (half, rounded.sample(request())):
+        assert (latent - exact).square().mean().sqrt() < 0.03 * exact.std()
+
+
+def test_streamed_chunks_are_the_video(pipeline):
+    latent = pipeline.sample(request(frame_num=9))
+    chunks = list(pipeline.decode(latent))
+    assert len(chunks) > 1
+    whole = pipeline.vae.decode([latent])[0]
+    torch.testing.assert_close(torch.cat(chunks, dim=1), whole)
+
+
+def test_broken_weights_stop_after_the_first_step(folder, pipeline):
+    pipeline.weights.get("high_noise_model").head.head.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="--attention sdpa or --dtype fp32"):
+        pipeline.sample(request(boundary=0.0))
+
+
+def test_another_tasks_model_is_refused_before_weights_are_read(tmp_path):
+    folder = write_random_checkpoint(tmp_path)
+    path = folder / "low_noise_model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"in_dim": 36}))
+    with pytest.raises(ValueError, match=r"low_noise_model/config.json has in_dim 36, .* needs 16: this is another"):
+        WanT2V(CONFIG, folder, runtime=FLOAT32)
+
+
+def test_missing_files_are_listed_together(tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match="nothing-here"):
+        WanT2V(CONFIG, tmp_path / "nothing-here", runtime=FLOAT32)
+
+
+def test_several_processes_are_refused(folder):
+    with pytest.raises(ValueError, match="several processes"):
+        WanT2V(CONFIG, folder, dit_fsdp=True)
+
+
+def test_named_backends_are_checked_before_loading(folder):
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        WanT2V(CONFIG, folder, runtime=replace(FLOAT32, attention="flash2"))
