@@ -1,0 +1,120 @@
+import pytest
+import torch
+
+from wan.modules.attention import attention
+from wan.modules.model import WanModel, WanModelConfig
+from wan.modules.t5 import T5Config, T5Encoder
+from wan.training.config import FlowConfig, LoopConfig
+from wan.training.data import CacheWriter, LatentCache
+from wan.training.loop import fit
+from wan.training.objective import (
+    FlowBatch,
+    StoredText,
+    TrainedText,
+    flow_objective,
+    matmul_attention,
+    prepare_model,
+)
+
+DIT = WanModelConfig(dim=24, ffn_dim=48, num_heads=2, num_layers=1, in_dim=4, out_dim=4, text_dim=8, text_len=6)
+T5 = T5Config(vocab_size=128, dim=8, dim_attn=8, dim_ffn=16, num_heads=2, num_layers=1)
+
+
+def models() -> tuple[WanModel, T5Encoder]:
+    generator = torch.Generator().manual_seed(0)
+    dit, encoder = WanModel(DIT), T5Encoder(T5)
+    dit.init_weights(generator)
+    encoder.init_weights(generator)
+    return dit, encoder
+
+
+def letters(text: str) -> list[int]:
+    return [*(ord(c) for c in text), 1]
+
+
+def test_one_tiny_sample_is_learnt(tmp_path):
+    dit, encoder = models()
+    both = torch.nn.ModuleDict({"dit": dit, "text": encoder})
+    latents = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(1)).expand(16, -1, -1, -1, -1)
+    objective = flow_objective(dit, TrainedText(encoder, letters), FlowConfig(shift=3.0, text_dropout=0.1))
+    batch = FlowBatch(latents, ["red"] * 16)
+    losses = []
+
+    def recorded(batch, generator):
+        loss = objective(batch, generator)
+        losses.append(loss.total.item())
+        return loss
+
+    embedding = encoder.token_embedding.weight.detach().clone()
+    fit(both, recorded, lambda index: batch, LoopConfig(steps=250, learning_rate=5e-3), tmp_path)
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+    assert not torch.equal(embedding, encoder.token_embedding.weight)
+
+
+def test_dropped_captions_become_the_empty_prompt():
+    dit, _ = models()
+    seen = []
+
+    def text(captions):
+        seen.extend(captions)
+        return [torch.zeros(1, 8)] * len(captions)
+
+    batch = FlowBatch(torch.zeros(400, 4, 1, 2, 2), ["red"] * 400)
+    flow_objective(dit, text, FlowConfig(text_dropout=0.25))(batch, torch.Generator().manual_seed(0))
+    assert 0.15 < seen.count("") / 400 < 0.35 and set(seen) == {"", "red"}
+
+
+def test_trained_text_states_equal_prompts_alone():
+    _, encoder = models()
+    together = TrainedText(encoder, letters)(["red", "", "green"])
+    for caption, states in zip(["red", "", "green"], together, strict=True):
+        alone = encoder(torch.tensor([letters(caption)]))[0]
+        torch.testing.assert_close(states[: len(alone)], alone)
+        assert not states[len(alone) :].any()
+
+
+def test_stored_text_states_come_back(tmp_path):
+    states = {"": torch.zeros(1, 8), "a 'quoted' \"phrase\"": torch.randn(3, 8)}
+    StoredText.write(tmp_path / "text.safetensors", list(states), states.__getitem__)
+    stored = StoredText(tmp_path / "text.safetensors")
+    for caption, value in states.items():
+        assert torch.equal(stored([caption])[0], value)
+
+
+@pytest.mark.parametrize("kv_lens", [None, [3, 5]])
+def test_matmul_attention_equals_attention(kv_lens):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 5, 3, 8, generator=generator) for _ in range(3))
+    torch.testing.assert_close(matmul_attention(q, k, v, kv_lens), attention(q, k, v, kv_lens))
+
+
+def test_prepared_model_computes_the_same():
+    dit, _ = models()
+    x, t, context = torch.ones(4, 1, 4, 4), torch.tensor([500.0]), torch.ones(2, 8)
+    torch.nn.init.ones_(dit.head.head.weight)
+    before = dit([x], t, [context])[0]
+    prepare_model(dit, LoopConfig(steps=1, precision="bfloat16"))
+    assert dit.blocks[0].self_attn.attend is matmul_attention
+    torch.testing.assert_close(dit([x], t, [context])[0], before, atol=1e-5, rtol=1e-5)
+
+
+def test_cache_groups_by_shape_and_draws_repeatably(tmp_path):
+    writer = CacheWriter(tmp_path)
+    for value in range(6):
+        shape = (4, 1, 2, 2) if value < 4 else (4, 2, 2, 2)
+        writer.add(torch.full(shape, float(value)), [f"{value}", f"number {value}"])
+    with pytest.raises(ValueError, match="no latent cache"):
+        LatentCache(tmp_path)  # not closed yet
+    writer.close()
+    cache = LatentCache(tmp_path)
+    assert len(cache) == 6 and len(cache.captions()) == 12
+    seen = set()
+    for index in range(40):
+        batch = cache.draw(3, 0, index)
+        for latent, caption in zip(batch.latents, batch.captions, strict=True):
+            assert caption.split()[-1] == str(int(latent[0, 0, 0, 0]))
+        seen.update(batch.captions)
+        assert torch.equal(batch.latents, cache.draw(3, 0, index).latents)
+    assert len(seen) == 12
+    with pytest.raises(ValueError, match="at least one caption"):
+        CacheWriter(tmp_path / "other").add(torch.zeros(1), [])

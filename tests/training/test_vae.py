@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+
+from wan.modules.vae import VAEConfig
+from wan.modules.vae2_1 import CausalVAE2_1
+from wan.training.config import LoopConfig
+from wan.training.loop import fit
+from wan.training.vae import (
+    VAELossConfig,
+    fold_statistics,
+    latent_statistics,
+    random_crops,
+    reconstruction_psnr,
+    to_unit,
+    vae_objective,
+)
+
+CONFIG = VAEConfig(dim=8, z_dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
+
+
+def small_vae() -> CausalVAE2_1:
+    vae = CausalVAE2_1(CONFIG)
+    vae.init_weights(torch.Generator().manual_seed(0))
+    return vae
+
+
+def test_folding_standardises_latents_and_leaves_the_decoded_video_alone():
+    vae = small_vae().eval()
+    video = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    target_mean, target_std = torch.tensor([1.0, -2.0, 0.5, 0.0]), torch.tensor([2.0, 0.5, 1.0, 3.0])
+    with torch.no_grad():
+        before, logvar = vae.encode_moments(video)
+        decoded = vae.decode(before)
+        mean, std = latent_statistics([before])
+        fold_statistics(vae, mean, std, target_mean, target_std)
+        after, logvar_after = vae.encode_moments(video)
+        torch.testing.assert_close(vae.decode(after), decoded, atol=1e-4, rtol=1e-4)
+    found_mean, found_std = latent_statistics([after])
+    torch.testing.assert_close(found_mean, target_mean.double(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found_std, target_std.double(), atol=1e-4, rtol=1e-4)
+    scale = (target_std.double() / std).view(1, -1, 1, 1, 1)  # the drawn latent scales as its mean does
+    torch.testing.assert_close((logvar_after / 2).exp(), (logvar / 2).exp() * scale.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_objective_lowers_the_error(tmp_path):
+    rng = np.random.default_rng(0)
+    videos = np.broadcast_to(rng.integers(0, 256, (4, 1, 1, 1, 3), np.uint8), (4, 5, 16, 16, 3))
+    vae = small_vae()
+    before = reconstruction_psnr(vae, videos)
+
+    def draw(index: int) -> torch.Tensor:
+        return random_crops(videos, 4, 5, 16, np.random.default_rng((0, index)))
+
+    config = LoopConfig(steps=25, learning_rate=5e-3, ema_decay=0.5)
+    fit(vae, vae_objective(vae, VAELossConfig()), draw, config, tmp_path)
+    assert reconstruction_psnr(vae, videos) > before + 3
+
+
+def test_crops_are_cut_from_the_videos():
+    videos = np.arange(2 * 9 * 16 * 16 * 3, dtype=np.int64).reshape(2, 9, 16, 16, 3).astype(np.uint8)
+    crops = random_crops(videos, 3, 5, 8, np.random.default_rng(0))
+    assert crops.shape == (3, 3, 5, 8, 8)
+    assert torch.equal(crops, random_crops(videos, 3, 5, 8, np.random.default_rng(0)))
+    assert to_unit(videos).min() == -1 and to_unit(videos).max() == 1
+    with pytest.raises(ValueError, match="does not fit"):
+        random_crops(videos, 1, 4, 8, np.random.default_rng(0))
+
+
+def test_weights_of_the_loss_are_checked():
+    with pytest.raises(ValueError, match="l1 or l2"):
+        VAELossConfig(l1=0, l2=0)

@@ -1,0 +1,192 @@
+"""`python -m wan.training config.toml`: videos with captions -> caches -> a trained DiT in the released layout."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wan.configs import get_config
+from wan.configs.shared_config import TaskConfig
+from wan.training.config import DataConfig, TrainConfig
+from wan.training.data import CacheWriter, LatentCache
+from wan.training.loop import fit
+from wan.training.objective import StoredText, flow_objective, prepare_model
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+TEXT_FILE = "text.safetensors"
+
+log = logging.getLogger("wan.training")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m wan.training", description=__doc__)
+    parser.add_argument("config", type=Path, help="a TOML file; docs/training.md lists what it may hold")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train(TrainConfig.from_toml(args.config))
+
+
+def train(config: TrainConfig) -> None:
+    """Encode what is not in the cache yet, train, and write the averaged weights to `output / expert`."""
+    from wan.checkpoint.loading import save_safetensors_folder
+
+    settings = get_config(config.task, config.family)
+    warn_about_range(config, settings.boundary)
+    build_caches(config, settings)
+    model = build_model(config)
+    prepare_model(model, config.loop)
+    cache = LatentCache(config.data.cache)
+    text = StoredText(config.data.cache / TEXT_FILE, config.device)
+    fit(
+        model,
+        flow_objective(model, text, config.flow),
+        lambda index: cache.draw(config.loop.batch_size, config.loop.seed, index),
+        config.loop,
+        config.output / "state",
+        preview=previewer(config, settings, model, text) if config.loop.preview_every else None,
+        loss_bins=config.flow.loss_bins,
+    )
+    save_safetensors_folder(
+        {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+        config.output / config.expert,
+        {"_class_name": "WanModel", **model.config.to_dict()},
+    )
+    log.info("wrote %s", config.output / config.expert)
+
+
+def warn_about_range(config: TrainConfig, boundary: float | None) -> None:
+    """Say so when an expert is trained on timesteps that the other one handles at inference."""
+    if boundary is None:
+        return
+    ranges = {"high_noise_model": (boundary * 1000, 1000.0), "low_noise_model": (0.0, boundary * 1000)}
+    low, high = ranges.get(config.expert, (0.0, 1000.0))
+    if config.flow.t_min < low or config.flow.t_max > high:
+        log.warning(
+            "%s is used for timesteps %.0f-%.0f, but is trained on %.0f-%.0f; set [flow] t_min and t_max",
+            *(config.expert, low, high, config.flow.t_min, config.flow.t_max),
+        )
+
+
+def build_model(config: TrainConfig) -> torch.nn.Module:
+    """The expert of the checkpoint, or a new one of the given architecture; float32 for training."""
+    from wan.modules.model import WanModel, WanModelConfig
+
+    if config.architecture is None:
+        model = WanModel.from_pretrained(config.checkpoint, config.expert, dtype=torch.float32)
+    else:
+        model = WanModel(WanModelConfig.from_dict(config.architecture))
+        model.init_weights(torch.Generator().manual_seed(config.loop.seed))
+    return model.to(config.device, torch.float32).requires_grad_(True)
+
+
+# ---------------------------------------------------------------- caches
+
+
+def build_caches(config: TrainConfig, settings: TaskConfig) -> None:
+    """Latents of every video, and text states of every caption and preview prompt."""
+    folder = config.data.cache
+    if not LatentCache.exists(folder):
+        encode_videos(config.data, load_vae(config, settings).encode, folder)
+    text_file = folder / TEXT_FILE
+    if not text_file.exists():
+        encoder = load_text_encoder(config, settings)
+        captions = [*LatentCache(folder).captions(), *config.preview_prompts]
+        partial = text_file.with_suffix(".partial")
+        StoredText.write(partial, captions, lambda caption: encoder([caption], config.device)[0])
+        partial.replace(text_file)
+
+
+def encode_videos(data: DataConfig, encode: Callable[[list[Tensor]], list[Tensor]], folder: Path) -> None:
+    """Write the latent cache of a folder of videos; each needs a text file of the same name, one caption per line."""
+    paths = sorted(p for p in data.videos.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{data.videos} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
+    silent = [p.name for p in paths if not p.with_suffix(".txt").exists()]
+    if silent:
+        raise ValueError(f"videos without a caption file (clip.mp4 needs clip.txt): {', '.join(silent[:5])}")
+    writer = CacheWriter(folder)
+    for i, path in enumerate(paths):
+        captions = [line.strip() for line in path.with_suffix(".txt").read_text().splitlines() if line.strip()]
+        with torch.no_grad():
+            writer.add(encode([load_clip(path, data)])[0], captions or [""])
+        log.info("encoded %s (%d/%d)", path.name, i + 1, len(paths))
+    writer.close()
+
+
+def load_clip(path: Path, data: DataConfig) -> Tensor:
+    """The first `frame_num` frames, scaled and centre-cropped to `size`: float32 [3, F, H, W] in [-1, 1]."""
+    from wan.media import from_uint8, read_video
+
+    frames, rate = read_video(path)  # [F, H, W, 3] uint8
+    if data.fps is not None:
+        frames = frames[(torch.arange(int(len(frames) / rate * data.fps)) * rate / data.fps).long()]
+    if len(frames) < data.frame_num:
+        rate_text = "" if data.fps is None else f" at {data.fps} per second"
+        raise ValueError(f"{path.name} has {len(frames)} frames{rate_text}, frame_num asks for {data.frame_num}")
+    pixels = from_uint8(frames[: data.frame_num])  # [F, 3, H, W]
+    width, height = data.size
+    scale = max(height / pixels.shape[2], width / pixels.shape[3])
+    size = (max(height, round(pixels.shape[2] * scale)), max(width, round(pixels.shape[3] * scale)))
+    if size != tuple(pixels.shape[2:]):
+        pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    pixels = pixels[:, :, top : top + height, left : left + width]
+    return pixels.clamp(-1, 1).transpose(0, 1).contiguous()
+
+
+def load_vae(config: TrainConfig, settings: TaskConfig):
+    from wan.modules.vae2_1 import Wan2_1_VAE
+
+    return Wan2_1_VAE(vae_pth=config.checkpoint / settings.vae_checkpoint, device=config.device)
+
+
+def load_text_encoder(config: TrainConfig, settings: TaskConfig):
+    from wan.modules.t5 import T5EncoderModel
+
+    return T5EncoderModel(
+        text_len=settings.text_len,
+        dtype=settings.t5_dtype,
+        device=config.device,
+        checkpoint_path=config.checkpoint / settings.t5_checkpoint,
+        tokenizer_path=config.checkpoint / settings.t5_tokenizer,
+    )
+
+
+# ---------------------------------------------------------------- previews
+
+
+def previewer(
+    config: TrainConfig, settings: TaskConfig, model: torch.nn.Module, text: StoredText
+) -> Callable[[int], None]:
+    """Sample the preview prompts with the expert alone, through the pipelines' loop, into contact sheets."""
+    from wan.geometry import latent_shape
+    from wan.media import contact_sheet, to_uint8
+    from wan.sampling import denoise, guided, make_solver
+
+    vae = load_vae(config, settings)
+    shape = latent_shape(config.data.size, config.data.frame_num, settings.vae_stride, model.config.in_dim)
+    scale = settings.guidance[config.expert == settings.high_noise_checkpoint]
+
+    def forward(latent: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return model([latent], t.reshape(1), [context])[0]
+
+    @torch.no_grad()
+    def preview(step: int) -> None:
+        for i, prompt in enumerate(config.preview_prompts):
+            latent = torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(config.device)
+            solver = make_solver("unipc", settings.sample_steps, settings.sample_shift, config.device)
+            context, empty = text([prompt, ""])
+            for latent in denoise(latent, solver, guided(forward, context, empty, scale)):  # noqa: B007, B020
+                pass
+            path = config.output / "previews" / f"{step:07d}-{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            contact_sheet(to_uint8(vae.decode([latent])[0]), path)
+
+    return preview
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Flow matching: which noise levels are drawn, what the network is asked for, and the loss by noise level."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from wan.training.config import FlowConfig
+
+VelocityModel = Callable[[Tensor, Tensor], Tensor]  # noisy [B, ...], timestep [B] in 0..1000 -> velocity [B, ...]
+
+
+@dataclass
+class Loss:
+    """`total` is differentiated; `parts` are averaged and logged; `timesteps` and `errors` [B] feed the bins."""
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    timesteps: Tensor | None = None
+    errors: Tensor | None = None
+
+
+def flow_loss(model: VelocityModel, data: Tensor, config: FlowConfig, generator: torch.Generator) -> Loss:
+    """Mean squared error of the predicted velocity `noise - data` at drawn noise levels; data [B, ...] float32."""
+    sigma = draw_sigmas(data.shape[0], config, generator).to(data.device)
+    noise = torch.randn(data.shape, generator=generator).to(data)
+    noisy = interpolate(data, noise, sigma)
+    timesteps = sigma * 1000
+    velocity = model(noisy, timesteps)
+    errors = (velocity.float() - (noise - data)).square().flatten(1).mean(1)
+    return Loss(errors.mean(), timesteps=timesteps.detach(), errors=errors.detach())
+
+
+def interpolate(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x_sigma = (1 - sigma) data + sigma noise, with one sigma [B] per sample."""
+    sigma = sigma.to(data).view(-1, *[1] * (data.dim() - 1))
+    return (1 - sigma) * data + sigma * noise
+
+
+def draw_sigmas(count: int, config: FlowConfig, generator: torch.Generator) -> Tensor:
+    """`count` noise levels, float32 [count], of the shifted distribution conditioned on the range t_min..t_max.
+
+    Drawn by inverse transform from stratified uniforms (one per equal slice of probability, in random order), so
+    every batch covers its range and the loss varies less; each sample alone has exactly the wanted distribution.
+    """
+    low, high = (
+        _cdf(_unshift(torch.tensor(t / 1000, dtype=torch.float64), config.shift), config)
+        for t in (config.t_min, config.t_max)
+    )
+    slices = torch.randperm(count, generator=generator).double()
+    uniform = (slices + torch.rand(count, generator=generator, dtype=torch.float64)) / count
+    base = _inverse_cdf(low + (high - low) * uniform, config)
+    sigma = config.shift * base / (1 + (config.shift - 1) * base)
+    return sigma.clamp(config.t_min / 1000, config.t_max / 1000).float()
+
+
+def _unshift(sigma: Tensor, shift: float) -> Tensor:
+    """Inverse of the shift map."""
+    return sigma / (shift - (shift - 1) * sigma)
+
+
+def _cdf(base: Tensor, config: FlowConfig) -> Tensor:
+    if config.sigma_distribution == "uniform":
+        return base
+    return torch.special.ndtr((torch.logit(base) - config.logit_mean) / config.logit_std)
+
+
+def _inverse_cdf(probability: Tensor, config: FlowConfig) -> Tensor:
+    if config.sigma_distribution == "uniform":
+        return probability
+    return torch.sigmoid(config.logit_mean + config.logit_std * torch.special.ndtri(probability))
+
+
+class LossBins:
+    """Mean loss per equal slice of the timesteps 0..1000, over the samples added since the last reset."""
+
+    def __init__(self, count: int):
+        self.total = torch.zeros(count, dtype=torch.float64)
+        self.count = torch.zeros(count, dtype=torch.float64)
+
+    def add(self, timesteps: Tensor, errors: Tensor) -> None:
+        """timesteps [B] in 0..1000 and errors [B]."""
+        bins = len(self.count)
+        index = (timesteps.detach().cpu().double() * bins / 1000).long().clamp(0, bins - 1)
+        self.total.index_add_(0, index, errors.detach().cpu().double())
+        self.count.index_add_(0, index, torch.ones_like(index, dtype=torch.float64))
+
+    def means(self) -> dict[int, float]:
+        """Lower edge of each bin that saw a sample -> its mean loss."""
+        width = 1000 / len(self.count)
+        return {round(i * width): (self.total[i] / n).item() for i, n in enumerate(self.count.tolist()) if n}
+
+    def reset(self) -> None:
+        self.total.zero_()
+        self.count.zero_()

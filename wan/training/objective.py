@@ -1,0 +1,104 @@
+"""The objective of a text-conditioned DiT: captions become text states, some are dropped, the rest is flow matching."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wan.modules.model import WanModel
+from wan.training.config import FlowConfig, LoopConfig
+from wan.training.loop import Objective
+from wan.training.loss import Loss, flow_loss
+
+TextStates = Callable[[Sequence[str]], list[Tensor]]  # captions -> states [len, text_dim] of each
+
+
+@dataclass
+class FlowBatch:
+    latents: Tensor  # [B, C, T, H, W] float32, one grid
+    captions: list[str]
+
+
+def flow_objective(model: WanModel, text: TextStates, config: FlowConfig) -> Objective:
+    """`objective(FlowBatch, generator) -> Loss`; a dropped caption is the empty prompt, as at inference."""
+
+    def objective(batch: FlowBatch, generator: torch.Generator) -> Loss:
+        dropped = torch.rand(len(batch.captions), generator=generator) < config.text_dropout
+        context = text(["" if d else c for c, d in zip(batch.captions, dropped.tolist(), strict=True)])
+        data = batch.latents.to(model.patch_embedding.weight.device)
+
+        def velocity(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            return torch.stack(model(list(noisy), timesteps, context))
+
+        return flow_loss(velocity, data, config, generator)
+
+    return objective
+
+
+class TrainedText:
+    """Text states from an encoder that is trained along; token ids are kept per caption."""
+
+    def __init__(self, encoder: nn.Module, tokenize: Callable[[str], Sequence[int]]):
+        self.encoder, self.tokenize = encoder, tokenize
+        self._ids: dict[str, Tensor] = {}
+
+    def __call__(self, captions: Sequence[str]) -> list[Tensor]:
+        for caption in captions:
+            if caption not in self._ids:
+                self._ids[caption] = torch.tensor(self.tokenize(caption), dtype=torch.long)
+        ids = nn.utils.rnn.pad_sequence([self._ids[c] for c in captions], batch_first=True)
+        lengths = torch.tensor([len(self._ids[c]) for c in captions])
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        device = next(self.encoder.parameters()).device
+        # padding comes back as zero rows, which is what the model pads with: no sample needs its own slice
+        return list(self.encoder(ids.to(device), mask.long().to(device)))
+
+
+class StoredText:
+    """Text states computed once: a safetensors file with one tensor per caption, read when asked for."""
+
+    def __init__(self, path: Path, device: torch.device | str = "cpu"):
+        from safetensors import safe_open
+
+        self._file = safe_open(path, "pt")
+        self._rows = {caption: name for name, caption in (self._file.metadata() or {}).items()}
+        self._device = device
+
+    def __call__(self, captions: Sequence[str]) -> list[Tensor]:
+        return [self._file.get_tensor(self._rows[c]).float().to(self._device) for c in captions]
+
+    @staticmethod
+    def write(path: Path, captions: Sequence[str], encode: Callable[[str], Tensor]) -> None:
+        """Encode every distinct caption, and the empty one, to [len, dim]."""
+        from safetensors.torch import save_file
+
+        names = {f"{i:06d}": caption for i, caption in enumerate(sorted({"", *captions}))}
+        save_file({name: encode(c).cpu().contiguous() for name, c in names.items()}, path, metadata=names)
+
+
+def prepare_model(model: WanModel, config: LoopConfig) -> None:
+    """Make training steps fast without changing what is computed: compiled blocks, a quicker attention where needed."""
+    on_cpu = model.patch_embedding.weight.device.type == "cpu"
+    for block in model.blocks:
+        if on_cpu and config.precision == "bfloat16":
+            block.self_attn.attend = block.cross_attn.attend = matmul_attention
+        if config.compile:
+            block.compile()
+
+
+def matmul_attention(q: Tensor, k: Tensor, v: Tensor, kv_lens: Sequence[int] | None = None) -> Tensor:
+    """`modules.attention.attention` by matrix products, for short sequences in bfloat16 on a CPU.
+
+    There the fused kernel's backward pass is slow: 380 of 900 ms per step for the nano model (batch 64, 80 tokens, two
+    cores of a Xeon with AMX), 40 ms this way.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()
+    if kv_lens is not None:
+        lengths = torch.as_tensor(kv_lens, device=k.device)
+        padding = torch.arange(k.shape[2], device=k.device) >= lengths[:, None]
+        scores = scores.masked_fill(padding[:, None, None], float("-inf"))
+    return (F.softmax(scores, -1).to(v.dtype) @ v).transpose(1, 2)

@@ -1,0 +1,173 @@
+"""Training of the video VAE: the reconstruction objective, random crops, and the standardisation of its latents."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wan.modules.vae_blocks import Resample, ResidualBlock
+from wan.training.loss import Loss
+
+
+@dataclass(frozen=True)
+class VAELossConfig:
+    """Weights of the terms, per pixel (kl: per latent element)."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    edge: float = 0.5  # L1 of differences between neighbouring pixels and frames: keeps outlines sharp
+    kl: float = 1e-5
+
+    def __post_init__(self):
+        if min(self.l1, self.l2, self.edge, self.kl) < 0 or self.l1 + self.l2 == 0:
+            raise ValueError(f"weights must not be negative, and l1 or l2 must be positive; got {self}")
+
+
+def vae_objective(vae: nn.Module, config: VAELossConfig):
+    """`objective(video [B, 3, T, H, W] in [-1, 1], generator) -> Loss`, through one sampled latent per video.
+
+    Training follows arXiv:1312.6114: latent = mean + exp(logvar / 2) noise. The released models use the mean alone.
+    """
+
+    def objective(video: Tensor, generator: torch.Generator) -> Loss:
+        device = next(vae.parameters()).device
+        video = video.to(device)
+        mean, logvar = vae.encode_moments(video)
+        mean, logvar = mean.float(), logvar.float().clamp(-30, 20)
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        output = vae.decode(mean + (logvar / 2).exp() * noise).float()
+        difference = output - video
+        l1, l2 = difference.abs().mean(), difference.square().mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        total = config.l1 * l1 + config.l2 * l2 + config.kl * kl
+        if config.edge:
+            total = total + config.edge * edge_loss(difference)
+        return Loss(total, {"psnr": psnr(l2.detach()), "kl": kl.detach()})
+
+    return objective
+
+
+def edge_loss(difference: Tensor) -> Tensor:
+    """Mean absolute gradient of a difference [B, C, T, H, W] along rows, columns and (with several) frames."""
+    axes = [d for d in (2, 3, 4) if difference.shape[d] > 1]
+    return sum(difference.diff(dim=d).abs().mean() for d in axes) / max(1, len(axes))
+
+
+def psnr(mean_square: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB from a mean squared error on the range [-1, 1]."""
+    return 10 * torch.log10(4 / mean_square.clamp_min(1e-12))
+
+
+@torch.no_grad()
+def init_as_resampler(vae: nn.Module, generator: torch.Generator) -> None:
+    """Draw weights with which the skip path of a VAE 2.1 already carries colours down to the latents and back up.
+
+    Random weights lose the signal on the way through the strided convolutions; from there, a small VAE spends most of a
+    short training on finding it again. Here downsampling starts as 2x2 averaging, upsampling as nearest neighbour,
+    width changes as orthogonal maps, and the residual branches small. The latents start with little noise.
+    """
+    vae.init_weights(generator)
+    for module in vae.modules():
+        if isinstance(module, ResidualBlock):
+            module.residual[6].weight *= 0.2
+            if isinstance(module.shortcut, nn.Conv3d):
+                module.shortcut.weight[:, :, 0, 0, 0] = _orthogonal(*module.shortcut.weight.shape[:2], generator)
+        elif isinstance(module, Resample):
+            weight = module.resample[1].weight  # [out, in, 3, 3]
+            weight *= 0.2
+            if module.mode.startswith("down"):
+                weight[:, :, :2, :2] += 0.25 * torch.eye(len(weight))[:, :, None, None]
+            else:
+                weight[:, :, 1, 1] += _orthogonal(*weight.shape[:2], generator)
+    for stem in (vae.encoder.conv1, vae.decoder.conv1):
+        stem.weight *= 0.2
+        stem.weight[:, :, -1, 1, 1] += _orthogonal(*stem.weight.shape[:2], generator)
+    for outer in (vae.conv1, vae.conv2):
+        outer.weight[:, :, 0, 0, 0] = _orthogonal(*outer.weight.shape[:2], generator)
+    vae.conv1.bias[vae.z_dim :] = -6
+
+
+def _orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    return nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)
+
+
+def random_crops(
+    videos: np.ndarray, batch: int, frames: int, size: int, rng: np.random.Generator, candidates: int = 1
+) -> Tensor:
+    """Draw [batch, 3, frames, size, size] float32 in [-1, 1] from uint8 videos [N, F, H, W, 3]; half are mirrored.
+
+    Of several `candidates` per crop the one with the most contrast is kept: plain areas teach little.
+    """
+    count, total, height, width, _ = videos.shape
+    if frames % 4 != 1 or frames > total or size > min(height, width):
+        raise ValueError(
+            f"a crop of {frames} frames at {size} pixels does not fit videos of {videos.shape[1:4]} (frames 4n+1)"
+        )
+    crops = np.empty((batch, frames, size, size, 3), np.uint8)
+    for crop in crops:
+        pieces = []
+        for _ in range(candidates):
+            n, f = rng.integers(count), rng.integers(total - frames + 1)
+            y, x = rng.integers(height - size + 1), rng.integers(width - size + 1)
+            pieces.append(videos[n, f : f + frames, y : y + size, x : x + size])
+        piece = pieces[0] if candidates == 1 else max(pieces, key=lambda p: p[::4, ::4, ::4].std(axis=(1, 2)).sum())
+        crop[:] = piece[:, :, ::-1] if rng.random() < 0.5 else piece
+    return to_unit(crops)
+
+
+def to_unit(videos: np.ndarray) -> Tensor:
+    """uint8 [B, F, H, W, 3] -> float32 [B, 3, F, H, W] in [-1, 1]."""
+    return (
+        torch.from_numpy(np.ascontiguousarray(videos)).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1).contiguous()
+    )
+
+
+@torch.no_grad()
+def latent_statistics(latents: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, float64 [z], over latents [B, z, T, h, w]."""
+    count, total, square = 0, 0.0, 0.0
+    for latent in latents:
+        flat = latent.double().transpose(0, 1).flatten(1)
+        count, total, square = count + flat.shape[1], total + flat.sum(1), square + flat.square().sum(1)
+    mean = total / count
+    return mean, (square / count - mean.square()).clamp_min(1e-12).sqrt()
+
+
+@torch.no_grad()
+def fold_statistics(vae: nn.Module, mean: Tensor, std: Tensor, target_mean: Tensor, target_std: Tensor) -> None:
+    """Give the latents the statistics `target_*` [z] instead of `mean`, `std`, without changing what is decoded.
+
+    The affine map per channel goes into the mean rows of the encoder's last 1x1x1 convolution `conv1`, its inverse
+    into the input of the decoder's first, `conv2`; the log-variance rows follow the scale. Both maps are exact, so
+    decode(encode(x)) is unchanged up to rounding.
+    """
+    mean, std, target_mean, target_std = (v.double() for v in (mean, std, target_mean, target_std))
+    scale = target_std / std
+    offset = target_mean - mean * scale
+    z = len(mean)
+    weight, bias = vae.conv1.weight.double(), vae.conv1.bias.double()
+    weight[:z] *= scale.view(-1, 1, 1, 1, 1)
+    bias[:z] = bias[:z] * scale + offset
+    bias[z:] += 2 * scale.log()
+    vae.conv1.weight.copy_(weight)
+    vae.conv1.bias.copy_(bias)
+    weight, bias = vae.conv2.weight.double(), vae.conv2.bias.double()
+    weight = weight / scale.view(1, -1, 1, 1, 1)
+    bias = bias - torch.einsum("oi...,i->o", weight, offset)
+    vae.conv2.weight.copy_(weight)
+    vae.conv2.bias.copy_(bias)
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae: nn.Module, videos: np.ndarray, batch: int = 8) -> float:
+    """PSNR in dB of decode(encode(x)), clamped as the pipeline clamps, over all pixels of uint8 [N, F, H, W, 3]."""
+    total, count = 0.0, 0
+    for start in range(0, len(videos), batch):
+        video = to_unit(videos[start : start + batch]).to(next(vae.parameters()).device)
+        output = vae.decode(vae.encode(video)).clamp(-1, 1)
+        total += F.mse_loss(output, video, reduction="sum").double().item()
+        count += video.numel()
+    return psnr(torch.tensor(total / count)).item()
