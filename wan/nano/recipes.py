@@ -188,7 +188,8 @@ def export(folder: Path, budget: Budget) -> None:
         path = folder / name / "model.pt"
         state = torch.load(path, weights_only=True) if path.exists() else _part(base, "dit.")
         state = {key: tensor.to(torch.bfloat16).contiguous() for key, tensor in state.items()}
-        save_safetensors_folder(state, target / name, {"_class_name": "WanModel", "family": "nano", **DIT.to_dict()}, 2**30)
+        description = {"_class_name": "WanModel", "family": "nano", **DIT.to_dict()}
+        save_safetensors_folder(state, target / name, description, 2**30)
     text = {key: tensor.to(torch.bfloat16).contiguous() for key, tensor in _part(base, "text.").items()}
     torch.save(text, target / "models_t5_umt5-xxl-enc-bf16.pth")
     shutil.copy(folder / "Wan2.1_VAE.pth", target)
