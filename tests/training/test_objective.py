@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -88,14 +90,20 @@ def test_matmul_attention_equals_attention(kv_lens):
     torch.testing.assert_close(matmul_attention(q, k, v, kv_lens), attention(q, k, v, kv_lens))
 
 
-def test_prepared_model_computes_the_same():
-    dit, _ = models()
-    x, t, context = torch.ones(4, 1, 4, 4), torch.tensor([500.0]), torch.ones(2, 8)
-    torch.nn.init.ones_(dit.head.head.weight)
-    before = dit([x], t, [context])[0]
-    prepare_model(dit, LoopConfig(steps=1, precision="bfloat16"))
-    assert dit.blocks[0].self_attn.attend is matmul_attention
-    torch.testing.assert_close(dit([x], t, [context])[0], before, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("text_len, lengths", [(6, (2, 5)), (80, (2, 5)), (80, (31, 32))])
+def test_prepared_model_computes_the_same(text_len, lengths):
+    dit = WanModel(replace(DIT, text_len=text_len))
+    dit.init_weights(torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(dit.head.head.weight, generator=torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(dit.text_embedding[0].bias, generator=torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(3)
+    x = [torch.randn(4, 1, 4, 4, generator=generator) for _ in lengths]
+    context = [torch.randn(n, 8, generator=generator) for n in lengths]
+    t = torch.tensor([500.0, 900.0])
+    before = dit(x, t, context)
+    prepare_model(dit, LoopConfig(steps=1))
+    after = dit(x, t, context)
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
 
 
 def test_cache_groups_by_shape_and_draws_repeatably(tmp_path):

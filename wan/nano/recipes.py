@@ -30,7 +30,7 @@ from wan.modules.t5 import T5Config, T5Encoder
 from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import LATENT_MEAN, LATENT_STD, CausalVAE2_1, Wan2_1_VAE
 from wan.nano import worlds
-from wan.sampling import denoise, guided, make_solver
+from wan.sampling import Velocity, denoise, guided, make_solver, switch_at
 from wan.training.config import FlowConfig, LoopConfig
 from wan.training.data import CacheWriter, LatentCache
 from wan.training.loop import fit
@@ -70,7 +70,7 @@ class Budget:
 
 
 BUDGETS = {
-    "full": Budget(vae_videos=2000, vae_steps=3000, videos=8000, dit_steps=4800, expert_steps=700),
+    "full": Budget(vae_videos=2000, vae_steps=3000, videos=8000, dit_steps=4000, expert_steps=500),
     "smoke": Budget(vae_videos=16, vae_steps=12, videos=48, dit_steps=6, expert_steps=4),
 }
 
@@ -159,7 +159,12 @@ def train_dit(folder: Path, budget: Budget) -> None:
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
     both["text"].init_weights(generator)
     text = TrainedText(both["text"], tokenizer)
-    _fit_flow(both, both["dit"], text, FlowConfig(shift=3.0), folder / "dit", dit_loop(budget.dit_steps, 1e-3))
+    config = replace(dit_loop(budget.dit_steps, 1e-3), preview_every=min(1000, budget.dit_steps))
+
+    def preview(step: int) -> None:
+        print(f"step {step}  {score(both['dit'], both['dit'], text, folder)}", flush=True)
+
+    _fit_flow(both, both["dit"], text, FlowConfig(shift=3.0), folder / "dit", config, preview)
 
 
 def train_experts(folder: Path, budget: Budget) -> None:
@@ -167,14 +172,14 @@ def train_experts(folder: Path, budget: Budget) -> None:
     encoder = T5Encoder(text_config(folder))
     encoder.load_state_dict(_part(base, "text."))
     encoder = encoder.to(torch.bfloat16).float().eval().requires_grad_(False)  # as it will be shipped
+    text = TrainedText(encoder, nano_tokenizer(folder))
+    experts = {}
     for name, low, high in (("high_noise_model", BOUNDARY, 1000.0), ("low_noise_model", 0.0, BOUNDARY)):
-        if (folder / name / "model.pt").exists():
-            continue
-        dit = WanModel(DIT)
+        experts[name] = dit = WanModel(DIT)
         dit.load_state_dict(_part(base, "dit."))
-        text = TrainedText(encoder, nano_tokenizer(folder))
         flow = FlowConfig(shift=3.0, t_min=low, t_max=high)
         _fit_flow(dit, dit, text, flow, folder / name, dit_loop(budget.expert_steps, 3e-4))
+    print(score(*experts.values(), text, folder), flush=True)
 
 
 def export(folder: Path, budget: Budget) -> None:
@@ -224,12 +229,17 @@ def dit_loop(steps: int, learning_rate: float) -> LoopConfig:
         seed=5,
         log_every=max(1, min(50, steps // 4)),
         checkpoint_every=200,
-        preview_every=min(500, steps // 2),
     )
 
 
 def _fit_flow(
-    module: nn.Module, dit: WanModel, text: TrainedText, flow: FlowConfig, folder: Path, config: LoopConfig
+    module: nn.Module,
+    dit: WanModel,
+    text: TrainedText,
+    flow: FlowConfig,
+    folder: Path,
+    config: LoopConfig,
+    preview: Callable[[int], None] | None = None,
 ) -> None:
     """Train, and write the averaged weights to `folder/model.pt`."""
     cache = LatentCache(folder.parent / "latents")
@@ -240,7 +250,7 @@ def _fit_flow(
         lambda index: cache.draw(config.batch_size, config.seed, index),
         config,
         folder,
-        preview=lambda step: print(f"step {step}  {score(dit, text, folder.parent)}", flush=True),
+        preview=preview,
         loss_bins=flow.loss_bins,
     )
     partial = folder / "model.pt.partial"
@@ -249,8 +259,8 @@ def _fit_flow(
 
 
 @torch.no_grad()
-def score(dit: WanModel, text: TrainedText, folder: Path, count: int = 32) -> str:
-    """Sample held-out scenes in one batch, at all timesteps with one model, and count what the pixels show."""
+def score(high: WanModel, low: WanModel, text: TrainedText, folder: Path, count: int = 32) -> str:
+    """Sample held-out scenes in one batch with the two experts, and count what the pixels show."""
     rng = np.random.default_rng(6)
     scenes = [worlds.sample_scene(rng, "heldout") for _ in range(count)]
     prompts = [worlds.caption(scene, rng) for scene in scenes]
@@ -258,11 +268,14 @@ def score(dit: WanModel, text: TrainedText, folder: Path, count: int = 32) -> st
         count, 16, (FRAMES - 1) // 4 + 1, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(6)
     )
 
-    def forward(latent: torch.Tensor, t: torch.Tensor, context: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(dit(list(latent), t.expand(len(latent)), context))
+    def velocity_of(dit: WanModel) -> Velocity:
+        def forward(latent: torch.Tensor, t: torch.Tensor, context: list[torch.Tensor]) -> torch.Tensor:
+            return torch.stack(dit(list(latent), t.expand(len(latent)), context))
 
-    with torch.autocast("cpu", torch.bfloat16):
-        velocity = guided(forward, text(prompts), text([""] * count), 3.0)
+        return guided(forward, text(prompts), text([""] * count), 3.0)
+
+    with torch.autocast("cpu", torch.bfloat16), torch.compiler.set_stance("force_eager"):
+        velocity = switch_at(BOUNDARY, velocity_of(high), velocity_of(low))
         for step in denoise(latent, make_solver("unipc", 20, 3.0), velocity):
             latent = step
     vae = Wan2_1_VAE(vae_pth=folder / "Wan2.1_VAE.pth")
