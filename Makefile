@@ -11,7 +11,7 @@ BIN     := $(VENV)/bin
 PIP_ARGS ?=
 
 TASK    ?= t2v
-PROMPT  ?= a big red circle moves right on a blue background
+PROMPT  ?= a big red circle moves right on a navy background
 SEED    ?= 0
 DEMO    ?= outputs/demo-$(TASK)
 TASK_ID  = $(or $(TASK_$(TASK)),$(TASK))

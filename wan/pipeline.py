@@ -208,7 +208,7 @@ class WanPipeline:
         model = WanModel.from_pretrained(self.checkpoint_dir, expert, dtype=runtime.dtype)
         if runtime.convert_model_dtype:  # upstream's flag also rounds norms, modulation and time weights
             model.to(runtime.dtype)
-        if can_pack(runtime.device, runtime.dtype) and not runtime.compile:
+        if can_pack(runtime.device, runtime.dtype):
             pack_linears(model.blocks)
         for block in model.blocks:
             block.self_attn.attend = block.cross_attn.attend = partial(attention, backend=runtime.attention)

@@ -50,21 +50,21 @@ class PackedLinear(nn.Module):
         self.gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        return _product(x.to(torch.bfloat16), self.weight, self.bias, self.gelu)
+        product = _opaque_product if torch.compiler.is_compiling() else _packed_product
+        return product(x.to(torch.bfloat16), self.weight, self.bias, self.gelu)
+
+
+def _packed_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    post = ("gelu", [], "tanh") if gelu else ("none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *post)
 
 
 @torch.library.custom_op("wan::packed_linear", mutates_args=())
 def _opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     """The product as one step of a compiled graph: the compiler has no rule for weights that are already packed."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *(("gelu", [], "tanh") if gelu else ("none", [], "")))
+    return _packed_product(x, weight, bias, gelu)
 
 
 @_opaque_product.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _opaque_product(x, weight, bias, gelu)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *(("gelu", [], "tanh") if gelu else ("none", [], "")))
