@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, FrameCache, Resample, ResidualBlock, RMS_norm
 
+LATENTS_AT_ONCE = 4  # latent frames decoded together: enough to filter in groups of 4, few enough to be small
+
 
 @dataclass(frozen=True)
 class VAEConfig:
@@ -94,9 +96,9 @@ class VAEConfig:
 class CausalVAE(nn.Module):
     """Encode and decode around an `encoder` and a `decoder`, both cut in two at the middle block.
 
-    A subclass sets `encoder` (`local`, then `context`) and `decoder` (`context`, then `local`): `local` is the part
-    local in space, `context` the part at latent resolution whose attention sees whole frames. Latents are raw here;
-    the published scaling belongs to the wrappers.
+    A subclass sets `encoder` (`local`, then `context`) and `decoder` (`context`, then `local`, which yields its result
+    in parts): `local` is the part that is local in space, `context` the part at latent resolution whose attention sees
+    whole frames. Latents are raw here; the published scaling belongs to the wrappers.
     """
 
     encoder: nn.Module
@@ -133,14 +135,17 @@ class CausalVAE(nn.Module):
         return self.encode_moments(video, chunk, tile)[0]
 
     def decode(self, z: Tensor, chunk: int | None = None, tile: int | None = None) -> Tensor:
-        """[B, z, T', h, w] -> [B, 3, T, H, W], not clamped; `chunk` latent frames at a time, None for all at once."""
+        """[B, z, T', h, w] -> [B, 3, T, H, W], not clamped; options as in `decode_chunks`."""
         return join(list(self.decode_chunks(z, chunk, tile)))
 
-    def decode_chunks(self, z: Tensor, chunk: int | None = 1, tile: int | None = None) -> Iterator[Tensor]:
-        """Decode `chunk` latent frames at a time, yielding [B, 3, t, H, W]. The memory needed is that of one chunk.
+    def decode_chunks(
+        self, z: Tensor, chunk: int | None = LATENTS_AT_ONCE, tile: int | None = None
+    ) -> Iterator[Tensor]:
+        """Decode consecutive parts [B, 3, t, H, W] of the video, in memory that does not depend on its length.
 
-        With `tile` (the edge of a tile in latent pixels), it is that of one tile and one chunk, and the result, which
-        is then collected on the CPU before the first chunk is yielded.
+        `chunk` is how many latent frames pass the lowest resolution at a time; higher ones take at most 4 frames. None
+        decodes everything at once. With `tile`, the edge of a tile in latent pixels, the memory is that of one tile and
+        of the whole video, which is collected on the CPU before the first part is yielded.
         """
         if z.ndim != 5 or z.shape[1] != self.z_dim or 0 in z.shape:
             raise ValueError(f"a latent must be [B, {self.z_dim}, T, h, w] with T, h, w >= 1, got {list(z.shape)}")
@@ -149,7 +154,8 @@ class CausalVAE(nn.Module):
         cache = None if chunk is None else FrameCache()
         features = (self.decoder.context(self.conv2(part), cache) for part in chunks(self._to_compute(z), chunk))
         if tile is None:
-            yield from (self.decoder.local(part, cache) for part in features)
+            for part in features:
+                yield from self.decoder.local(part, cache)
         else:
             video = self._decode_tiles(join(list(features)), chunk, tile)
             yield from (part.to(z.device) for part in chunks(video, chunk and chunk * self.config.stride[0]))
@@ -179,8 +185,8 @@ class CausalVAE(nn.Module):
         for row in tile_axis(h, tile, self.config.decoder_halo):
             for column in tile_axis(w, tile, self.config.decoder_halo):
                 start, cache = 0, None if chunk is None else FrameCache()
-                for part in chunks(features[:, :, :, row.read, column.read], chunk):
-                    frames = self.decoder.local(part, cache)
+                parts = chunks(features[:, :, :, row.read, column.read], chunk)
+                for frames in (frames for part in parts for frames in self.decoder.local(part, cache)):
                     frames = frames[:, :, :, scaled(row.keep, strides[0]), scaled(column.keep, strides[1])]
                     target = video[:, :, start : start + frames.shape[2]]
                     target[:, :, :, scaled(row.place, strides[0]), scaled(column.place, strides[1])] = frames
@@ -188,7 +194,9 @@ class CausalVAE(nn.Module):
         return video
 
     def _to_compute(self, x: Tensor) -> Tensor:
-        return x.to(self.conv1.weight)
+        """Device and type of the weights, and on a CPU the layout in which channels are neighbours."""
+        layout = torch.channels_last_3d if self.conv1.weight.device.type == "cpu" else torch.preserve_format
+        return x.to(self.conv1.weight).contiguous(memory_format=layout)
 
     def _usable_frames(self, video: Tensor) -> Tensor:
         """The video without the frames after its last complete group."""
@@ -269,7 +277,3 @@ def join(parts: list[Tensor]) -> Tensor:
 def middle(dim: int, dropout: float) -> nn.Sequential:
     """The layers at latent resolution; the only ones that see a whole frame."""
     return nn.Sequential(ResidualBlock(dim, dim, dropout), AttentionBlock(dim), ResidualBlock(dim, dim, dropout))
-
-
-def head(dim: int, out_dim: int) -> nn.Sequential:
-    return nn.Sequential(RMS_norm(dim), nn.SiLU(), CausalConv3d(dim, out_dim, 3, padding=1))

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from wan.checkpoint.formats import released_names
 from wan.checkpoint.loading import load_module
 from wan.checkpoint.source import open_source
-from wan.modules.vae import CausalVAE, VAEConfig, head, middle
-from wan.modules.vae_blocks import CausalConv3d, FrameCache, Resample, ResidualBlock, run_chunk
+from wan.modules.vae import CausalVAE, VAEConfig, middle
+from wan.modules.vae_blocks import CausalConv3d, FrameCache, OutputHead, Resample, ResidualBlock, run_chunk
 
 PIXEL_CHANNELS = 3
+FRAMES_AT_ONCE = 4  # frames that a decoder stage processes together when streaming
 
 # Statistics of the released model's latents, per channel: constants of the system, in no checkpoint.
 LATENT_MEAN = (
@@ -139,7 +140,7 @@ class Encoder3d(nn.Module):
                 layers.append(Resample(out, "downsample3d" if temporal else "downsample2d"))
         self.downsamples = nn.Sequential(*layers)
         self.middle = middle(widths[-1], config.dropout)
-        self.head = head(widths[-1], config.z_dim * 2)
+        self.head = OutputHead(widths[-1], config.z_dim * 2)
 
     def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
         return self.context(self.local(x, cache), cache)
@@ -148,11 +149,11 @@ class Encoder3d(nn.Module):
         return run_chunk(self.downsamples, self.conv1(x, cache), cache)
 
     def context(self, x: Tensor, cache: FrameCache | None) -> Tensor:
-        return run_chunk(self.head, run_chunk(self.middle, x, cache), cache)
+        return self.head(run_chunk(self.middle, x, cache), cache)
 
 
 class Decoder3d(nn.Module):
-    """[B, z, T', h, w] -> [B, 3, T, H, W]."""
+    """[B, z, T', h, w] -> [B, 3, T, H, W], in two steps: `context`, then `local`."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -169,16 +170,29 @@ class Decoder3d(nn.Module):
             if stage < len(temporal):
                 layers.append(Resample(out, "upsample3d" if temporal[stage] else "upsample2d", out // 2))
         self.upsamples = nn.Sequential(*layers)
-        self.head = head(widths[-1], PIXEL_CHANNELS)
-
-    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
-        return self.local(self.context(x, cache), cache)
+        self.head = OutputHead(widths[-1], PIXEL_CHANNELS)
 
     def context(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         return run_chunk(self.middle, self.conv1(x, cache), cache)
 
-    def local(self, x: Tensor, cache: FrameCache | None) -> Tensor:
-        return run_chunk(self.head, run_chunk(self.upsamples, x, cache), cache)
+    def local(self, x: Tensor, cache: FrameCache | None) -> Iterator[Tensor]:
+        """Yield the frames of [B, C, T', h, w] in order, at most FRAMES_AT_ONCE at a time if there is a cache."""
+        cuts = [i for i, layer in enumerate(self.upsamples) if isinstance(layer, Resample)]
+        stages = [list(self.upsamples[start:stop]) for start, stop in pairwise([0, *cuts, len(self.upsamples)])]
+        stages[-1].append(self.head)
+        return self._run_stages(stages, x, cache)
+
+    def _run_stages(self, stages: list[list[nn.Module]], x: Tensor, cache: FrameCache | None) -> Iterator[Tensor]:
+        """The first stage on all of x, the later ones on a few frames at a time: their frames are larger."""
+        first, *later = stages
+        x = run_chunk(first, x, cache)
+        if not later:
+            yield x
+            return
+        doubles = later[0][0].mode == "upsample3d"
+        size = x.shape[2] if cache is None else FRAMES_AT_ONCE // 2 if doubles else FRAMES_AT_ONCE
+        for part in x.split(size, dim=2):
+            yield from self._run_stages(later, part, cache)
 
 
 class CausalVAE2_1(CausalVAE):

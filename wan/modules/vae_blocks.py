@@ -7,11 +7,15 @@ the two input frames before the chunk, and zeros before the first.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_FLOOR = 1e-12  # smallest L2 norm that RMS_norm divides by
+from wan.modules import vae_kernels
+from wan.modules.vae_kernels import NORM_FLOOR
+
 HISTORY = 2  # frames a temporal kernel of 3 looks back
 
 
@@ -41,20 +45,48 @@ def with_history(x: Tensor, module: nn.Module, cache: FrameCache | None) -> Tens
 class CausalConv3d(nn.Conv3d):
     """3-D convolution that sees no future frame: twice the time padding in front, none behind; zeros."""
 
-    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
-        """[B, C, T, H, W] -> [B, C', T, H', W']; a kernel without time padding has no history and no state."""
-        _, pad_h, pad_w = self.padding
-        if self.padding[0] == 0:
-            return self._conv(x, self.weight, (0, pad_h, pad_w))
+    def forward(
+        self,
+        x: Tensor,
+        cache: FrameCache | None = None,
+        *,
+        before: Sequence[nn.Module] = (),
+        residual: Tensor | None = None,
+        overwrite: bool = False,
+    ) -> Tensor:
+        """[B, C, T, H, W] -> [B, C', T, H', W']; a kernel without time padding has no history and no state.
+
+        `before` is applied to x first: nothing, or RMS_norm, SiLU and possibly dropout. `residual` is added to the
+        result. With `overwrite` the caller gives up x, whose memory may then hold the result.
+        """
+        fused = self.kernel_size == (3, 3, 3) and vae_kernels.suits(x, self.weight)
+        if fused and not (self.training and before):
+            gain = before[0].gain().flatten() if before else None
+            history = None if cache is None else cache.get(self)
+            y, history = vae_kernels.causal_conv3d(
+                x, history, self.weight, self.bias, gain=gain, residual=residual, overwrite=overwrite
+            )
+            if cache is not None:
+                cache.put(self, history)
+            return y
+        for layer in before:
+            x = layer(x)
+        y = self._conv_with_history(x, cache) if self.padding[0] else self._conv(x, self.weight)
+        return y if residual is None else y + residual
+
+    def _conv_with_history(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         first = cache is None or cache.get(self) is None
         if first and x.shape[2] == 1:  # only the last time tap meets data: a 2-D convolution, a third of the work
             if cache is not None:
                 cache.put(self, F.pad(x, (0, 0, 0, 0, 1, 0)))
-            return self._conv(x, self.weight[:, :, -1:], (0, pad_h, pad_w))
-        return self._conv(with_history(x, self, cache), self.weight, (0, pad_h, pad_w))
+            return self._conv(x, self.weight[:, :, -1:])
+        return self._conv(with_history(x, self, cache), self.weight)
 
-    def _conv(self, x: Tensor, weight: Tensor, padding: tuple[int, int, int]) -> Tensor:
-        return F.conv3d(x, weight, self.bias, self.stride, padding)
+    def _conv(self, x: Tensor, weight: Tensor) -> Tensor:
+        if weight.shape[3:] == (1, 1):  # a 2-D convolution over (frames, positions): 3-D kernels do not optimise these
+            y = F.conv2d(x.flatten(3), weight.flatten(3), self.bias, (self.stride[0], 1))
+            return y.unflatten(3, x.shape[3:])
+        return F.conv3d(x, weight, self.bias, self.stride, (0, *self.padding[1:]))
 
 
 class RMS_norm(nn.Module):
@@ -69,7 +101,11 @@ class RMS_norm(nn.Module):
         # The norm is taken in float32 also under autocast. This order costs half of what F.normalize does in training.
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
         inverse = norm.clamp_min(NORM_FLOOR).reciprocal()
-        return x * inverse.to(x.dtype) * (self.gamma * self.scale).to(x.dtype)
+        return x * inverse.to(x.dtype) * self.gain().to(x.dtype)
+
+    def gain(self) -> Tensor:
+        """What the vector of unit length is multiplied with."""
+        return self.gamma * self.scale
 
 
 class ResidualBlock(nn.Module):
@@ -89,7 +125,20 @@ class ResidualBlock(nn.Module):
         self.shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
     def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
-        return run_chunk(self.residual, x, cache) + self.shortcut(x)
+        norm1, silu1, conv1, norm2, silu2, dropout, conv2 = self.residual
+        y = conv1(x, cache, before=(norm1, silu1))
+        return conv2(y, cache, before=(norm2, silu2, dropout), residual=self.shortcut(x), overwrite=True)
+
+
+class OutputHead(nn.Sequential):
+    """Norm, SiLU and the last convolution, [B, dim, T, H, W] -> [B, out_dim, T, H, W]."""
+
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__(RMS_norm(dim), nn.SiLU(), CausalConv3d(dim, out_dim, 3, padding=1))
+
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        norm, silu, conv = self
+        return conv(x, cache, before=(norm, silu))
 
 
 class AttentionBlock(nn.Module):
@@ -137,9 +186,15 @@ class Resample(nn.Module):
         if self.mode == "upsample3d":
             x = self._double_frames(x, cache)
         b, _, t, _, _ = x.shape
-        frames = self.resample(x.transpose(1, 2).flatten(0, 1))
+        frames = self._resample_frames(x.transpose(1, 2).flatten(0, 1))
         x = frames.unflatten(0, (b, t)).transpose(1, 2)
         return self._halve_frames(x, cache) if self.mode == "downsample3d" else x
+
+    def _resample_frames(self, frames: Tensor) -> Tensor:
+        conv = self.resample[1]
+        if self.mode.startswith("upsample") and vae_kernels.suits(frames, conv.weight):
+            return vae_kernels.upsample_conv2d(frames, conv.weight, conv.bias)
+        return self.resample(frames)
 
     def _double_frames(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         """1 + m first frames -> 1 + 2m, m later frames -> 2m."""
@@ -169,11 +224,11 @@ class Resample(nn.Module):
         return first if x.shape[2] == 1 else torch.cat([first, self.time_conv(x)], dim=2)
 
 
-def run_chunk(layers: nn.Sequential, x: Tensor, cache: FrameCache | None) -> Tensor:
+def run_chunk(layers: Iterable[nn.Module], x: Tensor, cache: FrameCache | None) -> Tensor:
     """Apply `layers` in order; those that have a state continue from `cache`."""
     for layer in layers:
         x = layer(x, cache) if isinstance(layer, STATEFUL) else layer(x)
     return x
 
 
-STATEFUL = (CausalConv3d, ResidualBlock, AttentionBlock, Resample)
+STATEFUL = (CausalConv3d, ResidualBlock, AttentionBlock, Resample, OutputHead)

@@ -1,0 +1,154 @@
+"""VAE 2.1 against diffusers' AutoencoderKLWan, same random weights, alternating in one run: `python -m benchmarks.vae`.
+
+Both decode one latent of the released widths; ours also whole against tiled. Peak memory is that of the call, without
+weights, which both share. The rate counts the multiplications of plain 3-D convolutions for either side.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common import alternate, default_device, gemm_ceiling, peak_memory, seconds, synchronize, write_result
+from wan.modules.vae import VAEConfig
+from wan.modules.vae2_1 import CausalVAE2_1
+
+KEYMAP = Path(__file__).parents[1] / "tests" / "data" / "state_dict" / "vae_diffusers_keymap.json"
+GIB = 2**30
+HEADER = ("call", "ours s", "diffusers s", "ratio", "ours peak GiB", "diffusers peak GiB", "max difference", "TFLOP/s")
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_grad_enabled(False)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    ours, theirs = build_pair(device, dtype)
+    time, height, width = ours.config.stride
+    shape = (1, ours.z_dim, (args.frames - 1) // time + 1, args.height // height, args.width // width)
+    latent = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    calls = {"decode": (lambda: ours.decode(latent, chunk=args.chunk), lambda: theirs.decode(latent).sample)}
+    if args.encode:
+        video = ours.decode(latent, chunk=args.chunk).clamp(-1, 1)
+        calls["encode"] = (lambda: ours.encode(video, chunk=time), lambda: theirs.encode(video).latent_dist.mode())
+    ceiling = gemm_ceiling(device, dtype)
+    rows = [
+        compare(name, *pair, decode_or_encode_flops(name, shape), device, args.rounds) for name, pair in calls.items()
+    ]
+    notes = [f"- Ceiling of a matrix product in this type: {ceiling / 1e12:.3g} TFLOP/s."]
+    notes += tiling_notes(ours, latent, args, device)
+    write_result(
+        args.out or f"vae-{device.type}.md",
+        title="VAE 2.1 against diffusers",
+        device=device,
+        settings={
+            "video": f"{args.width}x{args.height}, {args.frames} frames",
+            "dtype": args.dtype,
+            "latents at once": args.chunk,
+            "rounds": args.rounds,
+            "diffusers": metadata.version("diffusers"),
+        },
+        header=HEADER,
+        rows=rows,
+        notes=notes,
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.vae", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default=str(default_device()))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--width", type=int, default=832)
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--frames", type=int, default=17)
+    parser.add_argument("--chunk", type=int, default=4, help="latent frames that ours decodes together")
+    parser.add_argument("--tile", type=int, default=256, help="tile edge in pixels; 0 leaves tiling out")
+    parser.add_argument("--encode", action="store_true", help="compare encoding, too")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", help="name of the file in benchmarks/results")
+    return parser.parse_args()
+
+
+def build_pair(device: torch.device, dtype: torch.dtype) -> tuple[CausalVAE2_1, nn.Module]:
+    """Our model with random weights, and diffusers' with the same tensors under its names."""
+    from diffusers import AutoencoderKLWan
+
+    ours = CausalVAE2_1(VAEConfig())
+    ours.init_weights(torch.Generator().manual_seed(0))
+    ours.to(device, dtype).eval()
+    names = json.loads(KEYMAP.read_text())["map"]["wan2_1_vae"]
+    with torch.device("meta"):
+        theirs = AutoencoderKLWan()
+    theirs.load_state_dict({names[name]: weight for name, weight in ours.state_dict().items()}, assign=True)
+    return ours, theirs.eval()
+
+
+def compare(
+    name: str,
+    ours: Callable[[], Tensor],
+    theirs: Callable[[], Tensor],
+    flops: int,
+    device: torch.device,
+    rounds: int,
+) -> tuple[object, ...]:
+    peaks: dict[Callable, int] = {}
+    results: dict[Callable, Tensor] = {}
+
+    def measured(run: Callable[[], Tensor]) -> Callable[[], None]:
+        def call() -> None:
+            results.pop(run, None)
+            with peak_memory(device, interval=0.02) as peak:
+                results[run] = run()
+            peaks[run] = max(peaks.get(run, 0), peak.added)
+
+        return call
+
+    timing = alternate(measured(ours), measured(theirs), device, rounds=rounds, warmup=0 if device.type == "cpu" else 1)
+    difference = (results[ours].float().clamp(-1, 1) - results[theirs].float().clamp(-1, 1)).abs().max().item()
+    rates = " / ".join(f"{flops / time / 1e12:.3g}" for time in (timing.ours, timing.reference))
+    memory = (peaks[run] / GIB for run in (ours, theirs))
+    return name, timing.ours, timing.reference, timing.ratio, *memory, difference, rates
+
+
+def decode_or_encode_flops(name: str, latent_shape: tuple[int, ...]) -> int:
+    """Multiplications and additions of one call, counted on tensors without data."""
+    with torch.device("meta"):
+        model = CausalVAE2_1(VAEConfig())
+    b, _, t, h, w = latent_shape
+    time, height, width = model.config.stride
+    video = (b, 3, (t - 1) * time + 1, h * height, w * width)
+    with FlopCounterMode(display=False) as counter:
+        model.decode(torch.empty(latent_shape, device="meta")) if name == "decode" else model.encode(
+            torch.empty(video, device="meta")
+        )
+    return counter.get_total_flops()
+
+
+def tiling_notes(model: CausalVAE2_1, latent: Tensor, args: argparse.Namespace, device: torch.device) -> list[str]:
+    if not args.tile:
+        return []
+    tile = args.tile // model.config.stride[1]
+    results = {}
+
+    def run() -> None:
+        results["tiled"] = model.decode(latent, chunk=args.chunk, tile=tile)
+
+    with peak_memory(device, interval=0.02) as peak:
+        taken = seconds(run, device)
+    whole = model.decode(latent, chunk=args.chunk)
+    synchronize(device)
+    error = (results["tiled"].to(whole).float().clamp(-1, 1) - whole.float().clamp(-1, 1)).square().mean().item()
+    psnr = math.inf if error == 0 else 10 * math.log10(4 / error)
+    return [
+        f"- Ours in tiles of {args.tile} pixels: {taken:.3g} s, peak {peak.added / GIB:.3g} GiB, "
+        f"PSNR against whole frames {psnr:.0f} dB."
+    ]
+
+
+if __name__ == "__main__":
+    main()
