@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -31,11 +32,12 @@ def run(folder, config=CONFIG, **options) -> nn.Module:
     return fit(model, objective, draw, config, folder, **options)
 
 
-@pytest.mark.parametrize("stop", [5, 7])
-def test_a_killed_run_continues_exactly(tmp_path, stop):
-    whole = run(tmp_path / "whole")
-    run(tmp_path / "parts", stop_at=stop)
-    resumed = run(tmp_path / "parts")
+@pytest.mark.parametrize("stop, optimizer", [(5, "adamw"), (7, "adamw"), (7, "muon")])
+def test_a_killed_run_continues_exactly(tmp_path, stop, optimizer):
+    config = replace(CONFIG, optimizer=optimizer)
+    whole = run(tmp_path / "whole", config)
+    run(tmp_path / "parts", config, stop_at=stop)
+    resumed = run(tmp_path / "parts", config)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
@@ -73,7 +75,7 @@ def test_accumulation_equals_one_larger_batch(tmp_path):
         config = LoopConfig(steps=1, accumulation=accumulation, grad_clip=1e9, ema_decay=0.0)
         fit(model, objective, draw, config, tmp_path / str(accumulation))
         state = torch.load(tmp_path / str(accumulation) / "state.pt", weights_only=True)
-        gradients.append(state["optimizer"]["state"][0]["exp_avg"])
+        gradients.append(state["optimizer"]["AdamW"]["state"][0]["exp_avg"])
     torch.testing.assert_close(*gradients)
 
 

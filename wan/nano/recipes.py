@@ -70,7 +70,7 @@ class Budget:
 
 
 BUDGETS = {
-    "full": Budget(vae_videos=2000, vae_steps=3000, videos=8000, dit_steps=4000, expert_steps=500),
+    "full": Budget(vae_videos=2000, vae_steps=3000, videos=8000, dit_steps=4000, expert_steps=1200),
     "smoke": Budget(vae_videos=16, vae_steps=12, videos=48, dit_steps=6, expert_steps=4),
 }
 
@@ -173,13 +173,14 @@ def train_experts(folder: Path, budget: Budget) -> None:
     encoder.load_state_dict(_part(base, "text."))
     encoder = encoder.to(torch.bfloat16).float().eval().requires_grad_(False)  # as it will be shipped
     text = TrainedText(encoder, nano_tokenizer(folder))
-    experts = {}
-    for name, low, high in (("high_noise_model", BOUNDARY, 1000.0), ("low_noise_model", 0.0, BOUNDARY)):
-        experts[name] = dit = WanModel(DIT)
+    experts = {name: WanModel(DIT) for name in ("high_noise_model", "low_noise_model")}
+    for dit in experts.values():
         dit.load_state_dict(_part(base, "dit."))
+    for (name, dit), (low, high) in zip(experts.items(), ((BOUNDARY, 1000.0), (0.0, BOUNDARY)), strict=True):
         flow = FlowConfig(shift=3.0, t_min=low, t_max=high)
-        _fit_flow(dit, dit, text, flow, folder / name, dit_loop(budget.expert_steps, 3e-4))
-    print(score(*experts.values(), text, folder), flush=True)
+        config = replace(dit_loop(budget.expert_steps, 2e-3), optimizer="muon")
+        _fit_flow(dit, dit, text, flow, folder / name, config)
+        print(f"after {name}: {score(*experts.values(), text, folder)}", flush=True)
 
 
 def export(folder: Path, budget: Budget) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 SIGMA_DISTRIBUTIONS = ("uniform", "logit_normal")
 PRECISIONS = ("float32", "bfloat16")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class LoopConfig:
     steps: int
     batch_size: int = 1
     accumulation: int = 1
+    optimizer: str = "adamw"  # or "muon": Muon for hidden matrices, AdamW for the rest
     learning_rate: float = 1e-4
     final_learning_rate: float = 0.0  # the cosine decay ends here
     warmup_steps: int = 0
@@ -40,6 +42,7 @@ class LoopConfig:
         _require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}; 0.999 is usual")
         _require(self.warmup_steps < self.steps, f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         _choice("precision", self.precision, PRECISIONS)
+        _choice("optimizer", self.optimizer, OPTIMIZERS)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The training loop under every objective: accumulate, clip, average, log, checkpoint, resume exactly.
+"""The training loop under every objective: accumulate, clip, step, average, log, checkpoint, resume exactly.
 
 A batch is a pure function of (seed, step, micro-batch), and so is the generator the objective draws from. The step
 number is therefore the whole random state: a run that was killed continues as if nothing had happened, and batches can
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from wan.training.config import LoopConfig
 from wan.training.ema import EMA
 from wan.training.loss import Loss, LossBins
+from wan.training.optimizer import Optimizers, make_optimizer
 
 Draw = Callable[[int], Any]  # index of the micro-batch in the run -> batch; must not depend on anything else
 Objective = Callable[[Any, torch.Generator], Loss]
@@ -47,17 +48,15 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     module.train()
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = make_optimizer(module, config)
     ema = EMA(module, config.ema_decay)
     step = _load_state(folder, module, optimizer, ema, config)
     report = _Report(folder, config, loss_bins, step)
     end = min(config.steps, stop_at or config.steps)
     with _Ahead(draw, step * config.accumulation, end * config.accumulation) as batches:
         while step < end:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
+            rate = learning_rate(step, config)
+            optimizer.set_learning_rate(rate)
             for micro in range(config.accumulation):
                 index = step * config.accumulation + micro
                 loss = _evaluate(objective, batches.take(), step_generator(config.seed, index), config, parameters)
@@ -65,10 +64,9 @@ def fit(
                 report.add(loss)
             norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip, error_if_nonfinite=True)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             ema.update()
             step += 1
-            report.step(step, norm, optimizer.param_groups[0]["lr"])
+            report.step(step, norm, rate)
             if step % config.checkpoint_every == 0 or step == end:
                 _save_state(folder, module, optimizer, ema, step)
             if preview and config.preview_every and step % config.preview_every == 0:
@@ -167,7 +165,7 @@ class _Report:
         self._reset(step)
 
 
-def _save_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA, step: int) -> None:
+def _save_state(folder: Path, module: nn.Module, optimizer: Optimizers, ema: EMA, step: int) -> None:
     """Write atomically: a kill during the write leaves the previous state."""
     state = {"step": step, "module": module.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
     partial = folder / (STATE_FILE + ".partial")
@@ -175,7 +173,7 @@ def _save_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimize
     os.replace(partial, folder / STATE_FILE)
 
 
-def _load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA, config: LoopConfig) -> int:
+def _load_state(folder: Path, module: nn.Module, optimizer: Optimizers, ema: EMA, config: LoopConfig) -> int:
     path = folder / STATE_FILE
     if not path.exists():
         return 0
