@@ -138,6 +138,13 @@ def test_missing_files_are_listed_together(tmp_path):
         WanT2V(CONFIG, tmp_path / "nothing-here", runtime=FLOAT32)
 
 
+def test_experts_are_told_their_kernel_once(pipeline):
+    """Choosing "auto" anew in every call would put the search for installed kernels into the compiled graphs."""
+    block = pipeline.weights.get("high_noise_model").blocks[0]
+    for layer in (block.self_attn, block.cross_attn):
+        assert layer.attend.keywords == {"backend": "sdpa"}
+
+
 def test_several_processes_are_refused(folder):
     with pytest.raises(ValueError, match="several processes"):
         WanT2V(CONFIG, folder, dit_fsdp=True)
@@ -146,3 +153,17 @@ def test_several_processes_are_refused(folder):
 def test_named_backends_are_checked_before_loading(folder):
     with pytest.raises(ValueError, match="needs a CUDA device"):
         WanT2V(CONFIG, folder, runtime=replace(FLOAT32, attention="flash2"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("flags", [{}, {"offload_model": False}, {"t5_cpu": True}], ids=str)
+def test_a_gpu_computes_what_a_cpu_does(folder, pipeline, flags):
+    """All weights and tensors meet on one device, under every offload policy, also in a second run."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    expected = pipeline.sample(request(noise_device="cpu"))
+    on_gpu = WanT2V(CONFIG, folder, runtime=Runtime.from_flags(device="cuda", dtype="fp32", **flags))
+    for _ in range(2):
+        latent = on_gpu.sample(request(noise_device="cpu"))
+        torch.testing.assert_close(latent, expected, atol=1e-3, rtol=1e-3)
+        assert torch.cat(list(on_gpu.decode(latent)), dim=1).shape == (3, 5, 32, 32)

@@ -20,7 +20,7 @@ from wan.checkpoint.layout import check_folder
 from wan.checkpoint.loading import read_config
 from wan.configs import TaskConfig
 from wan.memory import PhaseStats, Weights, measured
-from wan.modules.attention import attention, check_backend
+from wan.modules.attention import attention, check_backend, resolve_backend
 from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.packed import can_pack, pack_linears
 from wan.modules.t5 import T5EncoderModel
@@ -38,7 +38,8 @@ class WanPipeline:
     """A task's models and how they run. Nothing is read from the weight files until it is needed.
 
     config: an entry of `WAN_CONFIGS` (or a preset of the nano family); checkpoint_dir: a folder in the released layout.
-    The remaining arguments are upstream's; `runtime` replaces them all with one value. Raises ValueError or
+    The remaining arguments are upstream's; `runtime` replaces them all with one value. `rank` is always 0 in the one
+    process that runs, and `init_on_cpu` has no effect: weights start as views of their files. Raises ValueError or
     FileNotFoundError, naming what is wrong or missing, before any weight is read.
     """
 
@@ -66,9 +67,8 @@ class WanPipeline:
             device_id=device_id, t5_cpu=t5_cpu, convert_model_dtype=convert_model_dtype
         )
         self.checkpoint_dir = Path(checkpoint_dir)
-        self.rank = rank
         self.phases: dict[str, PhaseStats] = {}
-        check_backend(self.runtime.attention, self.runtime.device)
+        check_backend(self.runtime.attention, self.runtime.device, self.runtime.dtype)
         check_folder(self.checkpoint_dir, config)
 
         self.weights = Weights(self.runtime.device, self.runtime.offload)
@@ -210,8 +210,9 @@ class WanPipeline:
             model.to(runtime.dtype)
         if can_pack(runtime.device, runtime.dtype):
             pack_linears(model.blocks)
+        backend = resolve_backend(runtime.attention, runtime.device, runtime.dtype, model.config.head_dim)
         for block in model.blocks:
-            block.self_attn.attend = block.cross_attn.attend = partial(attention, backend=runtime.attention)
+            block.self_attn.attend = block.cross_attn.attend = partial(attention, backend=backend)
             if runtime.compile:
                 block.compile()
         return model

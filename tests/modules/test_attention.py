@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wan.modules.attention import BACKENDS, PACKAGES, attention, check_backend, flash_attention
+from wan.modules.attention import BACKENDS, PACKAGES, attention, check_backend, flash_attention, resolve_backend
 
 
 def qkv(batch=2, queries=5, keys=7, heads=2, dim=8, dtype=torch.float32, device="cpu"):
@@ -57,6 +57,23 @@ def test_a_missing_package_names_its_installation(monkeypatch):
     monkeypatch.setattr("wan.modules.attention._installed", lambda name: False)
     with pytest.raises(ValueError, match="pip install sageattention"):
         check_backend("sage", "cuda")
+
+
+@pytest.mark.parametrize("name", list(PACKAGES))
+def test_kernels_for_half_precision_refuse_float32(name, monkeypatch):
+    monkeypatch.setattr("wan.modules.attention._installed", lambda name: True)
+    assert check_backend(name, "cuda", torch.bfloat16) == name
+    with pytest.raises(ValueError, match="half precision only; use --dtype bf16, or 'sdpa'"):
+        check_backend(name, "cuda", torch.float32)
+
+
+def test_auto_stands_for_a_kernel_that_takes_the_operands(monkeypatch):
+    monkeypatch.setattr("wan.modules.attention._probe", lambda index, dtype: "flash3")
+    cuda, half = torch.device("cuda"), torch.bfloat16
+    assert resolve_backend("auto", cuda, half, 128) == "flash3"
+    assert resolve_backend("sdpa", cuda, half, 128) == "sdpa", "a named kernel is that kernel"
+    for operands in ((cuda, torch.float32, 128), (cuda, half, 384), (torch.device("mps"), half, 128)):
+        assert resolve_backend("auto", *operands) == "sdpa"
 
 
 @pytest.mark.gpu

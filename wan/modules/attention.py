@@ -33,8 +33,7 @@ def attention(
         raise ValueError(f"kv_lens has {len(kv_lens)} entries for a batch of {k.shape[0]}")
     if kv_lens is not None and len(set(kv_lens)) == 1:  # one length: drop the padding instead of masking it
         k, v, kv_lens = k[:, : kv_lens[0]], v[:, : kv_lens[0]], None
-    name = _choose(q) if backend == "auto" else backend
-    return BACKENDS[name](q, k, v, kv_lens)
+    return BACKENDS[resolve_backend(backend, q.device, q.dtype, q.shape[-1])](q, k, v, kv_lens)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, kv_lens: Sequence[int] | None) -> Tensor:
@@ -87,8 +86,8 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(PACKAGES[name]) is not None
 
 
-def check_backend(name: str, device: torch.device | str) -> str:
-    """`name` if it can run on `device`, else a ValueError that says why and what can.
+def check_backend(name: str, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> str:
+    """`name` if it can run on `device` with operands of `dtype`, else a ValueError that says why and what can.
 
     Meant to be asked once, before weights load: a named backend never falls back silently.
     """
@@ -97,15 +96,23 @@ def check_backend(name: str, device: torch.device | str) -> str:
     if name in PACKAGES:
         if torch.device(device).type != "cuda":
             raise ValueError(f"attention backend {name!r} needs a CUDA device, not {device}; use 'auto' or 'sdpa'")
+        if dtype not in HALF:
+            raise ValueError(f"attention backend {name!r} works in half precision only; use --dtype bf16, or 'sdpa'")
         if not _installed(name):
             raise ValueError(f"attention backend {name!r} is not installed: pip install {INSTALL[name]}; or use 'sdpa'")
     return name
 
 
-def _choose(q: Tensor) -> str:
-    if q.device.type != "cuda" or q.dtype not in HALF or q.shape[-1] > 256:
+def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The kernel that `name` stands for with such operands: itself, or for "auto" the best exact one that runs.
+
+    A caller that asks once and names the answer keeps the search out of its loop and out of compiled graphs.
+    """
+    if name != "auto":
+        return name
+    if device.type != "cuda" or dtype not in HALF or head_dim > 256:
         return "sdpa"
-    return _probe(q.device.index or 0, q.dtype)
+    return _probe(device.index or 0, dtype)
 
 
 @cache
@@ -118,7 +125,7 @@ def _probe(device_index: int, dtype: torch.dtype) -> str:
         x = torch.zeros(1, 16, 1, 128, device=device, dtype=dtype)
         try:
             BACKENDS[name](x, x, x, None)
-        except Exception as error:  # noqa: BLE001 - any failure of a foreign kernel means: not this one
+        except Exception as error:  # any failure of a foreign kernel means: not this one
             log.warning("attention: %s is installed but does not run on %s (%s); not used", name, device, error)
             continue
         log.info("attention: using %s on %s", name, device)
@@ -129,5 +136,5 @@ def _probe(device_index: int, dtype: torch.dtype) -> str:
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, q_lens: Tensor | None = None, k_lens: Tensor | None = None
 ) -> Tensor:
-    """`attention` under upstream's name. Rows from q_lens on are padding: computed as any other, meaningless as there."""
+    """`attention` under upstream's name. Queries from q_lens on are padding: computed as any other, meaningless."""
     return attention(q, k, v, None if k_lens is None else [int(n) for n in k_lens])
