@@ -159,6 +159,15 @@ def test_an_existing_file_is_kept(capsys, stub):
     assert len(media.read_video("a.mp4")[0]) == 17
 
 
+def test_an_unreadable_file_is_one_line(capsys, monkeypatch):
+    def unreadable(*_):
+        raise PermissionError(13, "Permission denied", "high_noise_model/config.json")
+
+    monkeypatch.setattr(cli, "check_folder", unreadable)
+    assert cli.main(NANO) == cli.WRONG
+    assert re.fullmatch(r"generate.py: error: .*Permission denied.*\n", capsys.readouterr().err.splitlines(True)[-1])
+
+
 def test_an_unwritable_folder(capsys):
     Path("file").touch()
     assert cli.main([*NANO, "--output_dir", "file"]) == cli.WRONG

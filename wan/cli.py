@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(levelname)s: %(message)s", datefmt="%H:%M:%S")
     try:
         job = plan(args)
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except (ValueError, OSError) as error:
         print(f"generate.py: error: {error}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def plan(args: argparse.Namespace) -> Job:
-    """Fold the flags into a Job. Reads no weights; raises ValueError, FileNotFoundError or FileExistsError."""
+    """Fold the flags into a Job. Reads no weights; raises ValueError or OSError for what cannot work."""
     _refuse_what_comes_later(args)
     stored = _fill_from_stored(args)
     task = args.task or "t2v-A14B"
@@ -94,7 +94,7 @@ def plan(args: argparse.Namespace) -> Job:
         dit_fsdp=args.dit_fsdp,
         ulysses_size=args.ulysses_size,
     )
-    check_backend(runtime.attention, runtime.device)
+    check_backend(runtime.attention, runtime.device, runtime.dtype)
     latent = Path(args.resume) if args.resume else None
     video = _video_path(args, request, latent)
     check_folder(checkpoint, config)
