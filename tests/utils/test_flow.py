@@ -115,3 +115,27 @@ def test_latent_type_is_independent_of_the_model_type(solver):
     for t in scheduler.timesteps:
         x = scheduler.step(torch.sin(x).to(torch.bfloat16), t, x)
         assert x.dtype == torch.float32
+
+
+@ALL
+def test_scripts_written_for_upstream_run(solver):
+    """Their constructor, set_timesteps and step arguments; the step is the one of the plain call."""
+    theirs, ours = solver(num_train_timesteps=1000, shift=1, use_dynamic_shifting=False), solver()
+    theirs.set_timesteps(4, device="cpu", shift=5.0)
+    ours.set_timesteps(4, shift=5.0)
+    x = y = torch.randn(2, 3)
+    for t in theirs.timesteps:
+        x = theirs.step(torch.sin(x)[None], t, x[None], return_dict=False, generator=torch.Generator())[0].squeeze(0)
+        y = ours.step(torch.sin(y), t, y)
+    assert torch.equal(x, y)
+
+
+@ALL
+def test_upstream_options_that_do_not_exist_are_refused(solver):
+    with pytest.raises(ValueError, match="use_dynamic_shifting is not supported"):
+        solver(use_dynamic_shifting=True)
+    scheduler, x = solver(), torch.zeros(2)
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match="return_dict=True is not supported"):
+        scheduler.step(x, 999, x, return_dict=True)
+    assert scheduler.step_index == 0

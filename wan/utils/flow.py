@@ -45,18 +45,22 @@ class Solver(Protocol):
 class FlowScheduler:
     """What all solvers share: the schedule and the step counter. A solver adds its start and its `_advance`.
 
-    `shift` is used where `set_timesteps` is given none.
+    `shift` is used where `set_timesteps` is given none. `use_dynamic_shifting` is for upstream's scripts, which pass
+    False; a schedule that depends on the image does not exist in this family.
     """
 
-    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0):
+    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0, *, use_dynamic_shifting: bool = False):
         if num_train_timesteps < 2:
             raise ValueError(f"num_train_timesteps must be at least 2, got {num_train_timesteps}")
+        if use_dynamic_shifting:
+            raise ValueError("use_dynamic_shifting is not supported; give the shift as a number")
         self.num_train_timesteps = num_train_timesteps
         self.shift = _checked_shift(shift)
         self.step_index = 0
         self.timesteps = torch.empty(0, dtype=torch.int64)
         self.sigmas = torch.zeros(1)
         self._sigmas: list[float] = [0.0]
+        self._lambdas: list[float] = []
 
     @property
     def start_sigma(self) -> float:
@@ -85,21 +89,37 @@ class FlowScheduler:
         self._sigmas = [*shifted.tolist(), 0.0]
         self.sigmas = torch.tensor(self._sigmas, dtype=torch.float32)
         self.timesteps = torch.from_numpy(timesteps).to(device)
+        self._lambdas = [log_snr(sigma) for sigma in self._sigmas]
         self.step_index = 0
+        self._forget()
 
-    def step(self, model_output: Tensor, timestep: Tensor | int, sample: Tensor) -> Tensor:
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | int,
+        sample: Tensor,
+        return_dict: bool | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor | tuple[Tensor]:
         """One step from `sample` with the velocity `model_output`; computed in float32 at least.
 
-        The position is the number of steps taken, so `timestep` is only for callers of the usual interface.
+        The position is the number of steps taken, so `timestep` is only for callers of the usual interface. So are the
+        last two: `return_dict=False` wraps the result in a tuple of one, and no solver here draws from `generator`.
         Raises RuntimeError after the last step.
         """
+        if return_dict:
+            raise ValueError("return_dict=True is not supported; leave it out for the tensor, or use False and [0]")
         if self.step_index >= len(self.timesteps):
             raise RuntimeError(f"all {len(self.timesteps)} steps are taken; call set_timesteps to start again")
         dtype = torch.promote_types(sample.dtype, torch.float32)
         velocity = model_output.to(sample.device, dtype)
         x = self._advance(self.step_index, velocity, sample.to(dtype))
         self.step_index += 1
-        return x.to(sample.dtype)
+        x = x.to(sample.dtype)
+        return x if return_dict is None else (x,)
+
+    def _forget(self) -> None:
+        """Drop what was kept of earlier steps; called by `set_timesteps`."""
 
     def _advance(self, i: int, velocity: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError

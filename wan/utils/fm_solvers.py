@@ -7,15 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wan.utils.flow import FlowScheduler, log_snr, shift_sigmas, to_data
+from wan.utils.flow import FlowScheduler, shift_sigmas, to_data
 
 
 class FlowDPMSolverMultistepScheduler(FlowScheduler):
     """DPM-Solver++ 2M, midpoint, deterministic; first order at both ends."""
 
-    def set_timesteps(self, *args, **kwargs) -> None:
-        super().set_timesteps(*args, **kwargs)
-        self._lambdas = [log_snr(sigma) for sigma in self._sigmas]
+    def _forget(self) -> None:
         self._previous: Tensor | None = None  # data estimate of the step before
 
     def _advance(self, i: int, velocity: Tensor, x: Tensor) -> Tensor:

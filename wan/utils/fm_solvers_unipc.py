@@ -5,7 +5,7 @@ import math
 import numpy as np
 from torch import Tensor
 
-from wan.utils.flow import FlowScheduler, log_snr, to_data
+from wan.utils.flow import FlowScheduler, to_data
 
 
 class FlowUniPCMultistepScheduler(FlowScheduler):
@@ -14,9 +14,7 @@ class FlowUniPCMultistepScheduler(FlowScheduler):
     The data estimate is not recomputed from the corrected sample: one network call per step.
     """
 
-    def set_timesteps(self, *args, **kwargs) -> None:
-        super().set_timesteps(*args, **kwargs)
-        self._lambdas = [log_snr(sigma) for sigma in self._sigmas]
+    def _forget(self) -> None:
         self._estimates: list[Tensor] = []  # data estimates, the newest last, at most two
         self._start: Tensor | None = None  # the corrected sample the last prediction started from
         self._order = 0  # of that prediction
