@@ -126,3 +126,11 @@ def test_errors_say_what_is_missing(tmp_path, folder):
         HuggingfaceTokenizer(folder, clean="shout")
     with pytest.raises(ValueError, match="seq_len must be at least 1"):
         HuggingfaceTokenizer(folder, seq_len=0)
+
+
+def test_upstreams_call_is_understood(folder):
+    tokenizer = HuggingfaceTokenizer(name=folder, seq_len=12, clean="whitespace")
+    ids, mask = tokenizer(["a cat"], return_mask=True, add_special_tokens=True)
+    assert torch.equal(ids, tokenizer("a cat")) and mask.sum() == tokenizer.count("a cat")
+    with pytest.raises(ValueError, match="every text ends with the end token"):
+        tokenizer("a cat", add_special_tokens=False)

@@ -31,8 +31,15 @@ class HuggingfaceTokenizer:
         self.tokenizer = load_tokenizer(Path(name))
         self.vocab_size = self.tokenizer.get_vocab_size()
 
-    def __call__(self, sequence: str | Sequence[str], return_mask: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """One text or several -> ids [B, L] int64; `return_mask` adds the mask [B, L] int64 (1 token, 0 padding)."""
+    def __call__(
+        self, sequence: str | Sequence[str], return_mask: bool = False, add_special_tokens: bool = True
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One text or several -> ids [B, L] int64; `return_mask` adds the mask [B, L] int64 (1 token, 0 padding).
+
+        Raises ValueError for `add_special_tokens=False`: the models were trained on texts with their end token.
+        """
+        if not add_special_tokens:
+            raise ValueError("add_special_tokens=False is not supported: every text ends with the end token")
         texts = [sequence] if isinstance(sequence, str) else list(sequence)
         rows = [self._ids(text) for text in texts]
         length = self.seq_len or max(map(len, rows))
