@@ -14,7 +14,6 @@ _DEVICE_TYPES = ("cuda", "mps", "cpu")
 class Offload(Enum):
     NONE = "none"  # every model stays on the device
     MODEL = "model"  # one model at a time
-    BLOCK = "block"  # one transformer block at a time
 
 
 @dataclass(frozen=True)
