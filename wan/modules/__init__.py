@@ -1,1 +1,1 @@
-"""Networks: diffusion transformer, text encoder, VAEs. Written for one device; see `wan.pipeline` for how they are put together."""
+"""Networks: diffusion transformer, text encoder, VAEs. Written for one device; `wan.pipeline` puts them together."""
