@@ -110,7 +110,7 @@ def matmul_attention(
     """`modules.attention.attention` by matrix products, for short sequences on a CPU; differentiable.
 
     The fused kernel's backward pass is slow there in bfloat16: 380 of 900 ms per step for the nano model (batch 64, 80
-    tokens, two cores of a Xeon with AMX), 40 ms this way. With `total_keys` the last key stands for all those missing.
+    tokens, two cores of a Xeon with AMX). With `total_keys` the last key stands for all those missing.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()
