@@ -5,7 +5,7 @@ of /proc/self/status, sampled every 2 ms) above its level before the load, after
 really have. Pages of the mapped files, which the kernel may drop at any time, are in the second figure only: the growth
 of VmHWM, the most memory of any kind that was resident.
 
-    python -m benchmarks.load [--dir FOLDER] [--layers 6] [--rounds 3]
+    python -m benchmarks.load [--dir FOLDER] [--layers 6] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -113,11 +112,7 @@ def status(field: str) -> int:
     raise RuntimeError(f"this kernel does not report {field}; run memory benchmarks on Linux")
 
 
-def in_subprocess(name: str, folder: Path, layers: int, cold: bool) -> dict[str, float]:
-    if cold:
-        for file in folder.parent.rglob("*.safetensors"):
-            with open(file, "rb") as opened:
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def in_subprocess(name: str, folder: Path, layers: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.load", "--child", name, "--dir", str(folder), "--layers", str(layers)]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
@@ -165,34 +160,33 @@ def run(folder: Path, layers: int, rounds: int) -> None:
     largest = max(width * count for width, count in stored.values())
     target = sum(count * (4 if WanModel.keeps_float32(name) else 2) for name, (_, count) in stored.items())
 
-    results: dict[tuple[str, bool], list[dict[str, float]]] = {}
-    for cold in (True, False):
-        for index in range(1 if cold else rounds):
-            for name in names if index % 2 == 0 else names[::-1]:
-                result = in_subprocess(name, folder, layers, cold)
-                print(f"{'cold' if cold else 'warm'} {name}: {result}", file=sys.stderr, flush=True)
-                results.setdefault((name, cold), []).append(result)
-    checks = [result["check"] for (_, cold), group in results.items() for result in group]
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for index in range(rounds + 1):  # the first round only warms the page cache
+        for name in names if index % 2 == 0 else names[::-1]:
+            result = in_subprocess(name, folder, layers)
+            print(f"{'warm-up' if index == 0 else 'round'} {name}: {result}", file=sys.stderr, flush=True)
+            if index > 0:
+                results[name].append(result)
+    checks = [result["check"] for group in results.values() for result in group]
     if max(checks) - min(checks) > 1e-3 * max(checks):
         raise RuntimeError(f"the loaders did not load the same weights: {checks}")
 
-    def median(name: str, cold: bool, field: str) -> float:
-        return statistics.median(result[field] for result in results[name, cold])
+    def median(name: str, field: str) -> float:
+        return statistics.median(result[field] for result in results[name])
 
     rows = [
         (
             LOADERS[name][0],
-            median(name, True, "seconds"),
-            median(name, False, "seconds"),
-            median(name, False, "cpu"),
-            median(name, False, "cpu") / median("ours", False, "cpu"),
-            max(result["anonymous"] for cold in (True, False) for result in results[name, cold]) / GIB,
-            max(result["resident"] for cold in (True, False) for result in results[name, cold]) / GIB,
+            median(name, "seconds"),
+            statistics.median(r["seconds"] / ours["seconds"] for r, ours in zip(results[name], results["ours"])),
+            median(name, "cpu"),
+            max(result["anonymous"] for result in results[name]) / GIB,
+            max(result["resident"] for result in results[name]) / GIB,
         )
         for name in names
     ]
     bound = target + largest
-    peak = max(result["anonymous"] for cold in (True, False) for result in results["ours", cold])
+    peak = max(result["anonymous"] for result in results["ours"])
     shards = len(list(folder.glob("*.safetensors")))
     write_result(
         "load-cpu.md",
@@ -217,12 +211,12 @@ def run(folder: Path, layers: int, rounds: int) -> None:
             f"{largest / GIB:.3f} = {bound / GIB:.3f} GiB. Ours stayed "
             f"{'below' if peak <= bound else 'ABOVE'} it with {peak / GIB:.3f} GiB.",
             "",
-            "Every load is a process of its own, the loaders alternate and times are medians (cold: one load each); "
-            "processor seconds (user and system, all threads) depend least on what else the machine does. Anonymous is "
-            "RssAnon (sampled every 2 ms) above its level after the imports, the largest of all rounds: memory that "
-            "must exist. Resident is the growth of VmHWM and includes pages of mapped files, which the kernel drops "
-            "when it needs memory. Cold: the files were evicted from the page cache first. Ours keeps time embedding, "
-            "norms, modulation and head in float32; the peers convert everything.",
+            "Every load is a process of its own with the files in the page cache; the loaders alternate, times are "
+            "medians and the ratio is the median over the rounds. Processor seconds (user and system, all threads) depend "
+            "least on what else the machine does. Anonymous is RssAnon (sampled every 2 ms) above its level after the "
+            "imports, the largest of all rounds: memory that must exist. Resident is the growth of VmHWM and includes "
+            "pages of mapped files, which the kernel drops when it needs memory. Ours keeps time embedding, norms, "
+            "modulation and head in float32; the peers convert everything.",
         ],
     )
     if peak > bound:
@@ -233,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.splitlines()[0])
     parser.add_argument("--dir", type=Path, help="where to write the temporary checkpoint (twice its size is needed)")
     parser.add_argument("--layers", type=int, default=6, help="transformer layers; 6 make 4.3 GB in float32")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--child", choices=LOADERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -59,8 +59,6 @@ def load_module(
 
     def read(pair: tuple[str, str]) -> tuple[str, Tensor]:
         name, key = pair
-        if converts or device.type != "cpu":
-            source.prefetch(key)
         # one view left behind, such as a norm that keeps its dtype, would keep the whole shard mapped
         return name, source.get(key).to(target_dtype(name), copy=converts)
 

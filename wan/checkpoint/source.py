@@ -24,7 +24,6 @@ from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 MAX_INDEX_BYTES = 64_000_000
-READ_AHEAD_BYTES = 256 * 2**20
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLED_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
@@ -62,9 +61,6 @@ class TensorSource(ABC):
     @abstractmethod
     def get(self, name: str) -> Tensor:
         """The tensor on the CPU in its stored dtype; do not write to it."""
-
-    def prefetch(self, name: str) -> None:  # noqa: B027 - optional for a source
-        """Say that this tensor is about to be read whole, and what follows it next: files are read in large pieces."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every shape by name, to infer a configuration from."""
@@ -132,7 +128,6 @@ class SafetensorsSource(TensorSource):
         self.description = description
         self.entries: dict[str, Entry] = {}
         self._open: tuple[Path, Any] | None = None
-        self._asked_for: tuple[Path | None, int] = (None, 0)  # a file, and how far prefetch has asked for its pages
         for file, promised in shards.items():
             found = read_header(file)
             absent = sorted((promised or set()) - found.keys())
@@ -166,19 +161,6 @@ class SafetensorsSource(TensorSource):
             self._open = None  # unmaps the previous shard, unless tensors of it are still in use
             self._open = (file, safe_open(file, framework="pt", device="cpu"))
         return self._open[1]
-
-    def prefetch(self, name: str) -> None:
-        if not hasattr(os, "posix_fadvise"):  # macOS, Windows: the kernel's own read-ahead
-            return
-        entry = self.entries[name]
-        file, until = self._asked_for
-        if file != entry.file or not entry.start <= until <= entry.stop + READ_AHEAD_BYTES:
-            until = entry.start
-        if until - entry.stop < READ_AHEAD_BYTES // 2:
-            stop = entry.stop + READ_AHEAD_BYTES
-            with open(entry.file, "rb") as opened:
-                os.posix_fadvise(opened.fileno(), until, stop - until, os.POSIX_FADV_WILLNEED)
-            self._asked_for = (entry.file, stop)
 
 
 def read_header(path: Path) -> dict[str, Entry]:
