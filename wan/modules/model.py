@@ -125,17 +125,26 @@ def run_blocks(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tok
 
 
 def by_segment(
-    fn: Callable[..., Tensor], segments: Segments, table: Tensor, x: Tensor, *others: Tensor, dtype: torch.dtype
+    fn: Callable[..., Tensor],
+    segments: Segments,
+    table: Tensor,
+    x: Tensor,
+    *others: Tensor,
+    dtype: torch.dtype,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """fn(x, *others, *rows).to(dtype), [B, L, C], with the table's columns [S, k, C] given as rows for their tokens."""
+    """fn(x, *others, *rows).to(dtype), [B, L, C], with the table's columns [S, k, C] given as rows for their tokens.
 
-    def apply(rows: Sequence[Tensor], *parts: Tensor) -> Tensor:
-        return by_rows(lambda *p: fn(*p, *rows), *parts, dtype=dtype)
+    `out`, which may be `x`, may be overwritten with the result.
+    """
+
+    def apply(rows: Sequence[Tensor], *parts: Tensor, out: Tensor | None = None) -> Tensor:
+        return by_rows(lambda *p: fn(*p, *rows), *parts, dtype=dtype, out=out)
 
     if segments.rows is not None:
         if x.shape[0] == 1 and table.shape[0] == 1:
-            return apply(table[0].unbind(0), x, *others)  # plain [C] vectors take the fused path
-        return apply(table[segments.rows][:, :, None].unbind(1), x, *others)
+            return apply(table[0].unbind(0), x, *others, out=out)  # plain [C] vectors take the fused path
+        return apply(table[segments.rows][:, :, None].unbind(1), x, *others, out=out)
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     for b, start, stop, row in segments.runs:
         out[b, start:stop] = apply(table[row].unbind(0), *(p[b : b + 1, start:stop] for p in (x, *others)))[0]
@@ -200,9 +209,10 @@ class WanAttentionBlock(nn.Module):
 
         h = by_segment(self.modulated, segments, attn[:, :2], x, dtype=half)
         x = by_segment(gated_add, segments, attn[:, 2:], x, self.self_attn(h, rope, lengths), dtype=wide)
-        x = x + self.cross_attn(by_rows(self.norm3, x, dtype=half), cond.context)
+        cross = self.cross_attn(by_rows(self.norm3, x, dtype=half), cond.context)
+        x = by_rows(torch.add, x, cross, dtype=wide, out=x)  # x is this block's own from the first gated addition on
         h = by_segment(self.modulated, segments, ffn[:, :2], x, dtype=half)
-        x = by_segment(gated_add, segments, ffn[:, 2:], x, self.ffn(h), dtype=wide)
+        x = by_segment(gated_add, segments, ffn[:, 2:], x, self.ffn(h), dtype=wide, out=x)
         return tokens._replace(x=x)
 
     def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -24,20 +24,42 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pack_linears(module: nn.Module) -> None:
-    """Replace every bfloat16 `Linear` below `module` by its packed form, and a GELU that follows one by nothing.
+    """Replace every bfloat16 `Linear` below `module` by its packed form, and a feed-forward of two as a whole.
 
     For inference on a CPU only: packed weights are not parameters, so the module can no longer be saved or trained.
     """
     for parent in list(module.modules()):
-        children = list(parent.named_children())
-        for i, (name, child) in enumerate(children):
-            if not isinstance(child, Linear) or child.weight.dtype != torch.bfloat16:
-                continue
-            follower = children[i + 1] if isinstance(parent, nn.Sequential) and i + 1 < len(children) else None
-            fuse = follower is not None and isinstance(follower[1], nn.GELU) and follower[1].approximate == "tanh"
-            setattr(parent, name, PackedLinear(child, gelu=fuse))
-            if fuse:
-                setattr(parent, follower[0], nn.Identity())
+        for name, child in list(parent.named_children()):
+            if _is_feed_forward(child):
+                setattr(parent, name, PackedFeedForward(child))
+            elif isinstance(child, Linear) and child.weight.dtype == torch.bfloat16:
+                setattr(parent, name, PackedLinear(child))
+
+
+def _is_feed_forward(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Sequential) or [type(m) for m in module] != [Linear, nn.GELU, Linear]:
+        return False
+    return module[1].approximate == "tanh" and all(module[i].weight.dtype == torch.bfloat16 for i in (0, 2))
+
+
+class PackedFeedForward(nn.Module):
+    """Linear, GELU-tanh, Linear, some rows at a time.
+
+    The wide intermediate of a slice is small enough for the allocator to hand out again; the whole one (35 MB at 1950
+    tokens of width 8960) comes as untouched pages from the system every time, which cost a third of the product.
+    """
+
+    def __init__(self, feed_forward: nn.Sequential):
+        super().__init__()
+        self.up, self.down = PackedLinear(feed_forward[0], gelu=True), PackedLinear(feed_forward[2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or x.shape[1] <= SLICE_ROWS:
+            return self.down(self.up(x))
+        return torch.cat([self.down(self.up(part)) for part in x.split(SLICE_ROWS, dim=1)], dim=1)
+
+
+SLICE_ROWS = 1024  # fewer rows read the weights too often: 1.60 TFLOP/s at 512 rows of 5120, 1.91 at 1024, 1.56 at 4680
 
 
 class PackedLinear(nn.Module):
