@@ -196,15 +196,7 @@ def run(folder: Path, layers: int, rounds: int) -> None:
             "checkpoint": f"{size / 1e9:.2f} GB in {shards} shards (TI2V-5B with {layers} of its 30 layers, random)",
             "rounds": rounds,
         },
-        header=(
-            "loader",
-            "cold s",
-            "warm s",
-            "warm processor s",
-            "over ours",
-            "peak anonymous GiB",
-            "peak resident GiB",
-        ),
+        header=("loader", "s", "over ours", "processor s", "peak anonymous GiB", "peak resident GiB"),
         rows=rows,
         notes=[
             f"The bound is the size in the target types plus the largest stored tensor: {target / GIB:.3f} + "
@@ -212,7 +204,7 @@ def run(folder: Path, layers: int, rounds: int) -> None:
             f"{'below' if peak <= bound else 'ABOVE'} it with {peak / GIB:.3f} GiB.",
             "",
             "Every load is a process of its own with the files in the page cache; the loaders alternate, times are "
-            "medians and the ratio is the median over the rounds. Processor seconds (user and system, all threads) depend "
+            "medians, the ratio is the median over the rounds. Processor seconds (user and system, all threads) depend "
             "least on what else the machine does. Anonymous is RssAnon (sampled every 2 ms) above its level after the "
             "imports, the largest of all rounds: memory that must exist. Resident is the growth of VmHWM and includes "
             "pages of mapped files, which the kernel drops when it needs memory. Ours keeps time embedding, norms, "
