@@ -52,7 +52,7 @@ def test_the_objective_lowers_the_error(tmp_path):
     def draw(index: int) -> torch.Tensor:
         return random_crops(videos, 4, 5, 16, np.random.default_rng((0, index)))
 
-    config = LoopConfig(steps=25, learning_rate=5e-3, ema_decay=0.5)
+    config = LoopConfig(steps=80, learning_rate=5e-3, ema_decay=0.5)
     fit(vae, vae_objective(vae, VAELossConfig()), draw, config, tmp_path)
     assert reconstruction_psnr(vae, videos) > before + 3
 

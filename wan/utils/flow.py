@@ -35,7 +35,9 @@ class Solver(Protocol):
     sigmas: Tensor  # float32 [N + 1] on the CPU, the last one 0
     step_index: int  # steps taken since set_timesteps
 
-    def set_timesteps(self, num_steps: int, device: torch.device | str | None = None, shift: float | None = None): ...
+    def set_timesteps(
+        self, num_inference_steps: int, device: torch.device | str | None = None, shift: float | None = None
+    ): ...
 
     def step(self, model_output: Tensor, timestep: Tensor | int, sample: Tensor) -> Tensor:
         """Latent at the next sigma from the velocity at the current one; same shape, dtype and device as `sample`."""
@@ -69,21 +71,23 @@ class FlowScheduler:
 
     def set_timesteps(
         self,
-        num_steps: int | None = None,
+        num_inference_steps: int | None = None,
         device: torch.device | str | None = None,
         shift: float | None = None,
         sigmas: Sequence[float] | np.ndarray | None = None,
     ) -> None:
-        """Start anew with `num_steps` steps; `sigmas`, falling and without the final 0, replaces the linear schedule.
+        """Start anew with that many steps; `sigmas`, falling and without the final 0, replaces the linear schedule.
 
         Everything is float64 until stored, and timesteps are truncated, not rounded: both decide the exact integers.
         """
         if sigmas is not None:
             base = _checked_sigmas(sigmas)
-        elif num_steps is None or int(num_steps) != num_steps or num_steps < 1:
-            raise ValueError(f"the number of sampling steps must be a whole number from 1 up, got {num_steps}")
+        elif num_inference_steps is None or int(num_inference_steps) != num_inference_steps or num_inference_steps < 1:
+            raise ValueError(
+                f"the number of sampling steps must be a whole number from 1 up, got {num_inference_steps}"
+            )
         else:
-            base = np.linspace(self.start_sigma, 0, int(num_steps) + 1)[:-1]
+            base = np.linspace(self.start_sigma, 0, int(num_inference_steps) + 1)[:-1]
         shifted = shift_sigmas(base, _checked_shift(self.shift if shift is None else shift))
         timesteps = (shifted * self.num_train_timesteps).astype(np.int64)
         self._sigmas = [*shifted.tolist(), 0.0]
