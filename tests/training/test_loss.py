@@ -34,8 +34,9 @@ def test_uniform_sigmas_follow_the_shift_map():
 
 def test_interpolation_ends_at_data_and_noise():
     data, noise = torch.randn(2, 2, 3, 1, 4, 4, generator=generator()).unbind()
-    assert torch.equal(interpolate(data, noise, torch.zeros(2)), data)
-    assert torch.equal(interpolate(data, noise, torch.ones(2)), noise)
+    assert torch.equal(interpolate(data, noise, torch.zeros(2, 1)), data)
+    assert torch.equal(interpolate(data, noise, torch.ones(2, 1)), noise)
+    assert torch.equal(interpolate(data, noise, torch.tensor([[0.0], [1.0]])), torch.stack([data[0], noise[1]]))
 
 
 def test_the_true_velocity_has_no_loss_and_timesteps_are_in_thousands():
@@ -51,6 +52,25 @@ def test_the_true_velocity_has_no_loss_and_timesteps_are_in_thousands():
     assert loss.total < 1e-8
     assert seen["timesteps"].min() >= 500
     torch.testing.assert_close(loss.errors.mean(), loss.total)
+
+
+def test_a_given_first_frame_is_clean_and_has_no_loss():
+    data = torch.randn(64, 4, 3, 2, 2, generator=generator())
+    seen = {}
+
+    def model(noisy, timesteps):
+        seen.update(noisy=noisy, timesteps=timesteps)
+        wrong = torch.zeros_like(noisy)
+        wrong[:, :, 0] = 1e6
+        return wrong
+
+    loss = flow_loss(model, data, FlowConfig(first_frame_share=0.5), generator(1))
+    given = seen["timesteps"][:, 0] == 0
+    assert 16 < given.sum() < 48
+    assert torch.equal(seen["noisy"][given, :, 0], data[given, :, 0])
+    assert (seen["timesteps"][:, 1:] > 0).all()
+    assert (seen["timesteps"][~given] == seen["timesteps"][~given, :1]).all()
+    assert (loss.errors[given] < 100).all() and (loss.errors[~given] > 1e6).all()
 
 
 def test_bins_average_by_timestep():

@@ -106,6 +106,38 @@ def test_prepared_model_computes_the_same(text_len, lengths):
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
 
 
+def test_the_image_condition_and_a_clean_first_frame_reach_the_model():
+    image, clean = (
+        WanModel(replace(DIT, in_dim=6, **flags)) for flags in ({"model_type": "i2v"}, {"model_type": "ti2v"})
+    )
+    calls = []
+    for dit in (image, clean):
+        dit.forward = lambda x, t, context, y=None: calls.append((t, y)) or [torch.zeros_like(v) for v in x]
+    context = lambda captions: [torch.zeros(1, 8)] * len(captions)  # noqa: E731
+    y = torch.randn(5, 2, 3, 4, 4)
+    batch = FlowBatch(torch.zeros(5, 4, 3, 4, 4), ["red"] * 5, y)
+    flow_objective(image, context, FlowConfig())(batch, torch.Generator())
+    assert calls[0][0].shape == (5,) and torch.equal(torch.stack(calls[0][1]), y)
+    batch = FlowBatch(torch.zeros(5, 6, 3, 4, 4), ["red"] * 5)
+    flow_objective(clean, context, FlowConfig(first_frame_share=1.0))(batch, torch.Generator())
+    t, y = calls[1]
+    assert y is None and t.shape == (5, 12) and not t[:, :4].any() and t[:, 4:].all()
+
+
+def test_cache_draws_conditions_by_weight(tmp_path):
+    writer = CacheWriter(tmp_path)
+    for value in range(4):
+        kinds = [torch.full((2, 1, 2, 2), float(10 * value + kind)) for kind in range(3)]
+        writer.add(torch.full((4, 1, 2, 2), float(value)), [""], kinds)
+    writer.close()
+    with pytest.raises(ValueError, match="2 weights do not fit"):
+        LatentCache(tmp_path, (1, 1))
+    batch = LatentCache(tmp_path, (3, 1, 0)).draw(400, 0, 0)
+    assert batch.latents.shape == (400, 4, 1, 2, 2) and batch.conditions.shape == (400, 2, 1, 2, 2)
+    kinds = batch.conditions[:, 0, 0, 0, 0] - 10 * batch.latents[:, 0, 0, 0, 0]
+    assert 250 < (kinds == 0).sum() < 350 and (kinds == 0).sum() + (kinds == 1).sum() == 400
+
+
 def test_cache_groups_by_shape_and_draws_repeatably(tmp_path):
     writer = CacheWriter(tmp_path)
     for value in range(6):

@@ -1,4 +1,4 @@
-"""Latents and captions on disk, encoded once and memory-mapped from then on."""
+"""Latents, captions and conditions on disk, encoded once and memory-mapped from then on."""
 
 import json
 import os
@@ -15,7 +15,10 @@ INDEX_FILE = "index.json"
 
 
 class CacheWriter:
-    """Appends samples to a folder: one raw float16 file per latent shape, and an index written by `close`."""
+    """Appends samples to a folder: one raw float16 file per shape, and an index written by `close`.
+
+    A row of a file is a latent and, behind it along the channels, its conditions.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -24,14 +27,19 @@ class CacheWriter:
             stale.unlink(missing_ok=True)
         self._buckets: dict[str, dict] = {}
 
-    def add(self, latent: Tensor, captions: Sequence[str]) -> None:
-        """latent [C, T, H, W]; every caption describes it, and one of them is drawn each time it is used."""
+    def add(self, latent: Tensor, captions: Sequence[str], conditions: Sequence[Tensor] = ()) -> None:
+        """latent [C, T, H, W]; captions that describe it; conditions [C', T, H, W] (I2V's y) that fit it.
+
+        One caption and, where there are any, one condition is drawn each time the sample is used.
+        """
         if not captions:
             raise ValueError("a sample needs at least one caption (an empty one trains without text)")
-        name = "latents-" + "x".join(map(str, latent.shape)) + ".bin"
-        bucket = self._buckets.setdefault(name, {"shape": list(latent.shape), "captions": []})
+        row = torch.cat([latent, *conditions]).detach().cpu().to(torch.float16).contiguous()
+        split = [len(part) for part in (latent, *conditions)]
+        name = f"latents-{'+'.join(map(str, split))}x{'x'.join(map(str, latent.shape[1:]))}.bin"
+        bucket = self._buckets.setdefault(name, {"shape": list(row.shape), "split": split, "captions": []})
         with open(self.folder / name, "ab") as file:
-            file.write(latent.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
+            file.write(row.numpy().tobytes())
         bucket["captions"].append(list(captions))
 
     def close(self) -> None:
@@ -42,13 +50,18 @@ class CacheWriter:
 
 
 class LatentCache:
-    """A folder of CacheWriter, read lazily."""
+    """A folder of CacheWriter, read lazily. `weights` say how often each condition is drawn; None: all alike."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, weights: Sequence[float] | None = None):
         if not self.exists(folder):
             raise ValueError(f"{folder} holds no latent cache (no {INDEX_FILE}); encode the videos first")
         index = json.loads((folder / INDEX_FILE).read_text())
         self._captions = [bucket["captions"] for bucket in index.values()]
+        self._splits = [np.cumsum(bucket["split"]) for bucket in index.values()]
+        counts = {len(split) - 1 for split in self._splits}
+        if weights is not None and counts != {len(weights)}:
+            raise ValueError(f"{len(weights)} weights do not fit samples with {sorted(counts)} conditions")
+        self._shares = None if weights is None else np.array(weights) / sum(weights)
         self._latents = [
             np.memmap(folder / name, np.float16, "r", shape=(len(bucket["captions"]), *bucket["shape"]))
             for name, bucket in index.items()
@@ -66,7 +79,8 @@ class LatentCache:
         return sorted({c for bucket in self._captions for sample in bucket for c in sample})
 
     def draw(self, batch_size: int, seed: int, index: int) -> FlowBatch:
-        """Batch number `index`: samples of one shape, the shape drawn by its number of samples, a caption for each.
+        """Batch number `index`: samples of one shape, the shape drawn by its number of samples, each with one of its
+        captions and of its conditions.
 
         A pure function of its arguments, which is what makes training resumable (see training.loop).
         """
@@ -74,6 +88,12 @@ class LatentCache:
         sizes = np.array([len(latents) for latents in self._latents])
         bucket = rng.choice(len(sizes), p=sizes / sizes.sum())
         rows = rng.integers(sizes[bucket], size=batch_size)
-        latents = torch.from_numpy(self._latents[bucket][rows].astype(np.float32))
+        samples = torch.from_numpy(self._latents[bucket][rows].astype(np.float32))
         captions = [self._captions[bucket][row] for row in rows]
-        return FlowBatch(latents, [c[rng.integers(len(c))] for c in captions])
+        captions = [c[rng.integers(len(c))] for c in captions]
+        ends = self._splits[bucket]
+        if len(ends) == 1:
+            return FlowBatch(samples, captions)
+        chosen = rng.choice(len(ends) - 1, size=batch_size, p=self._shares)
+        conditions = [s[ends[i] : ends[i + 1]] for s, i in zip(samples, chosen, strict=True)]
+        return FlowBatch(samples[:, : ends[0]], captions, torch.stack(conditions))

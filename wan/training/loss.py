@@ -8,7 +8,8 @@ from torch import Tensor
 
 from wan.training.config import FlowConfig
 
-VelocityModel = Callable[[Tensor, Tensor], Tensor]  # noisy [B, ...], timestep [B] in 0..1000 -> velocity [B, ...]
+# noisy latents [B, C, T, H, W], timesteps in 0..1000 ([B], or [B, T] by frame) -> velocity of the shape of the latents
+VelocityModel = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -22,19 +23,28 @@ class Loss:
 
 
 def flow_loss(model: VelocityModel, data: Tensor, config: FlowConfig, generator: torch.Generator) -> Loss:
-    """Mean squared error of the predicted velocity `noise - data` at drawn noise levels; data [B, ...] float32."""
+    """Mean squared error of the predicted velocity `noise - data` at drawn noise levels; data [B, C, T, H, W] float32.
+
+    A share `config.first_frame_share` of the samples has its first latent frame as it is, at timestep 0 and without a
+    loss; timesteps are then given by frame.
+    """
     sigma = draw_sigmas(data.shape[0], config, generator).to(data.device)
     noise = torch.randn(data.shape, generator=generator).to(data)
-    noisy = interpolate(data, noise, sigma)
-    timesteps = sigma * 1000
-    velocity = model(noisy, timesteps)
-    errors = (velocity.float() - (noise - data)).square().flatten(1).mean(1)
-    return Loss(errors.mean(), timesteps=timesteps.detach(), errors=errors.detach())
+    levels = sigma[:, None]  # [B, 1], or [B, T] where frames differ
+    if config.first_frame_share:
+        given = torch.rand(data.shape[0], generator=generator) < config.first_frame_share
+        levels = levels.repeat(1, data.shape[2])
+        levels[given.to(data.device), 0] = 0
+    velocity = model(interpolate(data, noise, levels), (levels if levels.shape[1] > 1 else sigma) * 1000)
+    by_frame = (velocity.float() - (noise - data)).square().mean(dim=(1, 3, 4))  # [B, T]
+    asked = (levels > 0).expand_as(by_frame)
+    errors = (by_frame * asked).sum(1) / asked.sum(1).clamp_min(1)
+    return Loss(errors.mean(), timesteps=sigma.detach() * 1000, errors=errors.detach())
 
 
 def interpolate(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """x_sigma = (1 - sigma) data + sigma noise, with one sigma [B] per sample."""
-    sigma = sigma.to(data).view(-1, *[1] * (data.dim() - 1))
+    """x_sigma = (1 - sigma) data + sigma noise for [B, C, T, H, W], with one sigma [B, 1] per sample or [B, T]."""
+    sigma = sigma.to(data)[:, None, :, None, None]
     return (1 - sigma) * data + sigma * noise
 
 

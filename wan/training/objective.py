@@ -22,6 +22,7 @@ TextStates = Callable[[Sequence[str]], list[Tensor]]  # captions -> states [len,
 class FlowBatch:
     latents: Tensor  # [B, C, T, H, W] float32, one grid
     captions: list[str]
+    conditions: Tensor | None = None  # [B, C', T, H, W]: what the model reads beside the latent (I2V's y)
 
 
 def flow_objective(model: WanModel, text: TextStates, config: FlowConfig) -> Objective:
@@ -30,10 +31,15 @@ def flow_objective(model: WanModel, text: TextStates, config: FlowConfig) -> Obj
     def objective(batch: FlowBatch, generator: torch.Generator) -> Loss:
         dropped = torch.rand(len(batch.captions), generator=generator) < config.text_dropout
         context = text(["" if d else c for c, d in zip(batch.captions, dropped.tolist(), strict=True)])
-        data = batch.latents.to(model.patch_embedding.weight.device)
+        device = model.patch_embedding.weight.device
+        data = batch.latents.to(device)
+        conditions = None if batch.conditions is None else list(batch.conditions.to(device))
 
         def velocity(noisy: Tensor, timesteps: Tensor) -> Tensor:
-            return torch.stack(model(list(noisy), timesteps, context))
+            if timesteps.ndim == 2:  # by frame; the model takes them by token
+                f, h, w = (n // p for n, p in zip(noisy.shape[2:], model.config.patch_size, strict=True))
+                timesteps = timesteps.repeat_interleave(h * w, dim=1)
+            return torch.stack(model(list(noisy), timesteps, context, y=conditions))
 
         return flow_loss(velocity, data, config, generator)
 
