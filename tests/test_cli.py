@@ -11,6 +11,7 @@ import torch
 
 from wan import cli, media, output
 from wan.arguments import build_parser, str2bool
+from wan.framing import Framing
 from wan.memory import PhaseStats
 from wan.nano.random import write_random_checkpoint
 from wan.request import Request
@@ -35,7 +36,7 @@ class StubT2V:
             self.break_in("denoise")
         return torch.full((16, 5, 8, 8), 0.5)
 
-    def decode(self, latent):
+    def decode(self, latent, framing):
         assert latent.eq(0.5).all()
         yield torch.zeros(3, 1, 64, 64)
         self.break_in("decode")
@@ -95,8 +96,10 @@ def files():
         (["--attention", "magic"], "invalid choice: 'magic'"),
         (["--attention", "flash2"], "attention backend 'flash2' needs a CUDA device"),
         (["--task", "t2v"], "invalid choice: 't2v'"),
-        (["--task", "i2v-A14B"], "task i2v-A14B is not available yet, it comes later; now: t2v-A14B"),
-        (["--image", "cat.jpg"], "--image is not used by t2v-A14B, only by i2v-A14B"),
+        (["--task", "s2v-14B"], "task s2v-14B is not available yet, it comes later; now: t2v-A14B"),
+        (["--image", "cat.jpg"], "--image is not used by t2v-A14B, only by i2v-A14B, ti2v-5B, s2v-14B; leave it out"),
+        (["--last_image", "cat.jpg"], "--last_image is not used by t2v-A14B, only by i2v-A14B; leave it out"),
+        (["--fit", "crop"], "--fit is not used by t2v-A14B, only by i2v-A14B"),
         (["--audio", "talk.wav"], "--audio is not used by t2v-A14B, only by s2v-14B; leave it out"),
         (["--use_prompt_extend"], "--use_prompt_extend is not available yet; leave it out"),
         (["--ulysses_size", "8"], "--ulysses_size 8 needs several GPUs"),
@@ -187,7 +190,7 @@ def test_nano_says_what_it_is(caplog):
     for flags in ([], ["--ckpt_dir", "nano"]):
         caplog.clear()
         job = planned(*flags)
-        assert job.config.family == "nano" and (job.request.size, job.request.frame_num) == ((64, 64), 17)
+        assert job.config.family == "nano" and (job.request.framing.saved, job.request.frame_num) == ((64, 64), 17)
         assert "the embedded nano model runs, a toy" in caplog.text
         assert "hf download Wan-AI/Wan2.2-T2V-A14B" in caplog.text
 
@@ -200,7 +203,7 @@ def test_a_nano_folder_is_recognised_by_its_config(checkpoint, monkeypatch, tmp_
 def test_a_released_folder_gets_the_released_config(checkpoint, monkeypatch):
     monkeypatch.setattr(cli, "_is_nano", lambda folder, config: False)
     job = planned("--ckpt_dir", str(checkpoint), "--size", "832x480")
-    assert job.request.size == (832, 480)
+    assert job.request.framing.saved == (832, 480)
     assert (job.request.steps, job.request.shift, job.request.guidance) == (40, 12.0, (3.0, 4.0))
 
 
@@ -214,7 +217,7 @@ def test_flags_reach_the_request_and_the_runtime():
         task="t2v-A14B",
         prompt="a red circle",
         negative_prompt="",
-        size=(64, 64),
+        framing=Framing((64, 64), (64, 64), (64, 64)),
         frame_num=5,
         steps=3,
         shift=4.0,
@@ -260,7 +263,13 @@ def test_str2bool(text, value):
 def test_help_is_grouped(capsys):
     assert cli.main(["--help"]) == cli.DONE
     text = capsys.readouterr().out
-    for group in ("what to make:", "output:", "how to run:", "image-to-video (comes later):", "animate (comes later):"):
+    for group in (
+        "what to make:",
+        "output:",
+        "how to run:",
+        "image-to-video (i2v-A14B, ti2v-5B):",
+        "animate (comes later):",
+    ):
         assert group in text
 
 

@@ -64,7 +64,7 @@ def test_every_step_is_reported_and_may_stop_the_run(pipeline):
 
 def count_forwards(pipeline):
     counts = {}
-    for name in pipeline.experts:
+    for name in pipeline.config.experts:
         model = pipeline.weights.get(name)
         model.register_forward_hook(lambda *_, name=name: counts.update({name: counts.get(name, 0) + 1}))
     return counts

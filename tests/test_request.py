@@ -3,6 +3,7 @@
 import pytest
 
 from wan.configs import NANO_CONFIGS, WAN_CONFIGS
+from wan.framing import Framing
 from wan.request import (
     MAX_SEED,
     Request,
@@ -23,7 +24,7 @@ def test_defaults_come_from_the_task():
         task="t2v-A14B",
         prompt=T2V.prompt,
         negative_prompt=T2V.sample_neg_prompt,
-        size=(1280, 720),
+        framing=Framing((1280, 720), (1280, 720), (1280, 720)),
         frame_num=81,
         steps=40,
         shift=12.0,
@@ -34,7 +35,7 @@ def test_defaults_come_from_the_task():
         boundary=0.875,
     )
     nano = Request.create(NANO, seed=1)
-    assert (nano.size, nano.frame_num, nano.fps) == ((64, 64), 17, 8)
+    assert (nano.framing.used, nano.frame_num, nano.fps) == ((64, 64), 17, 8)
 
 
 def test_an_empty_negative_prompt_is_meant():

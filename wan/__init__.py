@@ -1,4 +1,4 @@
-"""Wan: text becomes video. The public names, each imported when it is first asked for."""
+"""Wan: text and images become video. The public names, each imported when it is first asked for."""
 
 from typing import Any
 
@@ -6,14 +6,16 @@ from wan.version import VERSION as __version__
 
 _NAMES = {
     "WanT2V": "wan.text2video",
+    "WanI2V": "wan.image2video",
+    "WanTI2V": "wan.textimage2video",
     "WAN_CONFIGS": "wan.configs",
     "SIZE_CONFIGS": "wan.configs",
     "MAX_AREA_CONFIGS": "wan.configs",
     "SUPPORTED_SIZES": "wan.configs",
 }
-_COMING = ("WanI2V", "WanTI2V", "WanS2V", "WanAnimate")
+_COMING = ("WanS2V", "WanAnimate")
 
-__all__ = ["MAX_AREA_CONFIGS", "SIZE_CONFIGS", "SUPPORTED_SIZES", "WAN_CONFIGS", "WanT2V", "__version__"]
+__all__ = [*_NAMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_NAMES[name]), name)
     if name in _COMING:
-        raise ImportError(f"wan.{name} is not available yet, it comes later; now: WanT2V")
+        raise ImportError(f"wan.{name} is not available yet, it comes later; now: WanT2V, WanI2V, WanTI2V")
     raise AttributeError(f"module 'wan' has no attribute {name!r}")
 
 

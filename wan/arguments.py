@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from wan.configs import WAN_CONFIGS
+from wan.framing import FITS
 from wan.geometry import parse_size
 from wan.modules.attention import BACKEND_NAMES
 from wan.request import NOISE_DEVICES, parse_guidance
@@ -26,12 +27,16 @@ REQUEST_FLAGS = {
     "base_seed": "seed",
     "boundary": "boundary",
     "noise_device": "noise_device",
+    "image": "image",
+    "last_image": "last_image",
+    "fit": "fit",
 }
 
 # Flags of other tasks: given to a task that does not know them, media inputs are refused (the result would not be what
 # was asked for) and settings are ignored with a warning.
 OTHER_INPUTS = {
-    "image": ("i2v-A14B", "ti2v-5B", "s2v-14B"),
+    **{flag: tuple(c.name for c in WAN_CONFIGS.values() if flag in c.images) for flag in ("image", "last_image")},
+    "fit": tuple(c.name for c in WAN_CONFIGS.values() if c.images),
     "audio": ("s2v-14B",),
     "pose_video": ("s2v-14B",),
     "enable_tts": ("s2v-14B",),
@@ -73,11 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="generate.py",
         usage="%(prog)s [--task TASK] [--ckpt_dir DIR] --prompt TEXT [flags]",
-        description="Make a video from a prompt. Without --ckpt_dir the small embedded model runs.",
+        description="Make a video from a prompt, an image or both. Without --ckpt_dir a small embedded model runs.",
         epilog="Exit codes: 0 done, 1 failed while running, 2 wrong arguments, 130 interrupted.",
         allow_abbrev=False,
     )
     _add_request(parser.add_argument_group("what to make"))
+    _add_images(parser.add_argument_group("image-to-video (i2v-A14B, ti2v-5B)"))
     _add_output(parser.add_argument_group("output"))
     _add_runtime(parser.add_argument_group("how to run"))
     _add_several_gpus(parser.add_argument_group("several GPUs (come later)"))
@@ -109,6 +115,17 @@ def _add_request(group: Any) -> None:
     group.add_argument("--noise_device", choices=NOISE_DEVICES, help="cpu: the same noise on every machine")
     group.add_argument(
         "--from_video", metavar="FILE", help="repeat the request stored in a video; other flags override"
+    )
+
+
+def _add_images(group: Any) -> None:
+    group.add_argument("--image", metavar="FILE", help="the first frame; ti2v-5B runs without one as well")
+    group.add_argument("--last_image", metavar="FILE", help="the last frame, with or without --image (i2v-A14B)")
+    group.add_argument(
+        "--fit",
+        choices=FITS,
+        help="how the image meets --size: area takes the shape of the image (default), crop fills the size and cuts, "
+        "pad adds black borders, exact stretches",
     )
 
 
@@ -159,8 +176,6 @@ def _add_prompt_extension(group: Any) -> None:
 
 
 def _add_other_tasks(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("image-to-video (comes later)")
-    group.add_argument("--image", metavar="FILE")
     group = parser.add_argument_group("speech-to-video (comes later)")
     for flag in ("audio", "pose_video", "tts_prompt_audio"):
         group.add_argument(f"--{flag}", metavar="FILE")

@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,23 @@ from torch import Tensor
 
 from wan import geometry, media, memory, output
 from wan.arguments import OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS, build_parser
-from wan.checkpoint.layout import check_folder, repository
+from wan.checkpoint.layout import check_folder, part, repository
 from wan.checkpoint.loading import read_config
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig, get_config, nano_checkpoint
+from wan.geometry import format_size
+from wan.image2video import WanI2V
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
-from wan.request import Request, check_supported_size, format_guidance, format_size
+from wan.request import Picture, Request, check_supported_size, format_guidance
 from wan.runtime import Offload, Runtime
 from wan.text2video import WanT2V
+from wan.textimage2video import WanTI2V
 from wan.version import VERSION
 
 log = logging.getLogger(__name__)
 
-PIPELINES = {"t2v-A14B": WanT2V}
+PIPELINES = {pipeline.task: pipeline for pipeline in (WanT2V, WanI2V, WanTI2V)}
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 METADATA_KEY = "wan_request"
 
@@ -102,6 +105,7 @@ def plan(args: argparse.Namespace) -> Job:
     if latent is None:
         _warn_about_long_prompts(request, config, checkpoint)
         _warn_about_other_noise(request, runtime, stored)
+        _warn_about_other_images(request, stored)
     progress = args.progress or ("bar" if sys.stderr.isatty() else "plain")
     return Job(config, checkpoint, request, runtime, video, args.overwrite, not args.no_metadata, progress, latent)
 
@@ -145,13 +149,30 @@ def _fill_from_stored(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"the stored request is for --task {stored['task']}, not {args.task}")
     args.task = stored["task"]
     request = Request.from_dict(stored)
-    for flag, field in {**REQUEST_FLAGS, "fps": "fps"}.items():
-        if getattr(args, flag) is None:
-            setattr(args, flag, getattr(request, field))
+    _fill_from_request(args, request)
     if args.dtype is None:
         args.dtype = stored.get("dtype")
         args.convert_model_dtype |= bool(stored.get("convert_model_dtype"))
     return stored
+
+
+def _fill_from_request(args: argparse.Namespace, request: Request) -> None:
+    known = vars(request) | {"size": request.framing.asked}
+    known |= {name: getattr(request, name) and getattr(request, name).path for name in ("image", "last_image")}
+    if request.shape_image is None:
+        del known["fit"]  # means nothing there
+    for flag, field in {**REQUEST_FLAGS, "fps": "fps"}.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, known.get(field))
+            if flag in ("image", "last_image") and not args.resume:
+                _check_stored_image(getattr(request, field), flag)
+
+
+def _check_stored_image(picture: Picture | None, flag: str) -> None:
+    if picture is not None and not (picture.path and Path(picture.path).is_file()):
+        raise FileNotFoundError(
+            f"the video was made from the image {picture.path}, which is not there; say where it is: --{flag} FILE"
+        )
 
 
 def _parse_stored(text: str, source: str) -> dict[str, Any]:
@@ -202,19 +223,14 @@ def _is_nano(folder: Path, config: TaskConfig) -> bool:
 
 
 def _request(args: argparse.Namespace, config: TaskConfig, stored: dict[str, Any]) -> Request:
-    if args.size is not None:
+    if args.resume:  # the frames are sampled already, whatever has become of the images
+        return replace(Request.from_dict(stored), fps=args.fps)
+    if args.size is not None and args.fit in (None, "area"):
         check_supported_size(config, args.size)
-    request = Request.create(
-        config,
-        fps=args.fps,
-        **{
-            field: value
-            for flag, field in REQUEST_FLAGS.items()
-            if (value := getattr(args, flag)) is not None or flag not in ("sample_solver", "noise_device")
-        },
-    )
+    given = {field: getattr(args, flag) for flag, field in REQUEST_FLAGS.items()}
+    request = Request.create(config, fps=args.fps, **{key: value for key, value in given.items() if value is not None})
     if args.prompt is None:
-        log.info("no --prompt: using the example %r", request.prompt)
+        log.info("no --prompt: %s", f"using the example {request.prompt!r}" if request.prompt else "the image decides")
     return request
 
 
@@ -230,11 +246,13 @@ def _video_path(args: argparse.Namespace, request: Request, latent: Path | None)
     if latent is not None:
         path = output.video_path(latent)
         return folder / path.name if args.output_dir else path
-    return folder / output.default_name(request.task, request.size, request.prompt, request.seed, datetime.now())
+    return folder / output.default_name(
+        request.task, request.framing.saved, request.prompt, request.seed, datetime.now()
+    )
 
 
 def _warn_about_long_prompts(request: Request, config: TaskConfig, checkpoint: Path) -> None:
-    tokenizer = HuggingfaceTokenizer(checkpoint / config.t5_tokenizer, seq_len=config.text_len, clean="whitespace")
+    tokenizer = HuggingfaceTokenizer(part(checkpoint, config.t5_tokenizer), seq_len=config.text_len, clean="whitespace")
     for name in ("prompt", "negative_prompt"):
         text = getattr(request, name)
         cut = tokenizer.truncated_part(text)
@@ -258,6 +276,13 @@ def _warn_about_other_noise(request: Request, runtime: Runtime, stored: dict[str
         )
 
 
+def _warn_about_other_images(request: Request, stored: dict[str, Any]) -> None:
+    for name in ("image", "last_image"):
+        picture, before = getattr(request, name), stored.get(name)
+        if picture and before and picture.path == before["path"] and picture.sha256 != before["sha256"]:
+            log.warning("%s has changed since the video was made: expect another video", picture.path)
+
+
 # ---------------------------------------------------------------- Job -> file
 
 
@@ -274,7 +299,7 @@ def run(job: Job) -> int:
         else:
             latent = output.load_latent(job.latent)[0]
         start = time.perf_counter()
-        frames = (media.to_uint8(chunk) for chunk in pipeline.decode(latent))
+        frames = (media.to_uint8(chunk) for chunk in pipeline.decode(latent, job.request.framing))
         count = media.write_video(frames, job.video, job.request.fps, _tags(job), job.overwrite)
         if kept is not None:
             kept.unlink()
@@ -311,7 +336,7 @@ def describe(job: Job) -> None:
         "%s (%s): %s, %d frames at %d fps, %d steps of %s, shift %g, guidance %s, seed %d",
         request.task,
         "nano" if job.config.family == "nano" else job.checkpoint,
-        format_size(request.size),
+        format_size(request.framing.used),
         request.frame_num,
         request.fps,
         request.steps,
@@ -329,23 +354,30 @@ def describe(job: Job) -> None:
         expected_bytes(job) / 2**30,
         job.video,
     )
+    if request.shape_image is not None:
+        log.info("size: %s (fit %s)", request.framing, request.fit)
+    for name in ("image", "last_image"):
+        if picture := getattr(request, name):
+            log.info("%s: %s, %s", name.replace("_", " "), picture.path, format_size(picture.size))
     log.info("prompt: %s", request.prompt)
 
 
 def expected_bytes(job: Job) -> int:
     """Peak memory to expect, from file headers and shapes: of the device, or on a CPU of the whole process."""
     config, runtime = job.config, job.runtime
-    experts = [name for name in (config.high_noise_checkpoint, config.low_noise_checkpoint) if name] or ["."]
+    experts = config.experts
     shapes = open_source(job.checkpoint / experts[0]).shapes().values()
     expert_bytes = sum(map(math.prod, shapes)) * runtime.dtype.itemsize
-    text_bytes = (job.checkpoint / config.t5_checkpoint).stat().st_size if runtime.t5_device == runtime.device else 0
-    vae_bytes = (job.checkpoint / config.vae_checkpoint).stat().st_size
+    text, vae = (part(job.checkpoint, name) for name in (config.t5_checkpoint, config.vae_checkpoint))
+    text_bytes = text.stat().st_size if runtime.t5_device == runtime.device else 0
+    vae_bytes = vae.stat().st_size
 
     model = read_config(job.checkpoint / experts[0])
-    latent = geometry.latent_shape(job.request.size, job.request.frame_num, config.vae_stride, config.z_dim)
+    size = job.request.framing.used
+    latent = geometry.latent_shape(size, job.request.frame_num, config.vae_stride, config.z_dim)
     tokens = geometry.token_count(latent, config.patch_size)
     denoise = memory.denoise_bytes(0, tokens, model["dim"], model["ffn_dim"], runtime.dtype)
-    decode = memory.decode_bytes(0, *job.request.size, config.vae_dim)
+    decode = memory.decode_bytes(0, *size, config.vae_dim)
     if runtime.offload is Offload.NONE:
         resident = text_bytes + len(experts) * expert_bytes + vae_bytes + max(denoise, decode)
     else:
@@ -431,7 +463,7 @@ def _summarize(job: Job, phases: dict[str, Any], count: int, decode_and_write: f
         "saved %s: %d frames, %s; %s%s",
         job.video,
         count,
-        format_size(job.request.size),
+        format_size(job.request.framing.saved),
         ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()),
         f"; peak memory {max(peaks) / 2**30:.2f} GiB" if peaks else "",
     )

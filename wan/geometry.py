@@ -11,6 +11,7 @@ from torch import Tensor
 
 PATCH_SIZE = (1, 2, 2)  # frames, rows, columns of latent positions in one token
 VAE_STRIDE = (4, 8, 8)  # frames, rows, columns of pixels in one latent position
+MAX_POSITION = 1024  # tokens along one axis: where the rotary tables of the models end
 
 Size = tuple[int, int]
 Stride = tuple[int, int, int]
@@ -26,8 +27,21 @@ def parse_size(text: str) -> Size:
     return int(width), int(height)
 
 
+def format_size(size: Size) -> str:
+    """(1280, 720) -> '1280*720', as it is typed."""
+    return f"{size[0]}*{size[1]}"
+
+
+def token_size(vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE) -> Size:
+    """(width, height) in pixels of one token."""
+    return vae_stride[2] * patch[2], vae_stride[1] * patch[1]
+
+
 def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0]) -> None:
     """The first frame has a latent of its own and every further latent covers `stride` frames."""
+    longest = stride * (MAX_POSITION - 1) + 1
+    if frame_num > longest:
+        raise ValueError(f"frame_num can be at most {longest}, got {frame_num}")
     if frame_num < 1 or frame_num % stride != 1 % stride:
         lower = max(1, (frame_num - 1) // stride * stride + 1)
         choices = f"{lower} or {lower + stride}" if frame_num > 0 else "1"
@@ -36,12 +50,22 @@ def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0]) -> None:
 
 def check_size(size: Size, vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE) -> None:
     """Both sides (width, height) must be whole tokens."""
-    steps = (vae_stride[2] * patch[2], vae_stride[1] * patch[1])
+    steps = token_size(vae_stride, patch)
     if any(side < step or side % step for side, step in zip(size, steps, strict=True)):
         nearest = [max(1, int(side / step + 0.5)) * step for side, step in zip(size, steps, strict=True)]
         raise ValueError(
-            f"size {size[0]}*{size[1]} is not possible: the width must be a multiple of {steps[0]} and the height of "
+            f"size {format_size(size)} is not possible: the width must be a multiple of {steps[0]} and the height of "
             f"{steps[1]}; try {nearest[0]}*{nearest[1]}"
+        )
+
+
+def check_extent(size: Size, steps: Size) -> None:
+    """Each side (width, height) must be one to 1024 tokens, of `steps` = (width, height) pixels."""
+    if any(not step <= side <= step * MAX_POSITION for side, step in zip(size, steps, strict=True)):
+        nearest = [min(max(side, step), step * MAX_POSITION) for side, step in zip(size, steps, strict=True)]
+        raise ValueError(
+            f"size {format_size(size)} is not possible: the width must be {steps[0]} to {steps[0] * MAX_POSITION} and "
+            f"the height {steps[1]} to {steps[1] * MAX_POSITION}; try {nearest[0]}*{nearest[1]}"
         )
 
 
@@ -77,7 +101,7 @@ def i2v_latent_size(
     rows = int(math.sqrt(max_area * aspect) // vae_stride[1] // patch[1]) * patch[1]
     columns = int(math.sqrt(max_area / aspect) // vae_stride[2] // patch[2]) * patch[2]
     if not rows or not columns:
-        raise _too_elongated(width, height, max_area)
+        raise too_elongated((width, height), max_area)
     return rows, columns
 
 
@@ -97,7 +121,7 @@ def best_output_size(width: int, height: int, step_w: int, step_h: int, expected
     # Height first, because min() keeps the earlier of two equals.
     candidates = [size for size in (height_first, width_first) if all(size)]
     if not candidates:
-        raise _too_elongated(width, height, expected_area)
+        raise too_elongated((width, height), expected_area)
     return min(candidates, key=lambda size: max(ratio / (size[0] / size[1]), size[0] / size[1] / ratio))
 
 
@@ -127,8 +151,8 @@ def _check_image(width: int, height: int) -> None:
         raise ValueError(f"an image must have at least one pixel, got {width}x{height}")
 
 
-def _too_elongated(width: int, height: int, area: int) -> ValueError:
+def too_elongated(image: Size, area: int) -> ValueError:
     return ValueError(
-        f"an image of {width}x{height} pixels is too elongated for a video of {area} pixels: one side would vanish; "
-        "crop the image or ask for a larger size"
+        f"an image of {image[0]}x{image[1]} pixels is too elongated for a video of {area} pixels; crop the image, ask "
+        "for a larger size, or use --fit crop"
     )

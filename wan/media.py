@@ -1,6 +1,10 @@
 """All reading and writing of images and video. PyAV and Pillow are imported where they are used."""
 
+import logging
 import os
+import struct
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 CRF = 10  # near-transparent; what upstream's quality setting comes to
 BT709 = 1  # the number of BT.709 in the colour tables of H.264 (primaries, transfer and matrix alike)
@@ -80,6 +86,54 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """The container tags of a video file. Raises FileNotFoundError, and ValueError for a file that is no video."""
     with _open(path) as container:
         return dict(container.metadata)
+
+
+def read_image(path: str | Path) -> Any:
+    """An upright 8-bit RGB PIL image from any picture file; what had to be decided for it is logged.
+
+    EXIF orientation is applied, transparent parts become white, 16-bit values are scaled, and of several pictures the
+    first is taken. Raises FileNotFoundError, and ValueError with the reason when there is no such picture to be had.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no image {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
+            with Image.open(path) as image:
+                if getattr(image, "n_frames", 1) > 1:
+                    log.info("%s holds %d pictures; the first one is used", path, image.n_frames)
+                image.seek(0)
+                return upright_rgb(image, path)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image that can be read; save it as PNG or JPEG") from None
+    except Image.DecompressionBombError:
+        raise ValueError(
+            f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, as files made to exhaust the "
+            "memory do; scale it down first, 4096 pixels a side are plenty"
+        ) from None
+    except (OSError, SyntaxError, EOFError, zlib.error, struct.error, IndexError) as error:
+        if getattr(error, "errno", None):  # the disk or the rights, not the content
+            raise
+        raise ValueError(f"the image {path} is damaged or incomplete ({error}); save it again") from None
+
+
+def upright_rgb(image: Any, name: str | Path = "the image") -> Any:
+    """`read_image` for a PIL image that is in memory; `name` is what it is called in messages."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError(f"{name} has floating point values, whose range is not known; save it as 8-bit PNG or JPEG")
+    if image.mode.startswith("I"):  # 16 bits; Pillow would clip them
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            log.info("%s is transparent in part; it is put on white", name)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def save_image(image: Frames, path: str | Path, overwrite: bool = True) -> None:

@@ -1,7 +1,7 @@
 """What every task's pipeline shares: the constructor, the components, the three phases of a run.
 
-A run is encode -> denoise -> decode. A task says which velocity it integrates; loading, moving weights, timing, noise
-and the loop are here and in the modules below.
+A run is encode -> denoise -> decode. A task says what its videos are conditioned on besides text; loading, moving
+weights, timing, noise, the velocity and the loop are here and in the modules below.
 """
 
 from __future__ import annotations
@@ -9,29 +9,44 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wan import geometry
-from wan.checkpoint.layout import check_folder
+from wan.checkpoint.layout import check_folder, part
 from wan.checkpoint.loading import read_config
 from wan.configs import TaskConfig
+from wan.framing import Framing
+from wan.geometry import LatentShape
 from wan.memory import PhaseStats, Weights, measured
 from wan.modules.attention import attention, check_backend, resolve_backend
-from wan.modules.model import WanModel, WanModelConfig
+from wan.modules.model import WanModel
 from wan.modules.packed import can_pack, pack_linears
 from wan.modules.t5 import T5EncoderModel
-from wan.modules.vae2_1 import Wan2_1_VAE
 from wan.request import Request
 from wan.runtime import Offload, Runtime
-from wan.sampling import Velocity, denoise, guided, make_solver, switch_at
+from wan.sampling import Keep, Velocity, denoise, guided, identity, make_solver, switch_at
 
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int, Tensor], None]  # steps done, steps in all, the latent so far
+Contexts = tuple[Tensor, Tensor | None]  # text states of the prompt and of the negative one, [len, text_dim]
+
+VAES = {16: ("wan.modules.vae2_1", "Wan2_1_VAE"), 48: ("wan.modules.vae2_2", "Wan2_2_VAE")}  # by latent channels
+# What decides the task of a model; a contradiction with the preset means that it is another task's.
+TASK_FIELDS = ("model_type", "in_dim", "out_dim")
+
+
+class Condition(NamedTuple):
+    """What a video is made from besides text: the same for every expert and for both branches of guidance."""
+
+    y: Tensor | None = None  # channels [C, T, H, W] that are appended to every latent
+    keep: Keep = identity  # re-imposes what is known, before the first step and after each
+    timesteps: Callable[[Tensor], Tensor] = lambda t: t[None]  # t [] -> [1], or per token [1, L]
 
 
 class WanPipeline:
@@ -72,14 +87,9 @@ class WanPipeline:
         check_folder(self.checkpoint_dir, config)
 
         self.weights = Weights(self.runtime.device, self.runtime.offload)
-        for expert in self.experts:
+        for expert in self.config.experts:
             self._check_expert(expert)
             self.weights.add(expert, partial(self._load_expert, expert))
-
-    @property
-    def experts(self) -> tuple[str, ...]:
-        """Sub-folders of the diffusion models, noisiest first; one entry, ".", for a single-model task."""
-        return tuple(e for e in (self.config.high_noise_checkpoint, self.config.low_noise_checkpoint) if e) or (".",)
 
     # ---- one run ----
 
@@ -87,69 +97,83 @@ class WanPipeline:
         """All three phases: the video [3, F, H, W] in [-1, 1], float32 on the CPU."""
         if offload_model is not None:
             self.weights.set_offload(Offload.MODEL if offload_model else Offload.NONE)
-        return torch.cat(list(self.decode(self.sample(request, on_step))), dim=1)
+        return torch.cat(list(self.decode(self.sample(request, on_step), request.framing)), dim=1)
 
     def sample(self, request: Request, on_step: OnStep | None = None) -> Tensor:
         """Phases encode and denoise: the final latent [z, T, H, W], float32 on the CPU.
 
         `on_step` is called after every solver step; an exception it raises ends the run.
         """
-        shape = geometry.latent_shape(request.size, request.frame_num, self.config.vae_stride, self.config.z_dim)
         with torch.no_grad():
             with measured(self.phases, "encode", self.runtime.device):
-                contexts = self.encode_prompts(request)
+                contexts, condition = self.encode_prompts(request), self.condition(request)
             with measured(self.phases, "denoise", self.runtime.device):
-                solver = make_solver(request.solver, request.steps, request.shift, self.runtime.device)
-                steps = denoise(self.noise(request, shape), solver, self.velocity(request, *contexts))
-                for done, latent in enumerate(steps, start=1):
-                    if done == 1 and not bool(latent.isfinite().all()):
-                        raise FloatingPointError(
-                            "the first denoising step gave values that are not finite: the weights or the attention "
-                            f"backend {self.runtime.attention!r} are broken on {self.runtime.device}; try --attention "
-                            "sdpa or --dtype fp32"
-                        )
-                    if on_step is not None:
-                        on_step(done, request.steps, latent)
-                for expert in self.experts:
+                latent = self.denoise(request, contexts, condition, on_step)
+                for expert in self.config.experts:
                     self.weights.done(expert)
         return latent.cpu()
 
     @torch.no_grad()
-    def decode(self, latent: Tensor) -> Iterator[Tensor]:
-        """Phase decode: chunks [3, f, H, W] of frames in [-1, 1], float32 on the CPU, as they become ready."""
+    def decode(self, latent: Tensor, framing: Framing | None = None) -> Iterator[Tensor]:
+        """Phase decode: chunks [3, f, H, W] of frames in [-1, 1], float32 on the CPU, as they become ready.
+
+        `framing` cuts them or adds borders; None leaves them as they were generated.
+        """
         with measured(self.phases, "decode", self.runtime.device):
             for chunk in self.vae.decode_stream(latent.to(self.runtime.device)):
-                yield chunk.float().cpu()
+                frames = chunk.float().cpu()
+                yield frames if framing is None else framing.finish(frames)
 
-    # ---- components ----
+    # ---- its parts ----
 
-    def velocity(self, request: Request, context: Tensor, context_null: Tensor | None) -> Velocity:
-        """What the loop integrates; each task has its own."""
-        raise NotImplementedError
+    def condition(self, request: Request) -> Condition:
+        """What else the video is made from; tasks that know more than text have their own."""
+        return Condition()
 
-    def two_experts(self, request: Request, context: Tensor, context_null: Tensor | None) -> Velocity:
-        """Guided velocity of the high-noise expert from the boundary on, of the low-noise expert below it."""
-        shape = geometry.latent_shape(request.size, request.frame_num, self.config.vae_stride, self.config.z_dim)
-        seq_len = geometry.padded_seq_len(shape, self.config.patch_size)
+    def denoise(self, request: Request, contexts: Contexts, condition: Condition, on_step: OnStep | None) -> Tensor:
+        """From noise to the latent [z, T, H, W] of one clip."""
+        solver = make_solver(request.solver, request.steps, request.shift, self.runtime.device)
+        velocity = self.velocity(request, contexts, condition)
+        start = condition.keep(self.noise(request))
+        for done, latent in enumerate(denoise(start, solver, velocity, condition.keep), start=1):
+            if done == 1 and not bool(latent.isfinite().all()):
+                raise FloatingPointError(
+                    "the first denoising step gave values that are not finite: the weights or the attention "
+                    f"backend {self.runtime.attention!r} are broken on {self.runtime.device}; try --attention "
+                    "sdpa or --dtype fp32"
+                )
+            if on_step is not None:
+                on_step(done, request.steps, latent)
+        return latent
+
+    def velocity(self, request: Request, contexts: Contexts, condition: Condition) -> Velocity:
+        """Guided velocity; with two experts the high-noise one works from the boundary on, the other below it."""
+        seq_len = geometry.padded_seq_len(self.latent_shape(request), self.config.patch_size)
+        y = None if condition.y is None else [condition.y]
 
         def expert(name: str, scale: float) -> Velocity:
             def forward(latent: Tensor, t: Tensor, context: Tensor) -> Tensor:
-                return self.weights.use(name)([latent], t[None], [context], seq_len)[0]
+                return self.weights.use(name)([latent], condition.timesteps(t), [context], seq_len, y)[0]
 
-            return guided(forward, context, context_null, scale)
+            return guided(forward, *contexts, scale)
 
-        high, low = self.experts
-        low_scale, high_scale = request.guidance
-        boundary = request.boundary * self.config.num_train_timesteps
-        return switch_at(boundary, expert(high, high_scale), expert(low, low_scale))
+        *high, low = map(expert, self.config.experts, reversed(request.guidance))
+        if not high:
+            return low
+        return switch_at(request.boundary * self.config.num_train_timesteps, high[0], low)
 
-    def noise(self, request: Request, shape: tuple[int, int, int, int]) -> Tensor:
+    def latent_shape(self, request: Request) -> LatentShape:
+        """Latent (channels, frames, rows, columns) of what is generated for a request."""
+        return geometry.latent_shape(request.framing.used, request.frame_num, self.config.vae_stride, self.config.z_dim)
+
+    def noise(self, request: Request) -> Tensor:
         """The only random draw of a run: standard normal, float32, from a generator seeded by the request."""
         device = torch.device("cpu") if request.noise_device == "cpu" else self.runtime.device
         generator = torch.Generator(device).manual_seed(request.seed)
+        shape = self.latent_shape(request)
         return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(self.runtime.device)
 
-    def encode_prompts(self, request: Request) -> tuple[Tensor, Tensor | None]:
+    def encode_prompts(self, request: Request) -> Contexts:
         """Text states [len, text_dim] of the prompt and, when any guidance differs from 1, of the negative prompt."""
         wanted = [request.prompt]
         if any(scale != 1 for scale in request.guidance):
@@ -160,6 +184,8 @@ class WanPipeline:
         self.weights.done("text_encoder")
         return states[0], states[1] if len(states) > 1 else None
 
+    # ---- components ----
+
     @property
     def text_encoder(self) -> T5EncoderModel:
         """The text encoder, loaded on first use; on the device unless the runtime keeps it on the CPU."""
@@ -168,8 +194,8 @@ class WanPipeline:
                 text_len=self.config.text_len,
                 dtype=self.config.t5_dtype,
                 device="cpu",
-                checkpoint_path=self.checkpoint_dir / self.config.t5_checkpoint,
-                tokenizer_path=self.checkpoint_dir / self.config.t5_tokenizer,
+                checkpoint_path=part(self.checkpoint_dir, self.config.t5_checkpoint),
+                tokenizer_path=part(self.checkpoint_dir, self.config.t5_tokenizer),
             )
             self.weights.add("text_encoder", lambda: self._text_encoder.model)
         if self.runtime.t5_device == self.runtime.device:
@@ -177,30 +203,30 @@ class WanPipeline:
         return self._text_encoder
 
     @property
-    def vae(self) -> Wan2_1_VAE:
-        """The video autoencoder, loaded on first use; it stays on the device."""
+    def vae(self) -> Any:
+        """The video autoencoder, a `Wan2_1_VAE` or `Wan2_2_VAE`, loaded on first use; it stays on the device."""
         if self._vae is None:
-            self._vae = Wan2_1_VAE(
+            module, name = VAES[self.config.z_dim]
+            self._vae = getattr(import_module(module), name)(
                 z_dim=self.config.z_dim,
-                vae_pth=self.checkpoint_dir / self.config.vae_checkpoint,
+                vae_pth=part(self.checkpoint_dir, self.config.vae_checkpoint),
                 device=self.runtime.device,
             )
         return self._vae
 
     _text_encoder: T5EncoderModel | None = None
-    _vae: Wan2_1_VAE | None = None
-
-    def _expert_config(self, expert: str) -> WanModelConfig:
-        return WanModelConfig.from_dict(read_config(self.checkpoint_dir / expert))
+    _vae: Any = None
 
     def _check_expert(self, expert: str) -> None:
-        config = self._expert_config(expert)
-        for field in ("model_type", "in_dim", "out_dim"):
-            found, needed = getattr(config, field), getattr(self.config, field)
-            if found != needed:
+        """A released model must be what its preset says in all it tells; of others, what decides the task."""
+        found, needed = read_config(self.checkpoint_dir / expert), self.config.architecture()
+        for field in needed if self.config.family == "wan2.2" else TASK_FIELDS:
+            value = found.get(field, needed[field])
+            value = tuple(value) if isinstance(value, list) else value
+            if value != needed[field]:
                 raise ValueError(
-                    f"{self.checkpoint_dir / expert}/config.json has {field} {found!r}, and --task {self.task} needs "
-                    f"{needed!r}: this is another task's model"
+                    f"{self.checkpoint_dir / expert}/config.json has {field} {value!r}, and --task {self.task} needs "
+                    f"{needed[field]!r}: this is another model"
                 )
 
     def _load_expert(self, expert: str) -> WanModel:

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from wan.pipeline import OnStep, WanPipeline
 from wan.request import Request
-from wan.sampling import Velocity
 
 
 class WanT2V(WanPipeline):
@@ -48,6 +47,3 @@ class WanT2V(WanPipeline):
             seed=seed,
         )
         return self.run(request, offload_model=offload_model, on_step=on_step)
-
-    def velocity(self, request: Request, context: Tensor, context_null: Tensor | None) -> Velocity:
-        return self.two_experts(request, context, context_null)

@@ -1,14 +1,99 @@
-"""Text, or text and image, to video: the image becomes a clean first latent frame that stays fixed."""
+"""Text, or text and image, to video (TI2V-5B): the image becomes a clean first latent frame that stays fixed."""
 
-from PIL import Image
+from __future__ import annotations
 
-from wan.geometry import PATCH_SIZE, Stride, best_output_size
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wan import geometry
+from wan.framing import place
+from wan.geometry import Size
+from wan.media import from_uint8
+from wan.pipeline import Condition, OnStep, WanPipeline
+from wan.request import Request
+from wan.sampling import keep_first_frame
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
-def fit_image(image: Image.Image, max_area: int, vae_stride: Stride, patch: Stride = PATCH_SIZE) -> Image.Image:
-    """Resize (Lanczos) and crop the centre to the legal size of about `max_area` pixels closest in aspect ratio."""
-    step_w, step_h = vae_stride[2] * patch[2], vae_stride[1] * patch[1]
-    width, height = best_output_size(*image.size, step_w, step_h, max_area)
+class WanTI2V(WanPipeline):
+    """`WanTI2V(config, checkpoint_dir).generate(prompt, img)` -> video [3, F, H, W] in [-1, 1]; see `WanPipeline`."""
+
+    task = "ti2v-5B"
+
+    def generate(
+        self,
+        input_prompt: str,
+        img: Any = None,
+        size: tuple[int, int] = (1280, 704),
+        max_area: int = 704 * 1280,
+        frame_num: int = 81,
+        shift: float = 5.0,
+        sample_solver: str = "unipc",
+        sampling_steps: int = 50,
+        guide_scale: float = 5.0,
+        n_prompt: str = "",
+        seed: int = -1,
+        offload_model: bool = True,
+        *,
+        fit: str = "area",
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Generate one video [3, F, H, W] in [-1, 1], float32 on the CPU; argument names as upstream.
+
+        img: the first frame, a PIL image or a path; without it the text alone decides, and the video has `size`,
+        (width, height) in pixels. With it the size follows the aspect ratio of the image in about `max_area` pixels;
+        the other fits of `wan.framing` save `size` exactly. frame_num: 4n+1; n_prompt: what to avoid, the task's
+        default when empty; seed: negative for a random one. Raises ValueError and FileNotFoundError for what cannot
+        work, before any weight is read.
+        """
+        request = Request.create(
+            self.config,
+            prompt=input_prompt,
+            image=img,
+            size=size,
+            max_area=max_area,
+            fit=fit,
+            frame_num=frame_num,
+            shift=shift,
+            solver=sample_solver,
+            steps=sampling_steps,
+            guidance=guide_scale,
+            negative_prompt=n_prompt or None,  # None: the default of the task
+            seed=seed,
+        )
+        return self.run(request, offload_model=offload_model, on_step=on_step)
+
+    def condition(self, request: Request) -> Condition:
+        """With an image: its latent is the first frame throughout, and the tokens of that frame are at timestep 0."""
+        if request.image is None:
+            return Condition()
+        latent = self.vae.encode([given_frame(request)[:, None]])[0]
+        shape = self.latent_shape(request)
+        mask = geometry.first_frame_mask(shape).to(latent)
+        seq_len = geometry.padded_seq_len(shape, self.config.patch_size)
+        return Condition(
+            keep=keep_first_frame(latent, mask),
+            timesteps=lambda t: geometry.token_timesteps(mask, t, seq_len, self.config.patch_size),
+        )
+
+
+def given_frame(request: Request) -> Tensor:
+    """The pixels [3, H, W] of the first frame."""
+    pixels, used = request.image.pixels, request.framing.used
+    placed = cover(pixels, used) if request.fit == "area" else place(pixels, request.framing, request.fit)
+    return from_uint8(torch.from_numpy(np.array(placed)))
+
+
+def cover(image: Image, size: Size) -> Image:
+    """Scale (Lanczos) until the image covers `size`, to whole pixels, and cut out the centre: as upstream."""
+    from PIL import Image
+
+    width, height = size
     scale = max(width / image.width, height / image.height)
     resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     left, top = (resized.width - width) // 2, (resized.height - height) // 2

@@ -9,8 +9,7 @@ from wan.checkpoint.loading import save_safetensors_folder
 
 CONFIG = SimpleNamespace(
     name="t2v-A14B",
-    high_noise_checkpoint="high_noise_model",
-    low_noise_checkpoint="low_noise_model",
+    experts=("high_noise_model", "low_noise_model"),
     t5_checkpoint="t5.pth",
     t5_tokenizer="google/umt5-xxl",
     vae_checkpoint="vae.pth",
@@ -77,8 +76,7 @@ def test_truncated_and_misleading_files_are_found_before_loading(folder):
 
 
 def test_a_task_with_one_model_has_it_at_the_top(folder):
-    config = SimpleNamespace(**{**vars(CONFIG), "name": "ti2v-5B"})
-    config.high_noise_checkpoint = config.low_noise_checkpoint = None
+    config = SimpleNamespace(**{**vars(CONFIG), "name": "ti2v-5B", "experts": (".",)})
     message = refused(folder, config)
     assert "missing: config.json" in message
     assert "Wan-AI/Wan2.2-TI2V-5B" in message

@@ -8,13 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 from tests.parity import assert_equal, assert_near, numbered, under
-from wan import geometry, sampling
-from wan.image2video import first_frame_clip, image_condition, resize_first_frame
+from wan import framing, geometry, sampling
+from wan.image2video import condition_clip, condition_mask, resize_first_frame
 from wan.media import from_uint8, to_uint8
 from wan.modules.layers import sinusoidal_embedding_1d
 from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.rope import grid_positions, rope_table, rotate
-from wan.textimage2video import fit_image
+from wan.textimage2video import cover
 from wan.utils.prompt_extend import cloud_image_size, qwen_vl_size
 
 Tensors = dict[str, Tensor]
@@ -178,19 +178,20 @@ def i2v_conditioning(case: dict, tensors: Tensors) -> Tensor:
     """Checks the image side of image to video; the condition y, for the loops."""
     image, latent, stride = tensors["in/image"], tensors["in/vae_latent"], case["vae_stride"]
     height, width = image.shape[:2]
-    rows, columns = geometry.i2v_latent_size(width, height, case["max_area"], stride)
-    frame = resize_first_frame(from_uint8(image), rows * stride[1], columns * stride[2])
+    used = framing.of_area("i2v", case["max_area"], (width, height), stride, geometry.PATCH_SIZE)
+    frame = resize_first_frame(from_uint8(image), used[1], used[0])
     assert_near(frame, tensors["out/vae_first_frame"], 1e-5)
 
-    clip = first_frame_clip(frame, case["frame_num"])
+    clip = condition_clip({0: frame}, case["frame_num"])
     assert list(clip.shape) == case["vae_input_shape"]
     assert_equal(clip[:, 0], frame)
     assert not clip[:, 1:].any()
 
-    y = image_condition(latent)
+    mask = condition_mask([0], case["frame_num"], latent.shape[1:])
+    y = torch.cat([mask, latent])
     assert_equal(y, tensors["out/y"])
     if "out/mask" in tensors:
-        assert_equal(y[:4], tensors["out/mask"])
+        assert_equal(mask, tensors["out/mask"])
     assert geometry.padded_seq_len(latent.shape, sp_size=case.get("sp_size", 1)) == case["seq_len"]
     return y
 
@@ -207,7 +208,8 @@ def ti2v_conditioning(case: dict, tensors: Tensors) -> None:
 
 
 def check_ti2v_image(case: dict, tensors: Tensors) -> None:
-    image = fit_image(Image.fromarray(tensors["in/image"].numpy()), case["max_area"], case["vae_stride"])
+    image = Image.fromarray(tensors["in/image"].numpy())
+    image = cover(image, framing.of_area("ti2v", case["max_area"], image.size, case["vae_stride"], geometry.PATCH_SIZE))
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
     assert_near(from_uint8(pixels)[:, None], tensors["out/vae_input"], 1e-6)
 

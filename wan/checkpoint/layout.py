@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wan.checkpoint.source import check_pickled, folder_shards, read_header
@@ -20,8 +20,7 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
         raise FileNotFoundError(f"there is no checkpoint folder {folder}. {download}")
     missing: list[str] = []
     damaged: list[str] = []
-    experts = [config.high_noise_checkpoint, config.low_noise_checkpoint]
-    for expert in [name for name in experts if name] or ["."]:
+    for expert in config.experts:
         where = "" if expert == "." else f"{expert}/"
         if not (folder / expert).is_dir():
             missing.append(f"{where} (a diffusion model)")
@@ -36,20 +35,35 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
         except ValueError as error:
             damaged.append(str(error))
     for file, role in ((config.t5_checkpoint, "the text encoder"), (config.vae_checkpoint, "the video autoencoder")):
-        if not (folder / file).is_file():
+        if not part(folder, file).is_file():
             missing.append(f"{file} ({role})")
             continue
         try:
-            check_pickled(folder / file)
+            check_pickled(part(folder, file))
         except ValueError as error:
             damaged.append(str(error))
-    if not (folder / config.t5_tokenizer / "tokenizer.json").is_file():
+    if not (part(folder, config.t5_tokenizer) / "tokenizer.json").is_file():
         missing.append(f"{config.t5_tokenizer}/tokenizer.json (the tokenizer)")
     lines = [*(f"  missing: {item}" for item in missing), *(f"  damaged: {item}" for item in damaged)]
     if not lines:
         return
     message = "\n".join([f"{folder} is not a complete checkpoint of {config.name}:", *lines, *_other(folder), download])
     raise FileNotFoundError(message) if missing else ValueError(message)
+
+
+def part(folder: str | Path, name: str) -> Path:
+    """A file or folder of a checkpoint by its name in a `TaskConfig`, `file` or `../sibling/file`.
+
+    What a checkpoint shares with a sibling is taken from there, unless it has a copy of its own.
+    """
+    own = Path(folder) / own_name(name)
+    return own if own.exists() else Path(folder) / name
+
+
+def own_name(name: str) -> str:
+    """`../sibling/file` -> `file`: the name in a checkpoint that shares nothing."""
+    parts = PurePosixPath(name).parts
+    return str(PurePosixPath(*parts[2:])) if parts[0] == ".." else name
 
 
 def repository(config: Any) -> str:

@@ -13,7 +13,7 @@ WAN_CONFIGS: dict[str, TaskConfig] = {
 }
 
 # Tasks with a pipeline in this version; the others have their values above and are refused by name.
-IMPLEMENTED_TASKS: tuple[str, ...] = ("t2v-A14B",)
+IMPLEMENTED_TASKS: tuple[str, ...] = ("t2v-A14B", "i2v-A14B", "ti2v-5B")
 
 # "W*H" -> (width, height) and -> pixels.
 SIZE_CONFIGS: dict[str, tuple[int, int]] = {

@@ -2,31 +2,65 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from wan.configs.wan_i2v_A14B import i2v_A14B
 from wan.configs.wan_t2v_A14B import t2v_A14B
+from wan.configs.wan_ti2v_5B import ti2v_5B
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "nano" / "checkpoints"
+
+# What all miniatures have in common. Text encoder and tokenizer are stored once, with text-to-video.
+COMMON: dict[str, Any] = {
+    "family": "nano",
+    "prompt": "a red circle moves to the right on a navy background",
+    "sample_neg_prompt": "",
+    "frame_num": 17,
+    "sample_fps": 8,
+    "sample_steps": 20,
+    "sample_shift": 3.0,
+    "text_len": 64,
+    "text_dim": 96,
+    "dim": 160,
+    "ffn_dim": 640,
+    "num_heads": 4,
+}
+SHARED = "../t2v-A14B"
+SHARED_TEXT: dict[str, Any] = {
+    "t5_checkpoint": f"{SHARED}/{t2v_A14B.t5_checkpoint}",
+    "t5_tokenizer": f"{SHARED}/{t2v_A14B.t5_tokenizer}",
+}
 
 NANO_CONFIGS = {
     "t2v-A14B": replace(
         t2v_A14B,
-        family="nano",
         sizes=("64*64",),
         size="64*64",
-        prompt="a red circle moves to the right on a navy background",
-        sample_neg_prompt="",
-        frame_num=17,
-        sample_fps=8,
-        sample_steps=20,
-        sample_shift=3.0,
         sample_guide_scale=(3.0, 3.0),
-        text_len=64,
-        text_dim=96,
         vae_dim=16,
-        dim=160,
-        ffn_dim=640,
-        num_heads=4,
         num_layers=5,
+        **COMMON,
+    ),
+    "i2v-A14B": replace(
+        i2v_A14B,
+        sizes=("64*64",),
+        size="64*64",
+        sample_guide_scale=(3.0, 3.0),
+        vae_checkpoint=f"{SHARED}/{i2v_A14B.vae_checkpoint}",
+        vae_dim=16,
+        num_layers=4,
+        **SHARED_TEXT,
+        **COMMON,
+    ),
+    "ti2v-5B": replace(
+        ti2v_5B,
+        sizes=("128*128",),
+        size="128*128",
+        sample_guide_scale=3.0,
+        vae_dim=16,
+        num_layers=4,
+        **SHARED_TEXT,
+        **COMMON,
     ),
 }
 

@@ -24,7 +24,9 @@ class TaskConfig:
     `sizes` are `W*H` texts. `vae_stride` and `patch_size` are (frames, rows, columns). `sample_guide_scale` is one
     number, or the pair (low-noise expert, high-noise expert). `boundary` is the share of `num_train_timesteps` from
     which the high-noise expert works; None for tasks with one model, which have no expert folders either.
-    The architecture fields are used when a checkpoint carries no `config.json`.
+    `images` are the pictures a video can be made from; with `needs_image` one of them must be given. The files may lie
+    in a folder beside the checkpoint (`../name/file`); `checkpoint.layout.part` finds them. The architecture fields are
+    used when a checkpoint carries no `config.json`.
     """
 
     name: str
@@ -46,6 +48,8 @@ class TaskConfig:
 
     size: str = "1280*720"  # used when the caller gives none
     family: str = "wan2.2"  # "nano" for the embedded miniatures
+    images: tuple[str, ...] = ()  # of "image" (the first frame) and "last_image"
+    needs_image: bool = False
     boundary: float | None = None
     low_noise_checkpoint: str | None = None
     high_noise_checkpoint: str | None = None
@@ -76,6 +80,11 @@ class TaskConfig:
             raise ValueError(f"{self.name}: boundary must lie in 0..1, got {self.boundary}")
         if isinstance(self.sample_guide_scale, tuple) and len(self.sample_guide_scale) != 2:
             raise ValueError(f"{self.name}: guidance is one number or (low, high), got {self.sample_guide_scale}")
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Sub-folders of the diffusion models, noisiest first; one entry, ".", for a task with one model."""
+        return tuple(e for e in (self.high_noise_checkpoint, self.low_noise_checkpoint) if e) or (".",)
 
     @property
     def guidance(self) -> tuple[float, float]:

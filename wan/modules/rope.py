@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MAX_POSITION = 1024  # upstream's table length per axis; a larger grid is an error there and here
+from wan.geometry import MAX_POSITION
 
 
 def axis_pairs(head_dim: int) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from wan.checkpoint.layout import own_name
 from wan.checkpoint.loading import save_safetensors_folder
 from wan.configs import NANO_CONFIGS
 from wan.modules.model import WanModel, WanModelConfig
@@ -33,14 +34,14 @@ def write_random_checkpoint(folder: Path, task: str = "t2v-A14B", seed: int = 0)
         text_dim=TEXT_DIM,
         text_len=config.text_len,
     )
-    for expert in (config.high_noise_checkpoint, config.low_noise_checkpoint):
+    for expert in config.experts:
         module = _filled(WanModel(model), generator)
         save_safetensors_folder(module.state_dict(), folder / expert, model.to_dict() | {"family": "nano"})
-    vocab_size = _write_tokenizer(folder / config.t5_tokenizer)
+    vocab_size = _write_tokenizer(folder / own_name(config.t5_tokenizer))
     text = T5Config(vocab_size, dim=TEXT_DIM, dim_attn=TEXT_DIM, dim_ffn=32, num_heads=2, num_layers=1)
-    torch.save(_filled(T5Encoder(text), generator).state_dict(), folder / config.t5_checkpoint)
+    torch.save(_filled(T5Encoder(text), generator).state_dict(), folder / own_name(config.t5_checkpoint))
     vae = VAEConfig(dim=8, z_dim=config.z_dim, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
-    torch.save(_filled(CausalVAE2_1(vae), generator).state_dict(), folder / config.vae_checkpoint)
+    torch.save(_filled(CausalVAE2_1(vae), generator).state_dict(), folder / own_name(config.vae_checkpoint))
     return folder
 
 
