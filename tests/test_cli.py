@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from wan import cli, media, output
+from wan import cli, media, output, planning
 from wan.arguments import build_parser, str2bool
+from wan.configs import get_config
 from wan.framing import Framing
 from wan.memory import PhaseStats
 from wan.nano.random import write_random_checkpoint
@@ -56,7 +57,7 @@ def checkpoint(tmp_path_factory):
 def workplace(monkeypatch, tmp_path, checkpoint, caplog):
     """An empty current folder, a random miniature as the embedded checkpoint, and no torchrun."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "nano_checkpoint", lambda task: checkpoint)
+    monkeypatch.setattr(planning, "nano_checkpoint", lambda task: checkpoint)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     caplog.set_level(logging.INFO)
 
@@ -70,7 +71,7 @@ def stub(monkeypatch):
 
 
 def planned(*flags):
-    return cli.plan(build_parser().parse_args([*NANO, *flags]))
+    return planning.plan(build_parser().parse_args([*NANO, *flags]))
 
 
 def files():
@@ -137,7 +138,7 @@ def test_an_incomplete_checkpoint_lists_what_is_missing(capsys, checkpoint, tmp_
 
 
 def test_a_partial_copy_without_the_nano_checkpoint(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "nano_checkpoint", lambda task: tmp_path / "absent")
+    monkeypatch.setattr(planning, "nano_checkpoint", lambda task: tmp_path / "absent")
     assert cli.main(NANO) == cli.WRONG
     assert "the embedded nano checkpoint of t2v-A14B is not in this copy" in capsys.readouterr().err
 
@@ -166,7 +167,7 @@ def test_an_unreadable_file_is_one_line(capsys, monkeypatch):
     def unreadable(*_):
         raise PermissionError(13, "Permission denied", "high_noise_model/config.json")
 
-    monkeypatch.setattr(cli, "check_folder", unreadable)
+    monkeypatch.setattr(planning, "check_folder", unreadable)
     assert cli.main(NANO) == cli.WRONG
     assert re.fullmatch(r"generate.py: error: .*Permission denied.*\n", capsys.readouterr().err.splitlines(True)[-1])
 
@@ -196,12 +197,12 @@ def test_nano_says_what_it_is(caplog):
 
 
 def test_a_nano_folder_is_recognised_by_its_config(checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "nano_checkpoint", lambda task: tmp_path)
+    monkeypatch.setattr(planning, "nano_checkpoint", lambda task: tmp_path)
     assert planned("--ckpt_dir", str(checkpoint)).config.family == "nano"
 
 
 def test_a_released_folder_gets_the_released_config(checkpoint, monkeypatch):
-    monkeypatch.setattr(cli, "_is_nano", lambda folder, config: False)
+    monkeypatch.setattr(planning, "_is_nano", lambda folder, config: False)
     job = planned("--ckpt_dir", str(checkpoint), "--size", "832x480")
     assert job.request.framing.saved == (832, 480)
     assert (job.request.steps, job.request.shift, job.request.guidance) == (40, 12.0, (3.0, 4.0))
@@ -242,7 +243,7 @@ def test_every_upstream_flag_of_text_to_video_is_accepted():
 
 
 def test_a_missing_prompt_is_announced(caplog):
-    job = cli.plan(build_parser().parse_args(["--device", "cpu"]))
+    job = planning.plan(build_parser().parse_args(["--device", "cpu"]))
     assert f"no --prompt: using the example {job.request.prompt!r}" in caplog.text
 
 
@@ -332,12 +333,12 @@ def test_the_request_is_stored_and_repeated(stub, checkpoint):
         "9",
     ]
     assert cli.main([*NANO, *flags, "--dtype", "fp32", "--save_file", "a.mp4"]) == cli.DONE
-    stored = json.loads(media.read_metadata("a.mp4")[cli.METADATA_KEY])
+    stored = json.loads(media.read_metadata("a.mp4")[output.REQUEST_KEY])
     assert stored["checkpoint"] == "nano" and stored["seed"] == 5 and set(stored["versions"]) == {"wan", "torch"}
     first = planned(*flags)
 
     def again(*flags):
-        return cli.plan(build_parser().parse_args(["--device", "cpu", "--from_video", "a.mp4", *flags]))
+        return planning.plan(build_parser().parse_args(["--device", "cpu", "--from_video", "a.mp4", *flags]))
 
     repeated = again()
     assert repeated.request == first.request and repeated.runtime.dtype == torch.float32
@@ -347,14 +348,14 @@ def test_the_request_is_stored_and_repeated(stub, checkpoint):
 
 def test_private_videos_have_no_request(stub, capsys):
     assert cli.main([*NANO, "--save_file", "a.mp4", "--no_metadata"]) == cli.DONE
-    assert not {cli.METADATA_KEY, "comment"} & set(media.read_metadata("a.mp4"))
+    assert not {output.REQUEST_KEY, "comment"} & set(media.read_metadata("a.mp4"))
     assert cli.main(["--from_video", "a.mp4"]) == cli.WRONG
     assert "a.mp4 has no stored request" in capsys.readouterr().err
 
 
 def write_stored(path, **values):
-    request = Request.create(cli.get_config("t2v-A14B", "nano"), prompt="p", seed=1).to_dict() | values
-    media.write_video(torch.zeros(1, 16, 16, 3, dtype=torch.uint8), path, 8, {cli.METADATA_KEY: json.dumps(request)})
+    request = Request.create(get_config("t2v-A14B", "nano"), prompt="p", seed=1).to_dict() | values
+    media.write_video(torch.zeros(1, 16, 16, 3, dtype=torch.uint8), path, 8, {output.REQUEST_KEY: json.dumps(request)})
 
 
 def test_a_released_video_is_not_repeated_with_nano(capsys):
@@ -365,7 +366,7 @@ def test_a_released_video_is_not_repeated_with_nano(capsys):
 
 def test_a_video_of_another_device_is_warned_about(caplog):
     write_stored("a.mp4", device="cuda")
-    cli.plan(build_parser().parse_args(["--from_video", "a.mp4", "--device", "cpu"]))
+    planning.plan(build_parser().parse_args(["--from_video", "a.mp4", "--device", "cpu"]))
     assert "the video was made on cuda and this runs on cpu" in caplog.text
 
 
@@ -401,7 +402,7 @@ def test_a_failed_decode_is_resumed(stub, monkeypatch, capsys, error):
     assert cli.main(["--resume", "a.latent.safetensors", "--device", "cpu"]) == cli.DONE
     assert files() == ["a.mp4"]
     assert media.read_video("a.mp4")[1] == 11
-    assert json.loads(media.read_metadata("a.mp4")[cli.METADATA_KEY])["seed"] == 5
+    assert json.loads(media.read_metadata("a.mp4")[output.REQUEST_KEY])["seed"] == 5
 
 
 def test_a_failed_encoder_is_resumed(stub, monkeypatch, capsys):

@@ -1,17 +1,12 @@
-"""The command line: arguments become one checked Job, a Job becomes a file."""
+"""The command line: arguments become one checked Job (`wan.planning`), a Job becomes a file."""
 
-import argparse
 import contextlib
-import json
 import logging
 import math
-import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +15,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from wan import geometry, media, memory, output
-from wan.arguments import OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS, build_parser
-from wan.checkpoint.layout import check_folder, part, repository
+from wan.arguments import build_parser
+from wan.checkpoint.layout import part
 from wan.checkpoint.loading import read_config
 from wan.checkpoint.source import open_source
-from wan.configs import TaskConfig, get_config, nano_checkpoint
 from wan.geometry import format_size
 from wan.image2video import WanI2V
-from wan.modules.attention import check_backend
-from wan.modules.tokenizers import HuggingfaceTokenizer
-from wan.request import Picture, Request, check_supported_size, format_guidance
-from wan.runtime import Offload, Runtime
+from wan.planning import Job, plan
+from wan.request import format_guidance
+from wan.runtime import Offload
 from wan.text2video import WanT2V
 from wan.textimage2video import WanTI2V
 from wan.version import VERSION
@@ -39,22 +32,6 @@ log = logging.getLogger(__name__)
 
 PIPELINES = {pipeline.task: pipeline for pipeline in (WanT2V, WanI2V, WanTI2V)}
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
-METADATA_KEY = "wan_request"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run, complete and checked: nothing in it can be refused any more. `latent` is set to resume a decode."""
-
-    config: TaskConfig
-    checkpoint: Path
-    request: Request
-    runtime: Runtime
-    video: Path
-    overwrite: bool
-    metadata: bool
-    progress: str
-    latent: Path | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,218 +49,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return run(job)
-
-
-# ---------------------------------------------------------------- arguments -> Job
-
-
-def plan(args: argparse.Namespace) -> Job:
-    """Fold the flags into a Job. Reads no weights; raises ValueError or OSError for what cannot work."""
-    _refuse_what_comes_later(args)
-    stored = _fill_from_stored(args)
-    task = args.task or "t2v-A14B"
-    config, checkpoint = _find_checkpoint(task, args.ckpt_dir, stored)
-    _refuse_other_tasks_flags(args, task)
-    request = _request(args, config, stored)
-    runtime = Runtime.from_flags(
-        device=args.device,
-        dtype=args.dtype or "bf16",
-        convert_model_dtype=args.convert_model_dtype,
-        offload_model=args.offload_model,
-        t5_cpu=args.t5_cpu,
-        attention=args.attention,
-        compile=args.compile,
-        t5_fsdp=args.t5_fsdp,
-        dit_fsdp=args.dit_fsdp,
-        ulysses_size=args.ulysses_size,
-    )
-    check_backend(runtime.attention, runtime.device, runtime.dtype)
-    latent = Path(args.resume) if args.resume else None
-    video = _video_path(args, request, latent)
-    check_folder(checkpoint, config)
-    media.check_writable(video, args.overwrite)
-    if latent is None:
-        _warn_about_long_prompts(request, config, checkpoint)
-        _warn_about_other_noise(request, runtime, stored)
-        _warn_about_other_images(request, stored)
-    progress = args.progress or ("bar" if sys.stderr.isatty() else "plain")
-    return Job(config, checkpoint, request, runtime, video, args.overwrite, not args.no_metadata, progress, latent)
-
-
-def _refuse_what_comes_later(args: argparse.Namespace) -> None:
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes not in ("", "1"):
-        raise ValueError(
-            f"torchrun started {processes} processes, and several GPUs are not available yet; "
-            "start one process: python generate.py ..."
-        )
-    if args.use_prompt_extend:
-        raise ValueError("--use_prompt_extend is not available yet; leave it out and write a detailed prompt yourself")
-
-
-def _refuse_other_tasks_flags(args: argparse.Namespace, task: str) -> None:
-    for flag, tasks in OTHER_INPUTS.items():
-        if getattr(args, flag) and task not in tasks:
-            raise ValueError(f"--{flag} is not used by {task}, only by {', '.join(tasks)}; leave it out")
-    for flag, tasks in OTHER_SETTINGS.items():
-        if getattr(args, flag) not in (None, False) and task not in tasks:
-            log.warning("--%s is not used by %s, only by %s; it changes nothing here", flag, task, ", ".join(tasks))
-
-
-def _fill_from_stored(args: argparse.Namespace) -> dict[str, Any]:
-    """The request stored in --from_video or --resume, {} without; flags that were not given take its values."""
-    if args.resume:
-        changed = [f"--{flag}" for flag in REQUEST_FLAGS if getattr(args, flag) is not None]
-        changed += ["--from_video"] if args.from_video else []
-        if changed:
-            raise ValueError(f"--resume only decodes what was sampled already; {', '.join(changed)} cannot change it")
-        stored = _parse_stored(output.load_latent(Path(args.resume))[1], args.resume)
-    elif args.from_video:
-        text = media.read_metadata(args.from_video).get(METADATA_KEY)
-        if text is None:
-            raise ValueError(f"{args.from_video} has no stored request: it was not made here, or with --no_metadata")
-        stored = _parse_stored(text, args.from_video)
-    else:
-        return {}
-    if args.task not in (None, stored["task"]):
-        raise ValueError(f"the stored request is for --task {stored['task']}, not {args.task}")
-    args.task = stored["task"]
-    request = Request.from_dict(stored)
-    _fill_from_request(args, request)
-    if args.dtype is None:
-        args.dtype = stored.get("dtype")
-        args.convert_model_dtype |= bool(stored.get("convert_model_dtype"))
-    return stored
-
-
-def _fill_from_request(args: argparse.Namespace, request: Request) -> None:
-    known = vars(request) | {"size": request.framing.asked}
-    known |= {name: getattr(request, name) and getattr(request, name).path for name in ("image", "last_image")}
-    if request.shape_image is None:
-        del known["fit"]  # means nothing there
-    for flag, field in {**REQUEST_FLAGS, "fps": "fps"}.items():
-        if getattr(args, flag) is None:
-            setattr(args, flag, known.get(field))
-            if flag in ("image", "last_image") and not args.resume:
-                _check_stored_image(getattr(request, field), flag)
-
-
-def _check_stored_image(picture: Picture | None, flag: str) -> None:
-    if picture is not None and not (picture.path and Path(picture.path).is_file()):
-        raise FileNotFoundError(
-            f"the video was made from the image {picture.path}, which is not there; say where it is: --{flag} FILE"
-        )
-
-
-def _parse_stored(text: str, source: str) -> dict[str, Any]:
-    try:
-        stored = json.loads(text)
-        Request.from_dict(stored)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"the request stored in {source} cannot be read: {error}") from None
-    return stored
-
-
-def _find_checkpoint(task: str, ckpt_dir: str | None, stored: dict[str, Any]) -> tuple[TaskConfig, Path]:
-    """The folder to load and the config that suits it: nano for the embedded model, the task's own otherwise."""
-    released = get_config(task)
-    if ckpt_dir is None and stored.get("checkpoint", "nano") != "nano":
-        raise ValueError(f"the stored request was made with a {task} checkpoint; give its folder with --ckpt_dir")
-    if ckpt_dir in (None, "nano"):
-        config = get_config(task, "nano")
-        if not nano_checkpoint(task).is_dir():
-            raise FileNotFoundError(
-                f"the embedded nano checkpoint of {task} is not in this copy ({nano_checkpoint(task)}); "
-                f"make it with python -m wan.nano.recipes {task.partition('-')[0]}, or give --ckpt_dir"
-            )
-        name = repository(released)
-        log.info(
-            "%s: the embedded nano model runs, a toy that knows a few moving shapes at %s. The real one: "
-            "hf download Wan-AI/%s --local-dir %s, then --ckpt_dir %s",
-            "no --ckpt_dir" if ckpt_dir is None else "--ckpt_dir nano",
-            config.size,
-            name,
-            name,
-            name,
-        )
-        return config, nano_checkpoint(task)
-    folder = Path(ckpt_dir).expanduser()
-    return (get_config(task, "nano") if _is_nano(folder, released) else released), folder
-
-
-def _is_nano(folder: Path, config: TaskConfig) -> bool:
-    """Whether a folder is of the nano family: the embedded one, or one whose `config.json` says so."""
-    if folder.resolve() == nano_checkpoint(config.name).resolve():
-        return True
-    try:
-        described = json.loads((folder / (config.low_noise_checkpoint or "") / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):  # the layout check that follows names what is wrong
-        return False
-    return isinstance(described, dict) and described.get("family") == "nano"
-
-
-def _request(args: argparse.Namespace, config: TaskConfig, stored: dict[str, Any]) -> Request:
-    if args.resume:  # the frames are sampled already, whatever has become of the images
-        return replace(Request.from_dict(stored), fps=args.fps)
-    if args.size is not None and args.fit in (None, "area"):
-        check_supported_size(config, args.size)
-    given = {field: getattr(args, flag) for flag, field in REQUEST_FLAGS.items()}
-    request = Request.create(config, fps=args.fps, **{key: value for key, value in given.items() if value is not None})
-    if args.prompt is None:
-        log.info("no --prompt: %s", f"using the example {request.prompt!r}" if request.prompt else "the image decides")
-    return request
-
-
-def _video_path(args: argparse.Namespace, request: Request, latent: Path | None) -> Path:
-    folder = Path(args.output_dir).expanduser() if args.output_dir else Path()
-    if args.save_file:
-        path = folder / Path(args.save_file).expanduser()
-        if not path.suffix and not path.is_dir():
-            return path.with_name(path.name + ".mp4")
-        if path.suffix and path.suffix.lower() != ".mp4":
-            raise ValueError(f"--save_file must end in .mp4, got {path.name}; try {path.with_suffix('.mp4').name}")
-        return path
-    if latent is not None:
-        path = output.video_path(latent)
-        return folder / path.name if args.output_dir else path
-    return folder / output.default_name(
-        request.task, request.framing.saved, request.prompt, request.seed, datetime.now()
-    )
-
-
-def _warn_about_long_prompts(request: Request, config: TaskConfig, checkpoint: Path) -> None:
-    tokenizer = HuggingfaceTokenizer(part(checkpoint, config.t5_tokenizer), seq_len=config.text_len, clean="whitespace")
-    for name in ("prompt", "negative_prompt"):
-        text = getattr(request, name)
-        cut = tokenizer.truncated_part(text)
-        if cut:
-            log.warning(
-                "the text encoder reads %d tokens and the %s has %d; this part is cut off: %r",
-                config.text_len,
-                name.replace("_", " "),
-                tokenizer.count(text),
-                cut,
-            )
-
-
-def _warn_about_other_noise(request: Request, runtime: Runtime, stored: dict[str, Any]) -> None:
-    made_on = stored.get("device", runtime.device.type)
-    if made_on != runtime.device.type and request.noise_device == "default":
-        log.warning(
-            "the video was made on %s and this runs on %s, where the same seed gives other noise: expect another video",
-            made_on,
-            runtime.device.type,
-        )
-
-
-def _warn_about_other_images(request: Request, stored: dict[str, Any]) -> None:
-    for name in ("image", "last_image"):
-        picture, before = getattr(request, name), stored.get(name)
-        if picture and before and picture.path == before["path"] and picture.sha256 != before["sha256"]:
-            log.warning("%s has changed since the video was made: expect another video", picture.path)
-
-
-# ---------------------------------------------------------------- Job -> file
 
 
 def run(job: Job) -> int:
@@ -437,7 +202,7 @@ def _tags(job: Job) -> dict[str, str]:
     if not job.metadata:
         return {}
     comment = f"{job.request.prompt} ({job.request.task}, seed {job.request.seed}, wan {VERSION})"
-    return {METADATA_KEY: _stored_request(job), "comment": comment}
+    return {output.REQUEST_KEY: _stored_request(job), "comment": comment}
 
 
 def _how_to_resume(job: Job, kept: Path | None) -> str:

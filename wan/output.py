@@ -12,7 +12,7 @@ from wan.media import atomic_file
 
 LATENT_SUFFIX = ".latent.safetensors"
 SLUG_LENGTH = 50
-_REQUEST_KEY = "wan_request"
+REQUEST_KEY = "wan_request"  # where files made here carry what was asked
 
 
 def default_name(task: str, size: Size, prompt: str, seed: int, now: datetime) -> str:
@@ -46,7 +46,7 @@ def save_latent(latent: Tensor, path: Path, request_json: str) -> None:
     from safetensors.torch import save_file
 
     with atomic_file(path, overwrite=False) as temporary:
-        save_file({"latent": latent.contiguous()}, str(temporary), metadata={_REQUEST_KEY: request_json})
+        save_file({"latent": latent.contiguous()}, str(temporary), metadata={REQUEST_KEY: request_json})
 
 
 def load_latent(path: Path) -> tuple[Tensor, str]:
@@ -57,7 +57,7 @@ def load_latent(path: Path) -> tuple[Tensor, str]:
         raise FileNotFoundError(f"there is no file {path} to resume from")
     try:
         with safe_open(str(path), "pt") as file:
-            request_json = (file.metadata() or {}).get(_REQUEST_KEY)
+            request_json = (file.metadata() or {}).get(REQUEST_KEY)
             latent = file.get_tensor("latent") if "latent" in file.keys() else None  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise ValueError(f"{path} is not a saved latent ({error})") from None
