@@ -55,6 +55,28 @@ def test_a_clean_first_frame_is_two_segments(model):
     assert not torch.allclose(mixed, clean, atol=1e-3) and not torch.allclose(mixed, noisy, atol=1e-3)
 
 
+def test_runs_of_equal_timesteps_cover_every_token_of_a_batch():
+    t = torch.tensor([[7, 7, 0, 0, 7], [3, 3, 3, 3, 3], [0, 1, 3, 1, 0]])
+    segments, values = segment_timesteps(t, 4)
+    assert values.tolist() == [0, 1, 3, 7] and segments.rows is None
+    assert segments.runs[:3] == ((0, 0, 2, 3), (0, 2, 4, 0), (1, 0, 4, 2))
+    rebuilt = torch.full((3, 4), -1)
+    for sample, start, stop, row in segments.runs:
+        rebuilt[sample, start:stop] = values[row]
+    assert torch.equal(rebuilt, t[:, :4])
+
+
+@pytest.mark.parametrize("tile_bytes", [1 << 20, 1])
+def test_segments_written_in_place_equal_those_of_training(model, monkeypatch, tile_bytes):
+    monkeypatch.setattr("wan.modules.layers._TILE_BYTES", tile_bytes)
+    x, context = sample(3, 4, 4)
+    t = torch.tensor([[0.0] * 4 + [700.0] * 5 + [0.0] * 3])
+    with torch.enable_grad():
+        expected = model([x], t, [context])[0]
+    with torch.no_grad():
+        torch.testing.assert_close(model([x], t, [context])[0], expected.detach())
+
+
 def test_the_time_mlp_runs_once_per_distinct_timestep(model):
     rows = []
     hook = model.time_embedding.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))

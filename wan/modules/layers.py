@@ -81,7 +81,8 @@ def by_rows(
     """
     rows = max(1, _TILE_BYTES // (4 * x.shape[0] * x[0, 0].numel()))
     if x.device.type != "cpu" or rows >= x.shape[1] or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return fn(x, *others).to(dtype)
+        result = fn(x, *others)
+        return result.to(dtype) if out is None or result.dtype == dtype else out.copy_(result)
     for start in range(0, x.shape[1], rows):
         part = fn(*(t[:, start : start + rows] if t.shape[1] > 1 else t for t in (x, *others)))
         if out is None:

@@ -145,9 +145,13 @@ def by_segment(
         if x.shape[0] == 1 and table.shape[0] == 1:
             return apply(table[0].unbind(0), x, *others, out=out)  # plain [C] vectors take the fused path
         return apply(table[segments.rows][:, :, None].unbind(1), x, *others, out=out)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    if out is None or torch.is_grad_enabled():
+        out = torch.empty(x.shape, dtype=dtype, device=x.device)
     for b, start, stop, row in segments.runs:
-        out[b, start:stop] = apply(table[row].unbind(0), *(p[b : b + 1, start:stop] for p in (x, *others)))[0]
+        *parts, target = (p[b : b + 1, start:stop] for p in (x, *others, out))
+        result = apply(table[row].unbind(0), *parts, out=target)
+        if result is not target:
+            target.copy_(result)
     return out
 
 
@@ -417,16 +421,15 @@ def segment_timesteps(t: Tensor, length: int) -> tuple[Segments, Tensor]:
     if t.ndim == 1:
         return Segments(torch.arange(len(t), device=t.device)), t
     t = t[:, :length]
-    if bool((t == t[:, :1]).all()):
+    changes = torch.ones_like(t, dtype=torch.bool)
+    torch.ne(t[:, 1:], t[:, :-1], out=changes[:, 1:])
+    starts = changes.nonzero()  # [R, 2]: sample and first token of each run
+    if len(starts) == len(t):
         return segment_timesteps(t[:, 0], length)
-    values, index = t.unique(return_inverse=True)
-    runs = []
-    for b, row in enumerate(index.tolist()):
-        start = 0
-        for i in range(1, length + 1):
-            if i == length or row[i] != row[start]:
-                runs.append((b, start, i, row[start]))
-                start = i
+    values, rows = t[changes].unique(return_inverse=True)
+    (samples, tokens), rows = starts.T.tolist(), rows.tolist()
+    ends = [*tokens[1:], 0]  # a run ends where the next one starts, the last of a sample (0 follows) with the sample
+    runs = zip(samples, tokens, (end or length for end in ends), rows, strict=True)
     return Segments(None, tuple(runs)), values
 
 
