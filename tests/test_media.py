@@ -6,8 +6,6 @@ import torch
 from PIL import Image
 
 from wan.media import (
-    atomic_file,
-    check_writable,
     contact_sheet,
     from_uint8,
     read_metadata,
@@ -165,28 +163,5 @@ def test_save_image(tmp_path):
     save_image(torch.from_numpy(solid(COLORS)[3]), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert image.getpixel((5, 5)) == COLORS[3]
-
-
-def test_check_writable(tmp_path):
-    check_writable(tmp_path / "new" / "a.mp4")
-    assert (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir())
-    with pytest.raises(ValueError, match="is a folder; give the name of a file in it, or use --output_dir"):
-        check_writable(tmp_path / "new")
-    (tmp_path / "a.mp4").touch()
-    with pytest.raises(FileExistsError, match="exists already; choose another name, or give --overwrite"):
-        check_writable(tmp_path / "a.mp4")
-    check_writable(tmp_path / "a.mp4", overwrite=True)
-    with pytest.raises(ValueError, match=r"cannot write to .*; choose another --output_dir"):
-        check_writable(tmp_path / "a.mp4" / "b.mp4")
-
-
-def test_atomic_file_without_links(tmp_path, monkeypatch):
-    """Some network and removable file systems have no hard links; a plain rename serves them."""
-
-    def no_links(*_):
-        raise OSError("not supported")
-
-    monkeypatch.setattr("os.link", no_links)
-    with atomic_file(tmp_path / "a.txt", overwrite=False) as temporary:
-        temporary.write_text("done")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    with pytest.raises(ValueError, match=r"a\.xyz does not end like an image; try a\.png"):
+        save_image(torch.from_numpy(solid(COLORS)[3]), tmp_path / "a.xyz")

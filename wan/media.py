@@ -1,7 +1,6 @@
 """All reading and writing of images and video. PyAV and Pillow are imported where they are used."""
 
 import logging
-import os
 import struct
 import warnings
 import zlib
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from wan.files import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +141,11 @@ def save_image(image: Frames, path: str | Path, overwrite: bool = True) -> None:
     """Write uint8 [H, W, 3] RGB in the format of the suffix (png, jpg, ...), complete or not at all."""
     from PIL import Image
 
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path} does not end like an image; try {Path(path).with_suffix('.png').name}")
     with atomic_file(path, overwrite) as temporary:
-        Image.fromarray(_numpy(image)).save(temporary)
+        Image.fromarray(_numpy(image)).save(temporary, kind)
 
 
 def contact_sheet(frames: Frames, path: str | Path, columns: int = 6, limit: int = 24) -> None:
@@ -158,57 +162,6 @@ def contact_sheet(frames: Frames, path: str | Path, columns: int = 6, limit: int
         top, left = (n * side + gap for n, side in zip(divmod(place, columns), (height + gap, width + gap)))
         sheet[top : top + height, left : left + width] = frames[index]
     save_image(sheet, path)
-
-
-def check_writable(path: str | Path, overwrite: bool = False) -> None:
-    """Make sure that `path` can be written, before hours of work: makes its folder and a probe file in it.
-
-    Raises FileExistsError or ValueError that says what to do.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the name of a file in it, or use --output_dir {path}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already; choose another name, or give --overwrite to replace it")
-    probe = path.parent / f".{path.stem[:40]}.{os.getpid()}.probe"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write to {path.parent} ({error.strerror}); choose another --output_dir") from None
-
-
-@contextmanager
-def atomic_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` when the block ends well and vanishes when it does not.
-
-    FileExistsError when `path` exists, or appears meanwhile, and may not be replaced.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already; choose another name, or allow it to be overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem[:40]}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        if overwrite or not _link(temporary, path):
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _link(temporary: Path, path: Path) -> bool:
-    """Give the finished file its name without ever replacing another; False where the file system has no links."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise FileExistsError(f"{path} appeared while its content was being made; it was left as it is") from None
-    except OSError:
-        return False
-    return True
 
 
 @contextmanager

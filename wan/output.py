@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from wan.files import atomic_file
 from wan.geometry import Size
-from wan.media import atomic_file
 
 LATENT_SUFFIX = ".latent.safetensors"
 SLUG_LENGTH = 50

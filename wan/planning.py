@@ -14,6 +14,7 @@ from wan import media, output
 from wan.arguments import OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS
 from wan.checkpoint.layout import check_folder, part, repository
 from wan.configs import TaskConfig, get_config, nano_checkpoint
+from wan.files import check_writable
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.request import Picture, Request, check_supported_size
@@ -61,7 +62,7 @@ def plan(args: argparse.Namespace) -> Job:
     latent = Path(args.resume) if args.resume else None
     video = _video_path(args, request, latent)
     check_folder(checkpoint, config)
-    media.check_writable(video, args.overwrite)
+    check_writable(video, args.overwrite)
     if latent is None:
         _warn_about_long_prompts(request, config, checkpoint)
         _warn_about_other_noise(request, runtime, stored)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from wan.checkpoint.formats import describe_contents, released_names
 from wan.checkpoint.source import INDEX_SUFFIX, TensorSource, in_file_order, open_source
+from wan.files import atomic_file
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -213,7 +212,7 @@ def save_safetensors_folder(
         files = [f"{STEM}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for file, names in zip(files, shards, strict=True):
         tensors = {name: state_dict[name].detach().cpu().contiguous() for name in names}
-        with _replacing(folder / file) as partial:
+        with atomic_file(folder / file, overwrite=True) as partial:
             save_file(tensors, partial, metadata={"format": "pt"})
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -239,21 +238,5 @@ def _split(state_dict: Mapping[str, Tensor], max_shard_bytes: int) -> list[list[
 
 
 def _replace_json(path: Path, value: Mapping[str, Any]) -> None:
-    with _replacing(path) as partial:
+    with atomic_file(path, overwrite=True) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `path` when the block succeeds and vanishes when it fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.touch()
-        usual = partial.stat().st_mode  # what the umask says; safetensors makes files that only their owner can read
-        yield partial
-        partial.chmod(usual)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
