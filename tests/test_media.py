@@ -8,6 +8,7 @@ from PIL import Image
 from wan.media import (
     contact_sheet,
     from_uint8,
+    read_image,
     read_metadata,
     read_video,
     save_image,
@@ -165,3 +166,120 @@ def test_save_image(tmp_path):
         assert image.getpixel((5, 5)) == COLORS[3]
     with pytest.raises(ValueError, match=r"a\.xyz does not end like an image; try a\.png"):
         save_image(torch.from_numpy(solid(COLORS)[3]), tmp_path / "a.xyz")
+
+
+# ---------------------------------------------------------------- images
+
+
+@pytest.fixture
+def photo():
+    """Red at the left, blue at the right, a white pixel in the upper left corner: every turn of it shows."""
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:, :15, 0] = pixels[:, 15:, 2] = 200
+    pixels[:4, :4] = 255
+    return pixels
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.webp", "a.tiff", "a.gif"])
+def test_images_of_every_format_are_read(tmp_path, photo, name):
+    Image.fromarray(photo).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
+    image = read_image(tmp_path / name)
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(image, photo)
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_photos_are_turned_upright(tmp_path, photo, orientation, turn):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(photo).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(photo, turn))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGB"])
+def test_other_kinds_of_colour_become_rgb(tmp_path, photo, mode):
+    image = Image.fromarray(photo).convert(mode)
+    image.save(tmp_path / "a.tiff")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tiff"), image.convert("RGB"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, name):
+    values = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / name)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / name))[..., 0].ravel(), np.arange(256))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparent_parts_become_white(tmp_path, mode, caplog):
+    caplog.set_level("INFO")
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 4, 8))
+    image.convert(mode).save(tmp_path / "a.png" if mode != "PA" else tmp_path / "a.tiff")
+    read = read_image(next(tmp_path.iterdir()))
+    assert (read.getpixel((0, 0)), read.getpixel((7, 7))) == ((255, 255, 255), (0, 0, 0))
+    assert "is transparent in part; it is put on white" in caplog.text
+
+
+def test_an_opaque_alpha_channel_is_not_worth_a_word(tmp_path, photo, caplog):
+    caplog.set_level("INFO")
+    Image.fromarray(photo).convert("RGBA").save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), photo)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
+def test_the_first_picture_of_an_animation_is_used(tmp_path, caplog, name):
+    caplog.set_level("INFO")
+    first, *rest = (Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue"))
+    first.save(tmp_path / name, save_all=True, append_images=rest)
+    red, green, blue = read_image(tmp_path / name).getpixel((4, 4))
+    assert red > 240 and max(green, blue) < 15
+    assert f"{name} holds 3 pictures; the first one is used" in caplog.text
+
+
+def test_images_that_cannot_be_used_say_why(tmp_path, photo, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"there is no image .*gone\.png"):
+        read_image(tmp_path / "gone.png")
+    with pytest.raises(FileNotFoundError, match="there is no image"):
+        read_image(tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text\.png is not an image that can be read; save it as PNG or JPEG"):
+        read_image(tmp_path / "text.png")
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ValueError, match="is not an image that can be read"):
+        read_image(tmp_path / "empty.png")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match=r"float\.tiff has floating point values"):
+        read_image(tmp_path / "float.tiff")
+    Image.fromarray(photo).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"large\.png has more than 0 million pixels, .*; scale it down first"):
+        read_image(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif", "a.tiff"])
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
+def test_incomplete_images_are_one_line(tmp_path, name, share):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match=r"is damaged or incomplete|is not an image that can be read"):
+        read_image(tmp_path / name)
+
+
+def test_random_bytes_after_a_header_never_escape_as_something_else(tmp_path, photo):
+    generator = np.random.default_rng(0)
+    for name in ("a.png", "a.jpg", "a.gif", "a.tiff", "a.webp", "a.bmp"):
+        Image.fromarray(photo).save(tmp_path / name)
+        content = bytearray((tmp_path / name).read_bytes())
+        for _ in range(60):
+            broken = bytearray(content)
+            for place in generator.integers(8, len(content), 4):
+                broken[place] = generator.integers(0, 256)
+            (tmp_path / name).write_bytes(broken)
+            try:
+                assert read_image(tmp_path / name).mode == "RGB"
+            except ValueError as error:
+                assert name in str(error)

@@ -1,6 +1,8 @@
 """What is asked: defaults, checks and their texts, round trips."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from wan.configs import NANO_CONFIGS, WAN_CONFIGS
 from wan.framing import Framing
@@ -16,6 +18,14 @@ from wan.request import (
 
 T2V = WAN_CONFIGS["t2v-A14B"]
 NANO = NANO_CONFIGS["t2v-A14B"]
+I2V, TI2V = WAN_CONFIGS["i2v-A14B"], WAN_CONFIGS["ti2v-5B"]
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(path)
+    return path
 
 
 def test_defaults_come_from_the_task():
@@ -82,9 +92,12 @@ def test_errors_name_value_rule_and_choice(values, text):
     assert text in str(error.value)
 
 
-def test_a_boundary_needs_two_experts():
+def test_a_boundary_and_a_pair_of_guidances_need_two_experts():
     with pytest.raises(ValueError, match="has one model; leave it out"):
-        Request.create(WAN_CONFIGS["ti2v-5B"], boundary=0.5)
+        Request.create(TI2V, boundary=0.5)
+    with pytest.raises(ValueError, match="sample_guide_scale 3,4 is for two experts, and ti2v-5B has one model; try 3"):
+        Request.create(TI2V, guidance=(3, 4))
+    assert Request.create(TI2V, guidance=(4, 4)).guidance == (4.0, 4.0)
 
 
 @pytest.mark.parametrize("frame_num", [1, 5, 81])
@@ -137,3 +150,97 @@ def test_guidance_texts(text, pair):
 def test_bad_guidance_texts(text):
     with pytest.raises(ValueError, match="one number or low,high"):
         parse_guidance(text)
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_the_size_follows_the_image(photo):
+    request = Request.create(I2V, image=photo, size=(832, 480), seed=1)
+    assert request.framing == Framing((832, 480), (768, 512), (768, 512))
+    assert (request.image.path, request.image.size) == (str(photo), (60, 40))
+    request = Request.create(TI2V, image=str(photo))
+    assert request.framing == Framing((1280, 704), (1152, 768), (1152, 768))
+    assert Request.create(TI2V).framing.used == (1280, 704)
+
+
+def test_an_area_takes_the_place_of_a_size(photo):
+    assert Request.create(I2V, image=photo, max_area=480 * 832).framing.used == (768, 512)
+    assert Request.create(TI2V, image=photo, size=(64, 64), max_area=704 * 1280).framing.used == (1152, 768)
+    assert Request.create(TI2V, size=(64, 64), max_area=704 * 1280).framing.used == (64, 64)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "exact"])
+def test_other_fits_save_what_was_asked(photo, fit):
+    request = Request.create(I2V, image=photo, size=(100, 100), fit=fit)
+    assert request.framing.saved == (100, 100) and request.fit == fit
+    assert request.framing.used == ((96, 64) if fit == "pad" else (112, 112))
+
+
+def test_the_last_image_alone_decides_the_size(photo):
+    request = Request.create(I2V, last_image=photo, size=(832, 480))
+    assert request.framing.used == (768, 512) and request.shape_image is request.last_image
+    both = Request.create(I2V, image=Image.new("RGB", (40, 40)), last_image=photo, size=(832, 480))
+    assert both.framing.used == (624, 624) and both.shape_image is both.image
+
+
+def test_an_image_may_do_without_a_prompt(photo):
+    assert Request.create(I2V, prompt="", image=photo).prompt == ""
+    assert Request.create(I2V, image=photo).prompt == "", "the example of the task describes another picture"
+    assert Request.create(TI2V).prompt == TI2V.prompt
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        Request.create(TI2V, prompt="")
+
+
+def test_an_image_from_memory_is_as_good(photo):
+    image = Image.open(photo)
+    request = Request.create(I2V, image=image)
+    assert request.image.path is None and request.image.size == (60, 40)
+    np.testing.assert_array_equal(request.image.pixels, image)
+
+
+def test_the_hash_recognises_a_file(photo, tmp_path):
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(photo.read_bytes())
+    assert Request.create(I2V, image=copy).image.sha256 == Request.create(I2V, image=photo).image.sha256
+    Image.new("RGB", (60, 40)).save(copy)
+    assert Request.create(I2V, image=copy).image.sha256 != Request.create(I2V, image=photo).image.sha256
+
+
+def test_dictionary_round_trip_with_images(photo):
+    request = Request.create(I2V, image=photo, last_image=photo, fit="pad", size=(100, 90), seed=5)
+    stored = Request.from_dict(request.to_dict())
+    assert stored == request and stored.image.pixels is None
+    plain = Request.create(T2V, seed=1).to_dict()
+    for later in ("used", "saved", "image", "last_image", "fit"):
+        del plain[later]
+    assert Request.from_dict(plain) == Request.create(T2V, seed=1), "as stored before there were images"
+
+
+@pytest.mark.parametrize(
+    "config, values, text",
+    [
+        (I2V, {}, "--task i2v-A14B needs --image FILE (or --last_image FILE)"),
+        (WAN_CONFIGS["s2v-14B"], {}, "--task s2v-14B needs --image FILE"),
+        (T2V, {"image": "photo"}, "t2v-A14B is not made from --image; leave it out"),
+        (TI2V, {"last_image": "photo"}, "ti2v-5B is not made from --last_image; leave it out"),
+        (I2V, {"image": "gone.png"}, "there is no image gone.png"),
+        (I2V, {"image": 5}, "an image is a path or a PIL image, got int"),
+        (
+            I2V,
+            {"image": "photo", "last_image": "photo", "frame_num": 1},
+            "frame_num 1 has no room for both image and last_image; leave one out, or try frame_num 5",
+        ),
+        (I2V, {"image": "photo", "fit": "zoom"}, "unknown fit 'zoom'; choose one of area, crop, pad, exact"),
+        (TI2V, {"fit": "crop"}, "fit crop is about an image, and none was given; leave it out"),
+        (I2V, {"image": "photo", "fit": "crop", "max_area": 4096}, "fit crop needs a size, (width, height)"),
+        (I2V, {"image": "photo", "fit": "crop", "size": (8, 8)}, "size 8*8 is not possible"),
+        (T2V, {"size": (16, 32_000)}, "size 16*32000 is not possible"),
+        (T2V, {"frame_num": 4097}, "frame_num can be at most 4093, got 4097"),
+    ],
+)
+def test_errors_about_images_and_sizes(photo, config, values, text):
+    values = {name: photo if value == "photo" else value for name, value in values.items()}
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        Request.create(config, **values)
+    assert text in str(error.value)

@@ -68,8 +68,8 @@ class WanI2V(WanPipeline):
 
     def condition(self, request: Request) -> Condition:
         """The mask and the latent of a clip that holds the given frames and is grey everywhere else."""
-        images = {0: request.image, request.frame_num - 1: request.last_image}
-        frames = {index: given_frame(image, request) for index, image in images.items() if image is not None}
+        places = (0, request.image), (request.frame_num - 1, request.last_image)
+        frames = {index: given_frame(image, request) for index, image in places if image is not None}
         latent = self.vae.encode([condition_clip(frames, request.frame_num)])[0]
         mask = condition_mask(frames, request.frame_num, latent.shape[1:]).to(latent)
         return Condition(y=torch.cat([mask, latent]))

@@ -1,9 +1,7 @@
 """All reading and writing of images and video. PyAV and Pillow are imported where they are used."""
 
 import logging
-import struct
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,18 +93,18 @@ def read_image(path: str | Path) -> Any:
     EXIF orientation is applied, transparent parts become white, 16-bit values are scaled, and of several pictures the
     first is taken. Raises FileNotFoundError, and ValueError with the reason when there is no such picture to be had.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no image {path}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
+            warnings.simplefilter("ignore")  # about oddities that Pillow knows to read
             with Image.open(path) as image:
                 if getattr(image, "n_frames", 1) > 1:
                     log.info("%s holds %d pictures; the first one is used", path, image.n_frames)
                 image.seek(0)
-                return upright_rgb(image, path)
+                upright = ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not an image that can be read; save it as PNG or JPEG") from None
     except Image.DecompressionBombError:
@@ -114,27 +112,18 @@ def read_image(path: str | Path) -> Any:
             f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, as files made to exhaust the "
             "memory do; scale it down first, 4096 pixels a side are plenty"
         ) from None
-    except (OSError, SyntaxError, EOFError, zlib.error, struct.error, IndexError) as error:
-        if getattr(error, "errno", None):  # the disk or the rights, not the content
+    except Exception as error:  # the decoders raise whatever they stumble over in a damaged file
+        if isinstance(error, OSError) and error.errno:  # the disk or the rights, not the content
             raise
         raise ValueError(f"the image {path} is damaged or incomplete ({error}); save it again") from None
+    return _to_rgb(upright, path)
 
 
-def upright_rgb(image: Any, name: str | Path = "the image") -> Any:
-    """`read_image` for a PIL image that is in memory; `name` is what it is called in messages."""
-    from PIL import Image, ImageOps
+def upright_rgb(image: Any) -> Any:
+    """`read_image` for a PIL image that is in memory."""
+    from PIL import ImageOps
 
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError(f"{name} has floating point values, whose range is not known; save it as 8-bit PNG or JPEG")
-    if image.mode.startswith("I"):  # 16 bits; Pillow would clip them
-        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
-            log.info("%s is transparent in part; it is put on white", name)
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return _to_rgb(ImageOps.exif_transpose(image), "the image")
 
 
 def save_image(image: Frames, path: str | Path, overwrite: bool = True) -> None:
@@ -162,6 +151,21 @@ def contact_sheet(frames: Frames, path: str | Path, columns: int = 6, limit: int
         top, left = (n * side + gap for n, side in zip(divmod(place, columns), (height + gap, width + gap)))
         sheet[top : top + height, left : left + width] = frames[index]
     save_image(sheet, path)
+
+
+def _to_rgb(image: Any, name: str | Path) -> Any:
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError(f"{name} has floating point values, whose range is not known; save it as 8-bit PNG or JPEG")
+    if image.mode.startswith("I"):  # 16 bits; Pillow would clip them
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            log.info("%s is transparent in part; it is put on white", name)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 @contextmanager

@@ -35,9 +35,11 @@ class Picture:
         """Read a file, or take a PIL image. Raises FileNotFoundError or ValueError that says what is wrong with it."""
         if isinstance(image, (str, Path)):
             pixels, path, content = media.read_image(image), str(image), Path(image).read_bytes()
-        else:
+        elif hasattr(image, "getexif"):
             pixels, path = media.upright_rgb(image), None
             content = pixels.tobytes()
+        else:
+            raise ValueError(f"an image is a path or a PIL image, got {type(image).__name__}")
         return cls(path, pixels.size, hashlib.sha256(content).hexdigest()[:16], pixels)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,0 +1,168 @@
+"""Image-to-video on random miniatures: what the condition holds, where it arrives, and the sizes that come out."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wan import WanI2V
+from wan.configs import NANO_CONFIGS
+from wan.image2video import condition_clip, condition_mask, given_frame
+from wan.media import to_uint8
+from wan.nano.random import write_random_checkpoint
+from wan.request import Request
+from wan.runtime import Runtime
+
+CONFIG = NANO_CONFIGS["i2v-A14B"]
+FLOAT32 = Runtime.from_flags(device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_random_checkpoint(tmp_path_factory.mktemp("random"), "i2v-A14B")
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder):
+    return WanI2V(CONFIG, folder, runtime=FLOAT32)
+
+
+def photo(seed=0, size=(60, 40)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), np.uint8))
+
+
+def request(**changes):
+    values = {"prompt": "a red circle", "size": (64, 64), "frame_num": 5, "steps": 2, "seed": 1, "image": photo()}
+    return Request.create(CONFIG, **values | changes)
+
+
+# ---------------------------------------------------------------- the condition
+
+
+@pytest.mark.parametrize(
+    ("given", "frame_num", "rows"),
+    [
+        ([0], 9, ["111100000000"]),
+        ([8], 9, ["000000000001"]),
+        ([0, 8], 9, ["111100000001"]),
+        ([0], 1, ["1111"]),
+        ([3], 9, ["000000100000"]),
+    ],
+)
+def test_the_mask_groups_video_frames_by_four(given, frame_num, rows):
+    mask = condition_mask(given, frame_num, (len(rows[0]) // 4, 2, 3))
+    assert mask.shape == (4, len(rows[0]) // 4, 2, 3)
+    assert (mask == mask[:, :, :1, :1]).all()
+    assert "".join(str(int(value)) for value in mask[:, :, 0, 0].T.flatten()) == rows[0]
+
+
+def test_the_clip_holds_the_given_frames_and_grey():
+    first, last = torch.rand(2, 3, 4, 6)
+    clip = condition_clip({0: first, 8: last}, 9)
+    assert torch.equal(clip[:, 0], first) and torch.equal(clip[:, 8], last) and not clip[:, 1:8].any()
+
+
+def test_a_last_image_of_another_shape_is_cut_to_the_first_one():
+    square = Image.new("RGB", (40, 40), "red")
+    square.paste("blue", (0, 10, 40, 30))
+    asked = request(image=Image.new("RGB", (80, 40)), last_image=square)
+    assert asked.framing.used == (80, 32)
+    frame = given_frame(asked.last_image, asked)
+    assert frame.shape == (3, 32, 80)
+    assert (frame[2] > 0.99).all() and (frame[0] < -0.99).all(), "only the blue half is in it"
+
+
+@pytest.mark.parametrize("fit", ["area", "crop", "pad", "exact"])
+def test_a_loop_starts_and_ends_with_the_same_pixels(fit):
+    asked = request(last_image=photo(), fit=fit)
+    assert torch.equal(given_frame(asked.image, asked), given_frame(asked.last_image, asked))
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "exact"])
+def test_the_model_sees_what_is_saved_of_the_image(fit):
+    asked = request(fit=fit, size=(50, 34))
+    frame = given_frame(asked.image, asked)
+    assert frame.shape == (3, *asked.framing.used[::-1])
+    shown = to_uint8(asked.framing.finish(frame)[:, None])[0]
+    assert shown.shape == (34, 50, 3)
+    whole = photo().resize(asked.framing.content, Image.Resampling.LANCZOS)
+    if fit == "exact":
+        assert np.abs(shown.numpy().astype(int) - np.asarray(whole)).max() <= 1
+
+
+# ---------------------------------------------------------------- where it arrives
+
+
+def test_experts_and_branches_get_the_same_condition(pipeline):
+    seen = []
+    handles = [
+        pipeline.weights.get(name).register_forward_pre_hook(lambda _, args, name=name: seen.append((name, args[4][0])))
+        for name in CONFIG.experts
+    ]
+    asked = request(steps=3, boundary=0.875)
+    pipeline.sample(asked)
+    for handle in handles:
+        handle.remove()
+    assert [name for name, _ in seen] == ["high_noise_model"] * 2 + ["low_noise_model"] * 4
+    y = seen[0][1]
+    assert all(other is y for _, other in seen)
+    width, height = asked.framing.used
+    assert y.shape == (20, 2, height // 8, width // 8)
+    assert y[:4, 0].eq(1).all() and not y[:4, 1].any()
+    clip = condition_clip({0: given_frame(asked.image, asked)}, 5)
+    torch.testing.assert_close(y[4:], pipeline.vae.encode([clip])[0])
+
+
+def test_every_image_makes_a_difference(pipeline):
+    latents = [
+        pipeline.sample(request(**changes))
+        for changes in (
+            {},
+            {"image": photo(1)},
+            {"last_image": photo(1)},
+            {"image": None, "last_image": photo()},
+            {"prompt": ""},
+        )
+    ]
+    assert len({tuple(latent.flatten()[:8].tolist()) for latent in latents}) == len(latents)
+    assert torch.equal(pipeline.sample(request()), latents[0])
+
+
+# ---------------------------------------------------------------- the public class
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, (64, 48)),
+        ({"max_area": 128 * 128}, (144, 96)),
+        ({"fit": "crop", "size": (50, 40)}, (50, 40)),
+        ({"fit": "pad", "size": (50, 70)}, (50, 70)),
+        ({"fit": "exact", "size": (33, 41)}, (34, 42)),
+        ({"img": None, "last_image": photo()}, (64, 48)),
+        ({"img": photo(size=(3, 2))}, (64, 48)),
+    ],
+    ids=str,
+)
+def test_generate_saves_the_size_that_the_fit_promises(pipeline, options, size):
+    values = {"img": photo(), "max_area": 64 * 64, "frame_num": 5, "sampling_steps": 2, "seed": 3} | options
+    video = pipeline.generate("a red circle", **values)
+    assert video.shape == (3, 5, size[1], size[0]) and video.dtype == torch.float32
+    assert video.min() >= -1 and video.max() <= 1
+    assert list(pipeline.phases) == ["encode", "denoise", "decode"]
+
+
+def test_files_and_images_are_the_same(pipeline, tmp_path):
+    photo().save(tmp_path / "a.png")
+    values = {"max_area": 64 * 64, "frame_num": 1, "sampling_steps": 1, "seed": 3}
+    from_file = pipeline.generate("", tmp_path / "a.png", **values)
+    assert torch.equal(from_file, pipeline.generate("", photo(), **values))
+
+
+def test_an_image_is_needed_before_anything_is_loaded(folder):
+    pipeline = WanI2V(CONFIG, folder, runtime=FLOAT32)
+    with pytest.raises(ValueError, match="--task i2v-A14B needs --image FILE"):
+        pipeline.generate("a red circle")
+    with pytest.raises(FileNotFoundError, match="there is no image gone"):
+        pipeline.generate("a red circle", "gone.png")
+    assert not pipeline.weights._modules and pipeline._vae is None and pipeline._text_encoder is None
