@@ -135,7 +135,7 @@ def test_the_trunk_runs_through_one_replaceable_loop(model):
     other.load_state_dict(model.state_dict())
     other.run_blocks = counted
     assert torch.equal(other.requires_grad_(False)([x], torch.tensor([500]), [context])[0], expected)
-    assert len(seen) == CONFIG.num_layers
+    assert seen == [other.embed_patches, *other.blocks, other.predict_patches]
 
 
 def test_every_parameter_learns_and_training_starts_at_zero_velocity():

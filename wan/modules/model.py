@@ -3,8 +3,8 @@
 A token is a row of `x` with a rotary row and a place in a *segment*; the timestep belongs to the segment, not to the
 token. The time MLP therefore runs once per distinct timestep, and modulation is never materialised per token.
 
-`WanModel.forward` is embed -> trunk -> unembed. The trunk is a list of steps; whoever runs the list (`run_blocks`) may
-shard, stream or cache it without knowing the model.
+`WanModel.forward` is embed -> trunk -> unembed. The trunk leads from raw patches through the blocks to predicted ones.
+It is a list of steps; whoever runs the list (`run_blocks`) may shard, stream or cache it without knowing the model.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Segments(NamedTuple):
 class Tokens(NamedTuple):
     """A batch of token sequences; samples shorter than L are padded at the end."""
 
-    x: Tensor  # [B, L, C] the residual stream
+    x: Tensor  # [B, L, C] the residual stream; raw patches before the trunk, predicted ones after it
     rope: Tensor  # [B or 1, L, D/2, 2] float32 (cos, sin)
     segments: Segments
     lengths: tuple[int, ...] | None  # real tokens per sample; None when there is no padding
@@ -242,13 +242,17 @@ class Head(nn.Module):
         return self.head(by_segment(project, segments, table, x, dtype=torch.float32))
 
 
+def patchify(x: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """[B, C, F, H, W] -> [B, L, C * prod(patch)], tokens in frame-row-column order."""
+    f, h, w = patch
+    return rearrange(x, "b c (F f) (H h) (W w) -> b (F H W) (c f h w)", f=f, h=h, w=w)
+
+
 class PatchEmbedding(nn.Conv3d):
     """Non-overlapping patches to tokens: a convolution by its weights, a matrix product by its arithmetic."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, F, H, W] -> [B, L, dim], tokens in frame-row-column order."""
-        f, h, w = self.kernel_size
-        patches = rearrange(x, "b c (F f) (H h) (W w) -> b (F H W) (c f h w)", f=f, h=h, w=w)
+    def forward(self, patches: Tensor) -> Tensor:
+        """[B, L, C * prod(patch)] -> [B, L, dim]."""
         return F.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
 
@@ -292,27 +296,32 @@ class WanModel(nn.Module):
         latents = self._check(x, t, context, seq_len, y)
         tokens, cond = self.embed(latents, t, context)
         tokens = self.run_blocks(self.trunk(cond), tokens, cond)
-        return self.unembed(tokens, cond, [latent.shape[1:] for latent in latents])
+        return self.unembed(tokens, [latent.shape[1:] for latent in latents])
 
     def trunk(self, cond: Conditioning) -> Iterable[Step]:
-        """The steps between embed and unembed; models of other tasks insert adapters here."""
-        return self.blocks
+        """All that is computed per token, as steps; models of other tasks insert adapters here."""
+        return (self.embed_patches, *self.blocks, self.predict_patches)
+
+    def embed_patches(self, tokens: Tokens, cond: Conditioning) -> Tokens:
+        return tokens._replace(x=self.patch_embedding(tokens.x))
+
+    def predict_patches(self, tokens: Tokens, cond: Conditioning) -> Tokens:
+        return tokens._replace(x=self.head(tokens.x, tokens.segments, cond.time))
 
     def embed(self, latents: Sequence[Tensor], t: Tensor, context: Sequence[Tensor]) -> tuple[Tokens, Conditioning]:
-        """Patches, rotary rows, timestep segments and text states of a batch."""
+        """Raw patches, rotary rows, timestep segments and text states of a batch."""
         grids = [self.grid(latent.shape[1:]) for latent in latents]
         lengths = tuple(f * h * w for f, h, w in grids)
-        longest = max(lengths)
+        longest, patch = max(lengths), self.config.patch_size
         if len(set(grids)) == 1:
-            tokens = self.patch_embedding(torch.stack(list(latents)))
+            patches = patchify(torch.stack(list(latents)), patch)
         else:
-            rows = [self.patch_embedding(latent[None])[0] for latent in latents]
-            tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            patches = nn.utils.rnn.pad_sequence([patchify(x[None], patch)[0] for x in latents], batch_first=True)
         segments, timesteps = segment_timesteps(t, longest)
         time, modulation = self.embed_time(timesteps)
         padding = None if min(lengths) == longest else lengths
         cond = Conditioning(time, modulation, self.embed_text(context))
-        return Tokens(tokens, self.rope(tuple(grids), tokens.device), segments, padding), cond
+        return Tokens(patches, self.rope(tuple(grids), patches.device), segments, padding), cond
 
     def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps [S] -> time embedding [S, C] and block modulation [S, 6, C], float32."""
@@ -341,12 +350,11 @@ class WanModel(nn.Module):
             cached = self.__dict__["_rope_cache"] = (key, batch.to(device))
         return cached[1]
 
-    def unembed(self, tokens: Tokens, cond: Conditioning, sizes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-        """Tokens back to latents of the given (frames, rows, columns), padding dropped."""
-        patches = self.head(tokens.x, tokens.segments, cond.time)
+    def unembed(self, tokens: Tokens, sizes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        """Predicted patches back to latents of the given (frames, rows, columns), padding dropped."""
         f, h, w = self.config.patch_size
         out = []
-        for row, size in zip(patches, sizes, strict=True):
+        for row, size in zip(tokens.x, sizes, strict=True):
             frames, rows, columns = self.grid(size)
             row = row[: frames * rows * columns].unflatten(0, (frames, rows, columns))
             out.append(rearrange(row, "F H W (f h w c) -> c (F f) (H h) (W w)", f=f, h=h, w=w))
