@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from wan.checkpoint.loading import save_safetensors_folder
 from wan.modules.model import Segments, WanModel, WanModelConfig, segment_timesteps
 
 CONFIG = WanModelConfig(
@@ -191,3 +192,14 @@ def test_a_released_config_may_have_unknown_and_missing_fields():
 def test_uniform_segments_need_no_runs():
     segments, values = segment_timesteps(torch.tensor([5, 6]), 9)
     assert isinstance(segments, Segments) and segments.runs == () and values.tolist() == [5, 6]
+
+
+def test_loading_takes_the_dtype_under_both_of_its_names(model, tmp_path):
+    save_safetensors_folder(model.state_dict(), tmp_path / "sub", model.config.to_dict())
+    by_either = [
+        WanModel.from_pretrained(tmp_path, "sub", **{name: torch.bfloat16}).state_dict()
+        for name in ("dtype", "torch_dtype")
+    ]
+    for name, tensor in by_either[0].items():
+        assert torch.equal(tensor, by_either[1][name])
+        assert tensor.dtype == (torch.float32 if WanModel.keeps_float32(name) else torch.bfloat16)

@@ -400,12 +400,18 @@ class WanModel(nn.Module):
         subfolder: str | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        *,
+        torch_dtype: torch.dtype | None = None,
     ) -> WanModel:
-        """Load a released folder (`config.json` and safetensors); `dtype` of the matrices, None as stored."""
+        """Load a released folder (`config.json` and safetensors); `dtype` of the matrices, None as stored.
+
+        `torch_dtype` is the name of `dtype` in other libraries.
+        """
         from wan.checkpoint.loading import load_module, read_config
 
         folder = Path(folder) / (subfolder or "")
         config = WanModelConfig.from_dict(read_config(folder))
+        dtype = dtype or torch_dtype
         return load_module(lambda: cls(config), folder, dtype=dtype, device=device, keep_float32=cls.keeps_float32)
 
     def init_weights(self, generator: torch.Generator) -> None:
