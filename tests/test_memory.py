@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -25,6 +27,33 @@ def test_nothing_moves_on_a_cpu():
     pointer = weights.use("a").weight.data_ptr()
     weights.done("a")
     assert weights.get("a").weight.data_ptr() == pointer and weights.offload is Offload.NONE
+
+
+def test_a_model_that_was_fetched_ahead_is_loaded_once():
+    loads, started = [], threading.Event()
+    weights = Weights(torch.device("meta"), Offload.MODEL)  # any device that is no CPU
+    weights.add("a", lambda: [started.wait(10), loads.append("a"), nn.Linear(2, 2)][-1])
+    weights.prefetch("a")
+    weights.prefetch("a")
+    assert loads == [], "it does not wait"
+    started.set()
+    assert weights.get("a") is weights.get("a") and loads == ["a"]
+    weights.prefetch("a")
+    assert loads == ["a"]
+
+
+def test_an_error_while_fetching_ahead_is_raised_by_the_use():
+    weights = Weights(torch.device("meta"), Offload.NONE)
+    weights.add("a", lambda: 1 / 0)
+    weights.prefetch("a")
+    with pytest.raises(ZeroDivisionError):
+        weights.get("a")
+
+
+def test_a_cpu_fetches_nothing_ahead():
+    weights = Weights(CPU, Offload.NONE)
+    weights.add("a", lambda: pytest.fail("loaded"))
+    weights.prefetch("a")
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
 """The pipeline on random miniatures: every component is real, only the pictures are noise."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -101,6 +102,23 @@ def test_experts_load_when_they_are_first_needed(pipeline):
     pipeline.sample(request(boundary=0.0))
     assert "high_noise_model" in pipeline.weights._modules
     assert "low_noise_model" not in pipeline.weights._modules
+
+
+@pytest.mark.parametrize("boundary, fetched", [(0.0, []), (0.875, ["low_noise_model"]), (1.0, [])])
+def test_the_second_expert_is_fetched_ahead_when_it_will_work(pipeline, monkeypatch, boundary, fetched):
+    names = []
+    monkeypatch.setattr(pipeline.weights, "prefetch", names.append)
+    pipeline.sample(request(boundary=boundary))
+    assert names == fetched
+
+
+def test_a_model_loaded_by_another_thread_is_the_same(pipeline):
+    with ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(pipeline._load_expert, "low_noise_model")
+        pipeline.sample(request(boundary=0.0))
+    expected = pipeline.weights.get("low_noise_model").state_dict()
+    for name, tensor in loaded.result().state_dict().items():
+        assert torch.equal(tensor, expected[name])
 
 
 def test_bfloat16_stays_close_to_float32(folder, pipeline):

@@ -10,8 +10,10 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Thread
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,7 @@ class Weights:
         self.set_offload(offload)
         self._loaders: dict[str, Callable[[], nn.Module]] = {}
         self._modules: dict[str, nn.Module] = {}
+        self._coming: dict[str, Future[nn.Module]] = {}
         self._host: dict[str, dict[str, Tensor]] = {}  # host tensors of the models that are on the device
 
     def set_offload(self, offload: Offload) -> None:
@@ -52,8 +55,26 @@ class Weights:
     def get(self, name: str) -> nn.Module:
         """The model, wherever its weights are now."""
         if name not in self._modules:
-            self._modules[name] = self._loaders[name]()
+            coming = self._coming.pop(name, None)
+            self._modules[name] = self._loaders[name]() if coming is None else coming.result()
         return self._modules[name]
+
+    def prefetch(self, name: str) -> None:
+        """Start to load a model in the background, for a use that comes later; on a CPU that would only slow it down.
+
+        An error of the loader is raised where the model is used. The process may end while it is still loading.
+        """
+        if self.device.type == "cpu" or name in self._modules or name in self._coming:
+            return
+        self._coming[name] = future = Future()
+
+        def load() -> None:
+            try:
+                future.set_result(self._loaders[name]())
+            except BaseException as error:
+                future.set_exception(error)
+
+        Thread(target=load, name=f"load {name}", daemon=True).start()
 
     def use(self, name: str) -> nn.Module:
         """The model with its weights on the device; under `Offload.MODEL` every other one leaves it first."""

@@ -30,6 +30,7 @@ from wan.modules.t5 import T5EncoderModel
 from wan.request import Request
 from wan.runtime import Offload, Runtime
 from wan.sampling import Keep, Velocity, denoise, guided, identity, make_solver, switch_at
+from wan.utils.flow import Solver
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,8 @@ class WanPipeline:
                     f"backend {self.runtime.attention!r} are broken on {self.runtime.device}; try --attention "
                     "sdpa or --dtype fp32"
                 )
+            if done == 1:
+                self._prefetch_low_noise(request, solver)
             if on_step is not None:
                 on_step(done, request.steps, latent)
         return latent
@@ -228,6 +231,13 @@ class WanPipeline:
                     f"{self.checkpoint_dir / expert}/config.json has {field} {value!r}, and --task {self.task} needs "
                     f"{needed[field]!r}: this is another model"
                 )
+
+    def _prefetch_low_noise(self, request: Request, solver: Solver) -> None:
+        """Read the second expert while the first one works, when both have steps to do."""
+        if request.boundary is not None:
+            first, last = solver.timesteps[[0, -1]].tolist()
+            if first >= request.boundary * self.config.num_train_timesteps > last:
+                self.weights.prefetch(self.config.experts[-1])
 
     def _load_expert(self, expert: str) -> WanModel:
         runtime = self.runtime
