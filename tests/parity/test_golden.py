@@ -49,19 +49,10 @@ PENDING = {
         "motion_encoder_hashed",
         "pipeline",
     ),
-    "the 2.2 VAE is not implemented yet": (
-        "block_2.2",
-        "model_decode_2.2",
-        "model_encode_2.2",
-        "procedural_real_size_2.2",
-        "trace_2.2",
-        "wrapper_2.2",
-    ),
     "animation preprocessing is not implemented yet": ("preprocess",),
 }
 REASONS = {kind: reason for reason, kinds in PENDING.items() for kind in kinds}
 
-BLOCKS_2_2 = ("Resample (2.2)", "AvgDown3D", "DupUp3D", "Down_ResidualBlock", "Up_ResidualBlock", "patchify")
 # Recordings of preprocessing carry no `case`; their names identify them.
 PREPROCESS = (
     "detector_*",
@@ -84,8 +75,6 @@ def kind_of(name: str, case: dict | None) -> str | None:
     kind = case.get("kind")
     if kind == "dit_forward" and "motion_encoder_size" in case.get("config", {}):
         return "animate_dit_forward"
-    if case.get("vae") == "2.2" or (kind == "block" and case.get("block") in BLOCKS_2_2):
-        return f"{kind}_2.2"
     return kind
 
 

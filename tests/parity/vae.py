@@ -1,4 +1,4 @@
-"""Runners for the golden cases of VAE 2.1 and of the blocks that both VAEs share."""
+"""Runners for the golden cases of both VAEs and their blocks."""
 
 import zlib
 from collections import defaultdict
@@ -8,9 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from tests.parity import under
-from wan.modules.vae import VAEConfig
-from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
-from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, FrameCache, Resample, ResidualBlock, RMS_norm
+from wan.modules.vae import CausalVAE, VAEConfig, fold, unfold
+from wan.modules.vae2_1 import Wan2_1_VAE
+from wan.modules.vae2_2 import DownStage, UpStage, VAE2_2Config, Wan2_2_VAE
+from wan.modules.vae_blocks import (
+    AttentionBlock,
+    AvgDown3D,
+    CausalConv3d,
+    DupUp3D,
+    FrameCache,
+    Resample,
+    ResidualBlock,
+    RMS_norm,
+)
+from wan.modules.vae_coders import Stage, run_stages
+from wan.modules.vae_wrapper import VideoVAE
 
 Tensors = dict[str, Tensor]
 
@@ -34,7 +46,7 @@ def block(case: dict, tensors: Tensors) -> None:
         cache = FrameCache()
         if run["op"] == "chunks":
             for given, wanted in zip(run["inputs"], run["outputs"], strict=True):
-                assert_near(module(tensors[given], cache), tensors[wanted], 1e-5)
+                assert_near(run_block(module, tensors[given], cache), tensors[wanted], 1e-5)
             continue
         if run.get("cache"):  # one or two frames of history; the missing one is zero
             frames = tensors[run["cache"]]
@@ -42,6 +54,12 @@ def block(case: dict, tensors: Tensors) -> None:
         x = tensors[run["input"]]
         y = module(x, cache) if isinstance(module, CausalConv3d) else module(x)
         assert_near(y, tensors[run["output"]], 1e-5)
+
+
+def run_block(module: nn.Module, x: Tensor, cache: FrameCache) -> Tensor:
+    if isinstance(module, UpStage):
+        return torch.cat(list(run_stages([module.stage(), Stage([], None)], x, cache)), dim=2)
+    return module(x, cache)
 
 
 SUBSETS = {"causal_conv3d": "conv", "norm": "params"}  # operations that name which part of the weights they use
@@ -59,12 +77,50 @@ def resample(config: dict, run: dict) -> Resample:
     return Resample(dim, mode, dim // 2 if mode.startswith("upsample") else dim)
 
 
+class Repeated(DupUp3D):
+    """The shortcut alone: added to zeros, which are one chunk of a video or its first."""
+
+    def __init__(self, run: dict):
+        super().__init__(run["in_channels"], run["out_channels"], run["factor_t"], run["factor_s"])
+        self.first, self.out_dim = run["first_chunk"], run["out_channels"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, t, h, w = x.shape
+        frames = t * self.time - (self.time - 1 if self.first else 0)
+        return super().forward(x, x.new_zeros(b, self.out_dim, frames, h * self.space, w * self.space))
+
+
+class Folding(nn.Module):
+    def __init__(self, config: dict, run: dict):
+        super().__init__()
+        self.function, self.patch = {"patchify": fold, "unpatchify": unfold}[run["op"]], config["patch_size"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:  # the recording also holds single images
+            return self(x.unsqueeze(2)).squeeze(2)
+        return self.function(x, self.patch)
+
+
+def stage(build: type[nn.Module], config: dict, direction: str) -> nn.Module:
+    """A stage whose number of blocks is `mult`, with a change of resolution if the flag is set."""
+    temporal = config[f"temperal_{direction}sample"] if config[f"{direction}_flag"] else None
+    return build(config["in_dim"], config["out_dim"], config["mult"], temporal)
+
+
 BLOCKS = {
     "CausalConv3d": causal_conv,
     "RMSNorm": lambda config, run: RMS_norm(config["dim"], images=run["params"] == "n4"),
     "ResidualBlock": lambda config, run: ResidualBlock(config["in_dim"], config["out_dim"]),
     "AttentionBlock": lambda config, run: AttentionBlock(config["dim"]),
     "Resample (2.1)": resample,
+    "Resample (2.2)": lambda config, run: Resample(config["dim"], config["mode"]),
+    "AvgDown3D": lambda config, run: AvgDown3D(
+        run["in_channels"], run["out_channels"], run["factor_t"], run["factor_s"]
+    ),
+    "DupUp3D": lambda config, run: Repeated(run),
+    "Down_ResidualBlock": lambda config, run: stage(DownStage, config, "down"),
+    "Up_ResidualBlock": lambda config, run: stage(UpStage, config, "up"),
+    "patchify": Folding,
 }
 
 
@@ -87,9 +143,17 @@ def model_run(case: dict, tensors: Tensors) -> None:
 def trace(case: dict, tensors: Tensors) -> None:
     """As `model_run`, and every stage's output on the way."""
     model = load_model(case, tensors)
-    seen = defaultdict(list)
+    given, made = defaultdict(list), defaultdict(list)
+
+    def record(name: str):
+        def hook(module, args, output):
+            given[name].append(args[0])
+            made[name].append(output)
+
+        return hook
+
     for name, module in model.named_modules():
-        module.register_forward_hook(lambda module, args, output, name=name: seen[name].append(output))
+        module.register_forward_hook(record(name))
     for run in case["runs"]:
         y = getattr(model, run["op"])(tensors[run["input"]], model.config.stride[0] if run["op"] == "encode" else 1)
         assert_near(y, tensors[run["output"]], 5e-4)
@@ -97,20 +161,30 @@ def trace(case: dict, tensors: Tensors) -> None:
     for name in {key.rpartition("/")[0] for key in recorded}:
         calls = sum(key.startswith(f"{name}/call") for key in recorded)
         expected = torch.cat([recorded[f"{name}/call{i}"] for i in range(calls)], dim=2)
-        assert seen[name], f"{name} was never called"
-        assert_near(torch.cat(seen[name], dim=2), expected, 5e-4)
+        seen = made[name] or given[follower(name, model)]
+        assert seen, f"{name} was never called"
+        assert_near(torch.cat(seen, dim=2), expected, 5e-4)
+
+
+def follower(name: str, model: CausalVAE) -> str:
+    """What takes the output of a stage of VAE 2.2's decoder, which is no single call."""
+    number = int(name.removeprefix("decoder.upsamples.")) + 1
+    return "decoder.head" if number == len(model.decoder.upsamples) else f"decoder.upsamples.{number}.upsamples.0"
 
 
 def wrapper(case: dict, tensors: Tensors) -> None:
     """Lists, published scaling and clamping."""
-    run_lists(case, tensors, Wan2_1_VAE(model=load_model(case, tensors)))
+    run_lists(case, tensors, WRAPPERS[case["vae"]](model=load_model(case, tensors)))
 
 
 def procedural_real_size(case: dict, tensors: Tensors) -> None:
     """The released widths; the weights follow from the names of the tensors (`case.weights_rule`)."""
-    model = CausalVAE2_1(config_of(case))
-    model.load_state_dict({name: procedural(name, weight) for name, weight in model.state_dict().items()})
-    run_lists(case, tensors, Wan2_1_VAE(model=model))
+    vae = WRAPPERS[case["vae"]]
+    with torch.device("meta"):
+        model = vae.network(config_of(case))
+    state = {name: procedural(name, weight) for name, weight in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    run_lists(case, tensors, vae(model=model.requires_grad_(False)))
 
 
 def procedural(name: str, like: Tensor) -> Tensor:
@@ -121,22 +195,26 @@ def procedural(name: str, like: Tensor) -> Tensor:
     return (0.1 * v if name.endswith("bias") else v * 1.3 * (3 / like[0].numel()) ** 0.5).float()
 
 
-def run_lists(case: dict, tensors: Tensors, vae: Wan2_1_VAE) -> None:
+def run_lists(case: dict, tensors: Tensors, vae: VideoVAE) -> None:
     for run in case["runs"]:
         results = getattr(vae, run["op"].removesuffix("_list"))([tensors[name] for name in run["inputs"]])
         for actual, name in zip(results, run["outputs"], strict=True):
             assert_near(actual, tensors[name], 1e-4)
 
 
+WRAPPERS = {"2.1": Wan2_1_VAE, "2.2": Wan2_2_VAE}
+
+
 def config_of(case: dict) -> VAEConfig:
     config = case["config"]
     names = ("dim", "z_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "dropout")
-    return VAEConfig(*(config[name] for name in names))
+    values = [config[name] for name in names]
+    return VAE2_2Config(*values, config["dec_dim"]) if case["vae"] == "2.2" else VAEConfig(*values)
 
 
-def load_model(case: dict, tensors: Tensors, strict: bool = True) -> CausalVAE2_1:
+def load_model(case: dict, tensors: Tensors, strict: bool = True) -> CausalVAE:
     """The case's model. Weights of one side alone (strict False) must still all be known."""
-    model, weights = CausalVAE2_1(config_of(case)), under(tensors, "weights/")
+    model, weights = WRAPPERS[case["vae"]].network(config_of(case)), under(tensors, "weights/")
     assert not model.load_state_dict(weights, strict=strict).unexpected_keys
     return model.eval()
 

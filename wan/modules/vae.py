@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, FrameCache, Resample, ResidualBlock, RMS_norm
+from wan.checkpoint.formats import describe_contents
+from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, FrameCache, Resample, RMS_norm
+from wan.modules.vae_coders import Decoder3d, Encoder3d
 
+PIXEL_CHANNELS = 3
 LATENTS_AT_ONCE = 4  # latent frames decoded together: enough to filter in groups of 4, few enough to be small
 
 
@@ -25,6 +30,10 @@ class VAEConfig:
     num_res_blocks: int = 2  # per encoder stage; the decoder has one more
     temporal_downsample: tuple[bool, ...] = (False, True, True)  # at each transition between stages
     dropout: float = 0.0
+
+    title: ClassVar[str] = "VAE 2.1"
+    patch: ClassVar[int] = 1  # rows and columns of pixels that are folded into channels before the first convolution
+    layer_pattern: ClassVar[str] = r"encoder\.downsamples\.(\d+)\."  # the numbers of a layer, in order
 
     def __post_init__(self):
         object.__setattr__(self, "dim_mult", tuple(self.dim_mult))
@@ -40,12 +49,30 @@ class VAEConfig:
     @property
     def stride(self) -> tuple[int, int, int]:
         """Pixels per latent element: frames, rows, columns."""
-        space = 2 ** len(self.temporal_downsample)
+        space = self.patch * 2 ** len(self.temporal_downsample)
         return 2 ** sum(self.temporal_downsample), space, space
 
     @property
+    def folded_channels(self) -> int:
+        return PIXEL_CHANNELS * self.patch**2
+
+    @property
+    def encoder_widths(self) -> list[int]:
+        """Channels before the first stage and after each."""
+        return [self.dim * mult for mult in (1, *self.dim_mult)]
+
+    @property
+    def decoder_dim(self) -> int:
+        return self.dim
+
+    @property
+    def decoder_widths(self) -> list[int]:
+        """Channels before the decoder's first stage, the lowest resolution, and after each."""
+        return [self.decoder_dim * mult for mult in (self.dim_mult[-1], *self.dim_mult[::-1])]
+
+    @property
     def encoder_halo(self) -> int:
-        """Latent pixels beyond a tile that reach it through the encoder's stages (9 for the released VAE)."""
+        """Latent pixels beyond a tile that reach it through the encoder's stages (9 for the released VAEs)."""
         stages = len(self.dim_mult)
         reach = 1 / 2 ** (stages - 1)  # the stem; then per stage two convolutions a block, and downsampling's
         reach += sum(2 * self.num_res_blocks / 2**i for i in range(stages)) + sum(1 / 2**i for i in range(1, stages))
@@ -53,7 +80,7 @@ class VAEConfig:
 
     @property
     def decoder_halo(self) -> int:
-        """Latent pixels beyond a tile that reach it through the decoder's stages (13 for the released VAE)."""
+        """Latent pixels beyond a tile that reach it through the decoder's stages (13 for the released VAEs)."""
         stages = len(self.dim_mult)
         reach = 1 / 2 ** (stages - 1)  # the head; then per stage two convolutions a block, and upsampling's
         blocks = self.num_res_blocks + 1
@@ -62,35 +89,35 @@ class VAEConfig:
 
     @classmethod
     def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> VAEConfig:
-        """Read the architecture of a VAE 2.1 off its tensor names and shapes.
+        """Read the architecture of such a VAE off its tensor names and shapes.
 
-        Raises ValueError when the names are not those of such an encoder.
+        Raises ValueError when the names are not those of this kind of VAE, and says what they look like.
         """
-        try:
-            dim, z_dim = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
-            widths, blocks, temporal = [], [0], []
-            index = 0
-            while True:
-                prefix = f"encoder.downsamples.{index}."
-                if f"{prefix}residual.6.weight" in shapes:
-                    blocks[-1] += 1
-                    width = shapes[f"{prefix}residual.6.weight"][0]
-                elif f"{prefix}resample.1.weight" in shapes:
-                    temporal.append(f"{prefix}time_conv.weight" in shapes)
-                    widths.append(width)
-                    blocks.append(0)
-                else:
-                    break
-                index += 1
-            widths.append(width)
-        except (KeyError, UnboundLocalError):
+        pattern = re.compile(cls.layer_pattern + r"(?:residual\.6|resample\.1)\.weight")
+        matches = [match for match in map(pattern.fullmatch, shapes) if match]
+        names = [match[0] for match in sorted(matches, key=lambda match: [int(n) for n in match.groups()])]
+        if not names or not ENDS <= shapes.keys():
+            contents = describe_contents(shapes)
             raise ValueError(
-                "not the tensors of a VAE 2.1: expected encoder.conv1.weight, conv2.weight and encoder.downsamples.*, "
-                f"got {len(shapes)} tensors such as {', '.join(list(shapes)[:3]) or 'none'}"
-            ) from None
+                f"not the tensors of a {cls.title}: got {len(shapes)} such as {', '.join(list(shapes)[:3]) or 'none'}; "
+                + (f"they look like {contents}" if contents else "they are nothing that this version knows")
+            )
+        dim, z_dim = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
+        widths, blocks, temporal = [], [0], []
+        for name in names:
+            if "residual" in name:
+                blocks[-1] += 1
+            else:
+                widths.append(shapes[name][0])
+                blocks.append(0)
+                temporal.append(name.replace("resample.1", "time_conv") in shapes)
+        widths.append(shapes[names[-1]][0])
         if len(set(blocks)) > 1 or any(width % dim for width in widths):
             raise ValueError(f"unsupported VAE: stage widths {widths} on base width {dim}, residual blocks {blocks}")
         return cls(dim, z_dim, tuple(width // dim for width in widths), blocks[0], tuple(temporal))
+
+
+ENDS = {"encoder.conv1.weight", "conv2.weight", "decoder.head.2.weight"}
 
 
 class CausalVAE(nn.Module):
@@ -101,8 +128,9 @@ class CausalVAE(nn.Module):
     whole frames. Latents are raw here; the published scaling belongs to the wrappers.
     """
 
-    encoder: nn.Module
-    decoder: nn.Module
+    config_class: ClassVar[type[VAEConfig]] = VAEConfig
+    encoder: Encoder3d
+    decoder: Decoder3d
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -122,7 +150,7 @@ class CausalVAE(nn.Module):
             raise ValueError(f"chunk must be a positive multiple of {self.config.stride[0]} frames, got {chunk}")
         cache = None if chunk is None else FrameCache()
         if tile is None:
-            parts = [self.encoder(self._to_compute(part), cache) for part in chunks(frames, chunk)]
+            parts = [self.encoder(self._folded(part), cache) for part in chunks(frames, chunk)]
         else:
             features = self._encode_tiles(frames, chunk, tile)
             latents = None if chunk is None else chunk // self.config.stride[0]
@@ -155,7 +183,7 @@ class CausalVAE(nn.Module):
         features = (self.decoder.context(self.conv2(part), cache) for part in chunks(self._to_compute(z), chunk))
         if tile is None:
             for part in features:
-                yield from self.decoder.local(part, cache)
+                yield from self._pixels(part, cache)
         else:
             video = self._decode_tiles(join(list(features)), chunk, tile)
             yield from (part.to(z.device) for part in chunks(video, chunk and chunk * self.config.stride[0]))
@@ -171,7 +199,7 @@ class CausalVAE(nn.Module):
             for column in grid[1]:
                 pixels = frames[:, :, :, row.pixels(strides[0]), column.pixels(strides[1])]
                 cache = None if chunk is None else FrameCache()
-                parts = [self.encoder.local(self._to_compute(part), cache) for part in chunks(pixels, chunk)]
+                parts = [self.encoder.local(self._folded(part), cache) for part in chunks(pixels, chunk)]
                 cells.append(join([part[:, :, :, row.keep, column.keep] for part in parts]))
             rows.append(torch.cat(cells, dim=4))
         return torch.cat(rows, dim=3)
@@ -180,18 +208,26 @@ class CausalVAE(nn.Module):
         """The decoder after its middle block, [B, C, T', h, w] -> [B, 3, T, H, W] on the CPU."""
         time, *strides = self.config.stride
         b, _, t, h, w = features.shape
-        shape = (b, 3, (t - 1) * time + 1, h * strides[0], w * strides[1])
+        shape = (b, PIXEL_CHANNELS, (t - 1) * time + 1, h * strides[0], w * strides[1])
         video = torch.empty(shape, dtype=features.dtype, device="cpu")
         for row in tile_axis(h, tile, self.config.decoder_halo):
             for column in tile_axis(w, tile, self.config.decoder_halo):
                 start, cache = 0, None if chunk is None else FrameCache()
                 parts = chunks(features[:, :, :, row.read, column.read], chunk)
-                for frames in (frames for part in parts for frames in self.decoder.local(part, cache)):
+                for frames in (frames for part in parts for frames in self._pixels(part, cache)):
                     frames = frames[:, :, :, scaled(row.keep, strides[0]), scaled(column.keep, strides[1])]
                     target = video[:, :, start : start + frames.shape[2]]
                     target[:, :, :, scaled(row.place, strides[0]), scaled(column.place, strides[1])] = frames
                     start += frames.shape[2]
         return video
+
+    def _folded(self, pixels: Tensor) -> Tensor:
+        """What the encoder takes."""
+        return self._to_compute(fold(pixels, self.config.patch))
+
+    def _pixels(self, features: Tensor, cache: FrameCache | None) -> Iterator[Tensor]:
+        """The decoder after its middle block, frame by frame or a few at a time."""
+        return (unfold(part, self.config.patch) for part in self.decoder.local(features, cache))
 
     def _to_compute(self, x: Tensor) -> Tensor:
         """Device and type of the weights, and on a CPU the layout in which channels are neighbours."""
@@ -201,7 +237,7 @@ class CausalVAE(nn.Module):
     def _usable_frames(self, video: Tensor) -> Tensor:
         """The video without the frames after its last complete group."""
         frames, height, width = self.config.stride
-        if video.ndim != 5 or video.shape[1] != 3 or video.shape[0] < 1:
+        if video.ndim != 5 or video.shape[1] != PIXEL_CHANNELS or video.shape[0] < 1:
             raise ValueError(f"a video must be [B, 3, T, H, W], got {list(video.shape)}")
         t, h, w = video.shape[2:]
         if t < 1:
@@ -274,6 +310,21 @@ def join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def middle(dim: int, dropout: float) -> nn.Sequential:
-    """The layers at latent resolution; the only ones that see a whole frame."""
-    return nn.Sequential(ResidualBlock(dim, dim, dropout), AttentionBlock(dim), ResidualBlock(dim, dim, dropout))
+def fold(x: Tensor, patch: int) -> Tensor:
+    """[B, C, T, H, W] -> [B, C * patch * patch, T, H / patch, W / patch]: each patch of pixels becomes channels.
+
+    Channels are in the order (channel, column within the patch, row within the patch), as released weights expect.
+    """
+    if patch == 1:
+        return x
+    b, c, t, h, w = x.shape
+    x = x.reshape(b, c, t, h // patch, patch, w // patch, patch)
+    return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+
+
+def unfold(x: Tensor, patch: int) -> Tensor:
+    """The inverse of `fold`."""
+    if patch == 1:
+        return x
+    x = x.unflatten(1, (-1, patch, patch))  # [B, C, column, row, T, H, W]
+    return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)

@@ -224,11 +224,53 @@ class Resample(nn.Module):
         return first if x.shape[2] == 1 else torch.cat([first, self.time_conv(x)], dim=2)
 
 
+class AvgDown3D(nn.Module):
+    """A shortcut past a stage that lowers the resolution: averages of groups of values, no parameters.
+
+    The values of each `time` frames x `space` rows x `space` columns, in the order (channel, frame, row, column), are
+    cut into out_dim groups of equal size. A number of frames that is no multiple of `time` gets zero frames in front.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, time: int, space: int):
+        super().__init__()
+        self.time, self.space, self.out_dim = time, space, out_dim
+        assert in_dim * time * space * space % out_dim == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_dim, T, H, W] -> [B, out_dim, T / time, H / space, W / space]."""
+        if (time := self.time) == (space := self.space) == 1 and x.shape[1] == self.out_dim:
+            return x
+        x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
+        x = x.unflatten(4, (-1, space)).unflatten(3, (-1, space)).unflatten(2, (-1, time))
+        x = x.permute(0, 1, 3, 5, 7, 2, 4, 6)  # [B, C, time, space, space, T, H, W]
+        return x.flatten(1, 4).unflatten(1, (self.out_dim, -1)).mean(dim=2)
+
+
+class DupUp3D(nn.Module):
+    """A shortcut past a stage that raises the resolution: repeated values, no parameters.
+
+    Each channel is repeated until there are out_dim * time * space * space of them, which are then spread over
+    `time` frames x `space` rows x `space` columns: the inverse of the order of `AvgDown3D`.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, time: int, space: int):
+        super().__init__()
+        self.time, self.space, self.repeats = time, space, out_dim * time * space * space // in_dim
+        assert self.repeats * in_dim == out_dim * time * space * space
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """y [B, out_dim, T', H * space, W * space] plus x [B, in_dim, T, H, W] repeated.
+
+        Where y starts a video, it has T' = T * time - (time - 1) frames: the first frame of x is not repeated in time.
+        """
+        time, space = self.time, self.space
+        x = x.repeat_interleave(self.repeats, dim=1).unflatten(1, (-1, time, space, space))
+        x = x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return y + x[:, :, -y.shape[2] :]
+
+
 def run_chunk(layers: Iterable[nn.Module], x: Tensor, cache: FrameCache | None) -> Tensor:
-    """Apply `layers` in order; those that have a state continue from `cache`."""
+    """Apply `layers` in order, each continuing from what `cache` holds of it."""
     for layer in layers:
-        x = layer(x, cache) if isinstance(layer, STATEFUL) else layer(x)
+        x = layer(x, cache)
     return x
-
-
-STATEFUL = (CausalConv3d, ResidualBlock, AttentionBlock, Resample, OutputHead)

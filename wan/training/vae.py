@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wan.modules.vae2_2 import DownStage, UpStage
 from wan.modules.vae_blocks import Resample, ResidualBlock
 from wan.training.loss import Loss
 
@@ -63,13 +64,17 @@ def psnr(mean_square: Tensor) -> Tensor:
 
 @torch.no_grad()
 def init_as_resampler(vae: nn.Module, generator: torch.Generator) -> None:
-    """Draw weights with which the skip path of a VAE 2.1 already carries colours down to the latents and back up.
+    """Draw weights with which the skip path of a VAE already carries colours down to the latents and back up.
 
     Random weights lose the signal on the way through the strided convolutions; from there, a small VAE spends most of a
     short training on finding it again. Here downsampling starts as 2x2 averaging, upsampling as nearest neighbour,
-    width changes as orthogonal maps, and the residual branches small. The latents start with little noise.
+    width changes as orthogonal maps, and the residual branches small. Stages of VAE 2.2 have shortcuts that do so
+    without weights: there, the convolutions that change the resolution start small like any branch. The latents start
+    with little noise.
     """
     vae.init_weights(generator)
+    stages = [module for module in vae.modules() if isinstance(module, DownStage | UpStage)]
+    bypassed = {layer for stage in stages for layer in stage.modules() if isinstance(layer, Resample)}
     for module in vae.modules():
         if isinstance(module, ResidualBlock):
             module.residual[6].weight *= 0.2
@@ -78,6 +83,8 @@ def init_as_resampler(vae: nn.Module, generator: torch.Generator) -> None:
         elif isinstance(module, Resample):
             weight = module.resample[1].weight  # [out, in, 3, 3]
             weight *= 0.2
+            if module in bypassed:
+                continue
             if module.mode.startswith("down"):
                 weight[:, :, :2, :2] += 0.25 * torch.eye(len(weight))[:, :, None, None]
             else:

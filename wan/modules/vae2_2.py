@@ -1,0 +1,182 @@
+"""VAE 2.2: 4 x 16 x 16 compression into 48 channels. Used by TI2V-5B.
+
+Beside what VAE 2.1 does, pixels are folded 2x2 into channels, and every stage that changes the resolution has a
+shortcut without parameters around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from wan.modules.vae import CausalVAE, VAEConfig
+from wan.modules.vae_blocks import AvgDown3D, DupUp3D, FrameCache, Resample, ResidualBlock, run_chunk
+from wan.modules.vae_coders import Decoder3d, Encoder3d, Stage
+from wan.modules.vae_wrapper import VideoVAE
+
+LATENT_MEAN = (
+    *(-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557),
+    *(-0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825),
+    *(-0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502),
+    *(-0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230),
+    *(-0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.0520, 0.3748),
+    *(0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667),
+)
+LATENT_STD = (
+    *(0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013),
+    *(0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978),
+    *(0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659),
+    *(0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093),
+    *(0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887),
+    *(0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744),
+)
+
+
+@dataclass(frozen=True)
+class VAE2_2Config(VAEConfig):
+    """Architecture of a VAE with folded pixels and shortcuts; the defaults are the released VAE 2.2."""
+
+    dim: int = 160  # channels of the encoder at the resolution of the folded pixels
+    z_dim: int = 48
+    dec_dim: int = 256  # channels of the decoder there
+
+    title: ClassVar[str] = "VAE 2.2"
+    patch: ClassVar[int] = 2
+    layer_pattern: ClassVar[str] = r"encoder\.downsamples\.(\d+)\.downsamples\.(\d+)\."
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dec_dim < 1:
+            raise ValueError(f"dec_dim must be at least 1, got {self.dec_dim}")
+        temporal = self.temporal_downsample
+        for stage, (given, made) in enumerate(pairwise((1, *self.dim_mult))):
+            factor = 1 if stage == len(temporal) else 8 if temporal[stage] else 4
+            if given * factor % made:
+                self._refuse(stage, given * factor, made)
+        # The decoder's stages undo the encoder's in reverse order, but change their width one stage later.
+        for stage, (made, given) in enumerate(pairwise(self.dim_mult)):
+            factor = 8 if temporal[stage] else 4
+            if made * factor % given:
+                self._refuse(stage + 1, made * factor, given)
+
+    def _refuse(self, stage: int, values: int, mult: int) -> None:
+        fitting = [n for n in range(1, values + 1) if values % n == 0]
+        near = sorted(fitting, key=lambda n: abs(n - mult))[:2]
+        raise ValueError(
+            f"dim_mult {self.dim_mult}: the shortcut of stage {stage} groups {values} values per position (in units of "
+            f"dim) by {mult}, which does not divide them; try {' or '.join(map(str, sorted(near)))} instead of {mult}"
+        )
+
+    @property
+    def decoder_dim(self) -> int:
+        return self.dec_dim
+
+    @classmethod
+    def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> VAE2_2Config:
+        config = super().from_state(shapes)
+        return replace(config, dec_dim=shapes["decoder.head.2.weight"][1] // config.dim_mult[0])
+
+
+class CausalVAE2_2(CausalVAE):
+    """The network under its released parameter names; latents without the published scaling."""
+
+    config_class = VAE2_2Config
+
+    def __init__(self, config: VAE2_2Config | None = None):
+        super().__init__(config or VAE2_2Config())
+        config = self.config
+        widths, channels = config.encoder_widths, config.folded_channels
+        self.encoder = Encoder3d(channels, widths, downsamples(config), config.z_dim, config.dropout)
+        widths = config.decoder_widths
+        self.decoder = StagedDecoder3d(config.z_dim, widths, upsamples(config), channels, config.dropout)
+
+    def _usable_frames(self, video: Tensor) -> Tensor:
+        frames = super()._usable_frames(video)
+        (h, w), steps = video.shape[3:], self.config.stride[1:]
+        if h % steps[0] or w % steps[1]:
+            near = [max(1, round(size / step)) * step for size, step in zip((h, w), steps, strict=True)]
+            raise ValueError(
+                f"{self.config.title} needs a width and height that are multiples of {steps[1]} pixels, got {w}x{h}; "
+                f"the nearest size is {near[1]}x{near[0]}"
+            )
+        return frames
+
+
+class Wan2_2_VAE(VideoVAE):
+    """Videos [3, T, H, W] <-> latents [48, 1 + (T - 1) // 4, H / 16, W / 16]; H and W are multiples of 16."""
+
+    network, file = CausalVAE2_2, "Wan2.2_VAE.pth"
+    latent_mean, latent_std = LATENT_MEAN, LATENT_STD
+
+
+def downsamples(config: VAE2_2Config) -> nn.Sequential:
+    """The encoder's stages."""
+    temporal = (*config.temporal_downsample, None)
+    return nn.Sequential(
+        *(
+            DownStage(width, out, config.num_res_blocks, doubles, config.dropout)
+            for (width, out), doubles in zip(pairwise(config.encoder_widths), temporal, strict=True)
+        )
+    )
+
+
+def upsamples(config: VAE2_2Config) -> nn.Sequential:
+    """The decoder's stages."""
+    temporal = (*config.temporal_downsample[::-1], None)
+    return nn.Sequential(
+        *(
+            UpStage(width, out, config.num_res_blocks + 1, doubles, config.dropout)
+            for (width, out), doubles in zip(pairwise(config.decoder_widths), temporal, strict=True)
+        )
+    )
+
+
+def residual_blocks(width: int, out: int, count: int, dropout: float) -> list[nn.Module]:
+    return [ResidualBlock(width if block == 0 else out, out, dropout) for block in range(count)]
+
+
+class DownStage(nn.Module):
+    """Residual blocks and half the resolution, plus the average of the input.
+
+    temporal: whether the frame rate is halved, too; None when the resolution stays.
+    """
+
+    def __init__(self, width: int, out: int, blocks: int, temporal: bool | None, dropout: float = 0.0):
+        super().__init__()
+        layers = residual_blocks(width, out, blocks, dropout)
+        if temporal is not None:
+            layers.append(Resample(out, "downsample3d" if temporal else "downsample2d"))
+        self.downsamples = nn.Sequential(*layers)
+        self.shortcut = AvgDown3D(width, out, 2 if temporal else 1, 1 if temporal is None else 2)
+
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        return run_chunk(self.downsamples, x, cache) + self.shortcut(x)
+
+
+class UpStage(nn.Module):
+    """Residual blocks and double the resolution, plus the repeated input. `vae_coders.run_stages` runs it.
+
+    temporal: whether the frame rate is doubled, too; None when the resolution stays, and then without a shortcut.
+    """
+
+    def __init__(self, width: int, out: int, blocks: int, temporal: bool | None, dropout: float = 0.0):
+        super().__init__()
+        layers = residual_blocks(width, out, blocks, dropout)
+        if temporal is not None:
+            layers.append(Resample(out, "upsample3d" if temporal else "upsample2d"))
+        self.upsamples = nn.Sequential(*layers)
+        self.shortcut = None if temporal is None else DupUp3D(width, out, 2 if temporal else 1, 2)
+
+    def stage(self) -> Stage:
+        if self.shortcut is None:
+            return Stage(list(self.upsamples), None)
+        return Stage(list(self.upsamples[:-1]), self.upsamples[-1], self.shortcut)
+
+
+class StagedDecoder3d(Decoder3d):
+    def stages(self) -> list[Stage]:
+        return [part.stage() for part in self.upsamples]

@@ -1,0 +1,118 @@
+"""The public face of a video autoencoder: lists in, lists out, with the published scaling of the latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from wan.checkpoint.formats import released_names
+from wan.checkpoint.loading import load_module
+from wan.checkpoint.source import open_source
+from wan.modules.vae import PIXEL_CHANNELS, CausalVAE
+
+
+class VideoVAE:
+    """Lists of videos [3, T, H, W] in [-1, 1] <-> lists of scaled float32 latents [z, T', h, w].
+
+    A list may be any iterable, also a stacked 5-D tensor; its elements may differ in size and are processed one by one.
+    """
+
+    network: ClassVar[type[CausalVAE]]
+    file: ClassVar[str]  # the name of the released weights
+    latent_mean: ClassVar[tuple[float, ...]]  # statistics of the released model's latents, per channel:
+    latent_std: ClassVar[tuple[float, ...]]  # constants of the system, in no checkpoint
+
+    def __init__(
+        self,
+        z_dim: int | None = None,
+        vae_pth: str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        tiling: int | None = None,
+        model: CausalVAE | None = None,
+    ):
+        """Load `vae_pth`, or wrap `model`. Computes in `dtype`, whatever autocast region the caller is in.
+
+        `z_dim` can only be the published number of latent channels. `tiling` is the edge in pixels of the tiles that
+        frames are cut into when memory is short; None: whole frames. The result is the same; small tiles cost time,
+        because each is computed with a margin of 13 latent pixels around it.
+        """
+        title, channels = self.network.config_class.title, len(self.latent_mean)
+        if z_dim not in (None, channels):
+            raise ValueError(f"{title} has {channels} latent channels, got z_dim {z_dim}")
+        if (vae_pth is None) == (model is None):
+            raise ValueError(f"give vae_pth, the path of {self.file}, or a model; exactly one of the two")
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.model = load_vae(self.network, vae_pth, dtype, device) if model is None else model.to(self.device, dtype)
+        if self.model.z_dim != channels:
+            raise ValueError(f"the VAE has {self.model.z_dim} latent channels, the published statistics {channels}")
+        self.tiling = tiling
+        self.mean = torch.tensor(self.latent_mean, device=self.device).view(-1, 1, 1, 1)
+        # Upstream multiplies and divides by the rounded reciprocal; dividing by the std itself differs by 5e-6.
+        self.inverse_std = 1.0 / torch.tensor(self.latent_std, device=self.device).view(-1, 1, 1, 1)
+
+    def encode(self, videos: Iterable[Tensor]) -> list[Tensor]:
+        """Videos [3, T, H, W] -> latents [z, 1 + (T - 1) // 4, h, w], float32, deterministic.
+
+        Any float dtype and device. Frames after the last full group of 4 are ignored.
+        """
+        return [self._encode_one(video) for video in videos]
+
+    def decode(self, latents: Iterable[Tensor]) -> list[Tensor]:
+        """Latents [z, T', h, w] -> videos [3, 4T' - 3, H, W], float32, clamped to [-1, 1]."""
+        return [self._decode_one(latent) for latent in latents]
+
+    def decode_stream(self, latent: Tensor) -> Iterator[Tensor]:
+        """Decode [z, T', h, w] into consecutive chunks [3, f, H, W] as `decode` would, one at a time."""
+        if latent.ndim != 4 or latent.shape[0] != self.model.z_dim:
+            raise ValueError(f"a latent must be [{self.model.z_dim}, T, h, w], got {list(latent.shape)}")
+        latent = latent.to(self.device, torch.float32) / self.inverse_std + self.mean
+        steps = self.model.decode_chunks(latent[None], tile=self._tile())
+        while (chunk := self._next(steps)) is not None:
+            yield chunk[0].float().clamp_(-1, 1)
+
+    def _encode_one(self, video: Tensor) -> Tensor:
+        if video.ndim != 4:
+            raise ValueError(f"encode takes a list of videos [3, T, H, W], got an element of shape {list(video.shape)}")
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            frames = self.model.config.stride[0]
+            mean = self.model.encode(video[None], chunk=frames, tile=self._tile())[0].float()
+        return (mean - self.mean) * self.inverse_std
+
+    def _decode_one(self, latent: Tensor) -> Tensor:
+        video, start = None, 0
+        for chunk in self.decode_stream(latent):
+            if video is None:  # written in place: joining at the end would hold every frame twice
+                time, height, width = self.model.config.stride
+                t, h, w = latent.shape[1:]
+                video = chunk.new_empty(PIXEL_CHANNELS, (t - 1) * time + 1, h * height, w * width)
+            video[:, start : start + chunk.shape[1]] = chunk
+            start += chunk.shape[1]
+        return video
+
+    def _next(self, steps: Iterator[Tensor]) -> Tensor | None:
+        # Entered for each chunk: a region held open across `yield` would leak into the consumer.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return next(steps, None)
+
+    def _tile(self) -> int | None:
+        if self.tiling is None:
+            return None
+        stride = self.model.config.stride[1]
+        if self.tiling < stride:
+            raise ValueError(f"tiling must be None or at least {stride} pixels, got {self.tiling}; 256 is a good start")
+        return self.tiling // stride
+
+
+def load_vae(network: type[CausalVAE], path: str | Path, dtype: torch.dtype, device: torch.device | str) -> CausalVAE:
+    """Read a VAE of any size; its architecture is that of the tensors in the file."""
+    source = open_source(path)
+    stored, _ = released_names(source.names())
+    config = network.config_class.from_state({name: source.shape(key) for name, key in stored.items()})
+    return load_module(lambda: network(config), source, dtype=dtype, device=device)
