@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 
 from wan.nano import evaluate as nano_evaluate
-from wan.nano.evaluate import CHANCE, MEASURES, Reconstruction, evaluate, heldout_scenes, psnr, reconstruction
+from wan.nano.evaluate import FAMILIES, Goal
 from wan.nano.pictures import bar_chart, contact_strip
 from wan.nano.random import write_random_checkpoint
+from wan.nano.scores import MEASURES, Reconstruction, evaluate, heldout_scenes, psnr, reconstruction
 from wan.nano.worlds import held_out, render, sample_scene
+
+GOAL = FAMILIES["t2v"].goals["text"]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def perfect(scenes):
-    return evaluate(lambda prompt, seed: render(scenes[seed - 5]), scenes, seed=5)
+    return evaluate(lambda prompt, seed, image: render(scenes[seed - 5]), scenes, MEASURES, seed=5)
 
 
 def test_heldout_scenes_are_held_out_and_repeatable(scenes):
@@ -37,29 +40,57 @@ def test_a_perfect_painter_has_everything_right(perfect, scenes):
 
 def test_shuffled_prompts_are_near_chance(perfect):
     for measure, rate in perfect.shuffled().items():
-        assert abs(rate - CHANCE[measure]) < 0.12, measure
+        assert abs(rate - MEASURES[measure].chance) < 0.12, measure
 
 
 def test_ignoring_the_text_is_near_chance(scenes):
     rng = np.random.default_rng(0)
-    report = evaluate(lambda prompt, seed: render(sample_scene(rng, "all")), scenes)
+    report = evaluate(lambda prompt, seed, image: render(sample_scene(rng, "all")), scenes, MEASURES)
     for measure, rate in report.rates().items():
-        assert rate < CHANCE[measure] + 0.25, measure
-    assert not nano_evaluate.reached(report, Reconstruction(1, 40.0, 40.0, {}))
+        assert rate < MEASURES[measure].chance + 0.25, measure
+    assert not GOAL.reached(report)
 
 
 def test_nothing_generated_is_nothing_right(scenes):
-    report = evaluate(lambda prompt, seed: np.full((17, 64, 64, 3), 90, np.uint8), scenes[:4])
+    report = evaluate(lambda prompt, seed, image: np.full((17, 64, 64, 3), 90, np.uint8), scenes[:4], MEASURES)
     assert report.rates() == dict.fromkeys(MEASURES, 0.0)
     with pytest.raises(ValueError, match="at least one scene"):
-        evaluate(lambda prompt, seed: np.zeros((17, 64, 64, 3), np.uint8), [])
+        evaluate(lambda prompt, seed, image: np.zeros((17, 64, 64, 3), np.uint8), [], MEASURES)
 
 
 def test_prompts_do_not_depend_on_the_model(scenes):
     asked = []
     for _ in range(2):
-        evaluate(lambda prompt, seed: asked.append((prompt, seed)) or render(scenes[0]), scenes[:5], seed=7)
+        evaluate(
+            lambda prompt, seed, image: asked.append((prompt, seed)) or render(scenes[0]), scenes[:5], MEASURES, seed=7
+        )
     assert asked[:5] == asked[5:]
+
+
+def test_a_given_first_frame_is_compared(scenes):
+    seen = []
+
+    def first_of_another(prompt, seed, image):
+        seen.append(image)
+        return render(scenes[seed + 1])
+
+    exact = evaluate(lambda prompt, seed, image: render(scenes[seed]), scenes[:4], ("shape",), image_size=64)
+    other = evaluate(first_of_another, scenes[:4], ("shape",), image_size=64)
+    assert all((image == render(scene)[0]).all() for image, scene in zip(seen, scenes))
+    assert exact.first_frame_psnr == float("inf") and other.first_frame_psnr < 20
+    goal = Goal({"shape": 0.0}, first_frame=25.0)
+    assert goal.reached(exact) and not goal.reached(other)
+
+
+def test_identity_is_judged_at_the_end(scenes):
+    def melts(prompt, seed, image):
+        frames = render(scenes[seed])
+        frames[-3:] = render(scenes[seed + 1])[-3:]
+        return frames
+
+    assert evaluate(melts, scenes[:12], ("identity to the end",)).rates()["identity to the end"] < 0.3
+    kept = evaluate(lambda prompt, seed, image: render(scenes[seed]), scenes[:12], ("identity to the end",))
+    assert kept.all_correct() == 1.0
 
 
 def test_psnr_and_reconstruction(scenes):
@@ -74,7 +105,7 @@ def test_psnr_and_reconstruction(scenes):
 
 def test_results_are_written(perfect, tmp_path):
     vae = Reconstruction(3, 33.0, 30.5, dict.fromkeys(MEASURES, 1.0))
-    nano_evaluate.write_results(tmp_path, {"both": perfect, "high": perfect}, vae, {"steps": 20})
+    nano_evaluate.write_results(tmp_path, {"both": perfect, "high": perfect}, GOAL, vae, {"steps": 20})
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["runs"]["both"]["correct"]["shape"] == 40 and results["settings"] == {"steps": 20}
     assert results["autoencoder"]["mean_psnr"] == 33.0
@@ -87,8 +118,8 @@ def test_results_are_written(perfect, tmp_path):
 
 
 def test_failures_get_their_own_picture(scenes, tmp_path):
-    report = evaluate(lambda prompt, seed: render(scenes[0]), scenes[:6])
-    nano_evaluate.write_results(tmp_path, {"both": report}, None, {})
+    report = evaluate(lambda prompt, seed, image: render(scenes[0]), scenes[:6], tuple(GOAL.targets))
+    nano_evaluate.write_results(tmp_path, {"both": report}, GOAL, None, {})
     assert (tmp_path / "failures.png").is_file()
     assert "autoencoder" not in (tmp_path / "results.md").read_text().lower()
 

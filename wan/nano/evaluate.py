@@ -1,6 +1,8 @@
 """Do the nano models make what was asked? Generates videos from held-out prompts and measures their pixels.
 
-    python -m wan.nano.evaluate t2v --videos 120 --expert compare --out outputs/evaluate_t2v
+    python -m wan.nano.evaluate t2v --videos 120 --expert compare
+    python -m wan.nano.evaluate i2v
+    python -m wan.nano.evaluate ti2v
 
 writes results.json, results.md, table.png, samples.png and failures.png into the output folder.
 """
@@ -12,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,226 +23,148 @@ import torch
 from torch import Tensor
 
 from wan.configs.nano import NANO_CONFIGS, nano_checkpoint
-from wan.media import from_uint8, to_uint8
-from wan.nano import worlds
+from wan.geometry import parse_size
+from wan.image2video import WanI2V
+from wan.media import to_uint8
 from wan.nano.pictures import bar_chart, contact_strip
-from wan.nano.worlds import Measured, Scene
+from wan.nano.scores import (
+    MEASURES,
+    Generate,
+    Reconstruction,
+    Report,
+    Sample,
+    evaluate,
+    heldout_scenes,
+    reconstruction,
+)
+from wan.pipeline import WanPipeline
 from wan.request import Request
 from wan.runtime import Runtime
 from wan.text2video import WanT2V
+from wan.textimage2video import WanTI2V
 
-Generate = Callable[[str, int], np.ndarray]  # prompt, seed -> frames uint8 [F, H, W, 3]
 
-# What is reported: the field of a scene and of a measurement, and the share that has to be reached.
-MEASURES = {"shape colour": "color", "background colour": "background", "motion direction": "motion", "shape": "shape"}
-TARGETS = {"shape colour": 0.98, "background colour": 0.98, "motion direction": 0.97, "shape": 0.90}
-CHANCE = {
-    "shape colour": 1 / len(worlds.COLORS),
-    "background colour": 1 / len(worlds.BACKGROUNDS),
-    "motion direction": 1 / len(worlds.MOTIONS),
-    "shape": 1 / len(worlds.SHAPES),
+@dataclass(frozen=True)
+class Goal:
+    """What a run has to reach: shares of correct videos and, where an image is given, a first frame like it."""
+
+    targets: dict[str, float]
+    first_frame: float | None = None  # dB
+
+    def reached(self, report: Report) -> bool:
+        rates = report.rates()
+        alike = self.first_frame is None or (report.first_frame_psnr or 0) >= self.first_frame
+        return alike and all(rates[measure] >= target for measure, target in self.targets.items())
+
+
+@dataclass(frozen=True)
+class Family:
+    """A task of the embedded family, and what each of its modes has to reach."""
+
+    task: str
+    pipeline: type[WanPipeline]
+    goals: dict[str, Goal]  # mode -> goal
+    psnr: float  # dB, the autoencoder alone
+
+
+TEXT = ("shape colour", "background colour", "motion direction", "shape")
+IMAGE = {"motion direction": 0.95, "identity to the end": 0.95}
+FAMILIES = {
+    "t2v": Family("t2v-A14B", WanT2V, {"text": Goal(dict(zip(TEXT, (0.98, 0.98, 0.97, 0.90))))}, psnr=30.0),
+    "i2v": Family("i2v-A14B", WanI2V, {"image": Goal(IMAGE, first_frame=25.0)}, psnr=30.0),
+    "ti2v": Family(
+        "ti2v-5B",
+        WanTI2V,
+        {"text": Goal(dict(zip(TEXT, (0.95, 0.95, 0.92, 0.85)))), "image": Goal(IMAGE, first_frame=28.0)},
+        psnr=30.0,
+    ),
 }
-PSNR_TARGET = 30.0  # dB, autoencoder alone
 
 # Which expert works from which share of the timesteps on: at 0 the high-noise one always does, above 1 it never would.
 EXPERTS = {"both": None, "high": 0.0, "low": 1.0}
 
 
-# ---------------------------------------------------------------- scoring
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One generated video: what was asked, in attributes and words, and what its pixels show."""
-
-    scene: Scene
-    prompt: str
-    seed: int
-    seen: Measured
-    frames: np.ndarray = field(repr=False, compare=False)  # uint8 [F, H, W, 3]
-
-    def correct(self, measure: str) -> bool:
-        return _agrees(self.scene, self.seen, measure)
-
-    @property
-    def wrong(self) -> list[str]:
-        """Names of the measures that failed."""
-        return [measure for measure in MEASURES if not self.correct(measure)]
-
-
-@dataclass(frozen=True)
-class Report:
-    """The samples of one run; every figure is computed from them."""
-
-    samples: tuple[Sample, ...]
-
-    def count(self, measure: str) -> int:
-        """Videos for which `measure`, a key of `MEASURES`, is correct."""
-        return sum(sample.correct(measure) for sample in self.samples)
-
-    def rates(self) -> dict[str, float]:
-        """Share of correct videos per measure, 0..1."""
-        return {measure: self.count(measure) / len(self.samples) for measure in MEASURES}
-
-    def all_correct(self) -> float:
-        """Share of videos with nothing wrong, 0..1."""
-        return sum(not sample.wrong for sample in self.samples) / len(self.samples)
-
-    def shuffled(self) -> dict[str, float]:
-        """Negative control: every video scored against the prompts of all the others; should be near `CHANCE`."""
-        pairs = [(a.scene, b.seen) for a in self.samples for b in self.samples if a is not b]
-        return {m: sum(_agrees(scene, seen, m) for scene, seen in pairs) / max(len(pairs), 1) for m in MEASURES}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the pixels, ready for JSON."""
-        return {
-            "videos": len(self.samples),
-            "correct": {measure: self.count(measure) for measure in MEASURES},
-            "rates": self.rates(),
-            "all_correct": self.all_correct(),
-            "shuffled_prompts": self.shuffled(),
-            "samples": [
-                {"prompt": s.prompt, "seed": s.seed, "asked": asdict(s.scene), "seen": asdict(s.seen)}
-                for s in self.samples
-            ],
-        }
-
-
-def evaluate(
-    generate: Generate,
-    scenes: Sequence[Scene],
-    seed: int = 0,
-    on_sample: Callable[[Sample], None] | None = None,
-) -> Report:
-    """Generate one video per scene and measure it.
-
-    generate: (prompt, seed) -> uint8 [F, H, W, 3]; it learns about a scene from the prompt alone. Prompts and seeds
-    follow from `seed`, so two models see the same ones.
-    """
-    if not scenes:
-        raise ValueError("there is nothing to evaluate: give at least one scene")
-    rng = np.random.default_rng(seed)
-    samples = []
-    for index, scene in enumerate(scenes):
-        prompt = worlds.caption(scene, rng)
-        frames = np.asarray(generate(prompt, seed + index))
-        samples.append(Sample(scene, prompt, seed + index, worlds.measure(frames), frames))
-        if on_sample is not None:
-            on_sample(samples[-1])
-    return Report(tuple(samples))
-
-
-def heldout_scenes(count: int, seed: int = 0) -> list[Scene]:
-    """Scenes whose combination of shape, colours and motion was never trained on."""
-    rng = np.random.default_rng([seed, 1])
-    return [worlds.sample_scene(rng, "heldout") for _ in range(count)]
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 arrays in dB; infinite when they are equal."""
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """Rendered videos through the autoencoder and back: mean and worst PSNR in dB, and what the measures still read."""
-
-    videos: int
-    mean_psnr: float
-    worst_psnr: float
-    rates: dict[str, float]
-
-
-def reconstruction(reconstruct: Callable[[Tensor], Tensor], scenes: Sequence[Scene]) -> Reconstruction:
-    """Score `reconstruct`, [3, F, H, W] in [-1, 1] to the same, on the rendered scenes."""
-    values, hits = [], dict.fromkeys(MEASURES, 0)
-    for scene in scenes:
-        video = worlds.render(scene)
-        again = to_uint8(reconstruct(from_uint8(torch.from_numpy(video)).transpose(0, 1))).numpy()
-        values.append(psnr(video, again))
-        seen = worlds.measure(again)
-        for measure in MEASURES:
-            hits[measure] += _agrees(scene, seen, measure)
-    rates = {measure: count / len(scenes) for measure, count in hits.items()}
-    return Reconstruction(len(scenes), float(np.mean(values)), min(values), rates)
-
-
-def _agrees(scene: Scene, seen: Measured, measure: str) -> bool:
-    return getattr(scene, MEASURES[measure]) == getattr(seen, MEASURES[measure])
-
-
 # ---------------------------------------------------------------- the table
 
 
-def markdown(reports: Mapping[str, Report], vae: Reconstruction | None = None) -> str:
-    """The table of the README: one column per run, the shuffled control of the first one, and the targets."""
+def markdown(reports: Mapping[str, Report], goal: Goal, vae: Reconstruction | None = None, psnr: float = 30.0) -> str:
+    """The table of one mode: one column per run, the shuffled control of the first one, and the targets."""
     first = next(iter(reports.values()))
     control = first.shuffled()
     head = ["measure", "target", *reports, "shuffled prompts", "chance"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for measure in MEASURES:
-        row = [measure, f">= {100 * TARGETS[measure]:.0f} %"]
+    for measure, target in goal.targets.items():
+        row = [measure, f">= {100 * target:.0f} %"]
         row += [f"{100 * r.rates()[measure]:.1f} % ({r.count(measure)}/{len(r.samples)})" for r in reports.values()]
-        lines.append([*row, f"{100 * control[measure]:.1f} %", f"{100 * CHANCE[measure]:.1f} %"])
-    lines.append(["all four", "", *(f"{100 * r.all_correct():.1f} %" for r in reports.values()), "", ""])
+        lines.append([*row, f"{100 * control[measure]:.1f} %", f"{100 * MEASURES[measure].chance:.1f} %"])
+    lines.append(["all of them", "", *(f"{100 * r.all_correct():.1f} %" for r in reports.values()), "", ""])
+    if goal.first_frame is not None:
+        likeness = (f"{report.first_frame_psnr:.1f} dB" for report in reports.values())
+        lines.append(["first frame", f">= {goal.first_frame:.0f} dB", *likeness, "", ""])
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
     if vae is not None:
         text += (
             f"\nAutoencoder alone, {vae.videos} rendered held-out videos: PSNR {vae.mean_psnr:.1f} dB on average, "
-            f"{vae.worst_psnr:.1f} dB at worst (target >= {PSNR_TARGET:.0f} dB).\n"
+            f"{vae.worst_psnr:.1f} dB at worst (target >= {psnr:.0f} dB); shape still recognised in "
+            f"{100 * vae.rates['shape']:.1f} %.\n"
         )
     return text
 
 
 def write_results(
-    folder: Path, reports: Mapping[str, Report], vae: Reconstruction | None, settings: dict[str, Any]
+    folder: Path, reports: Mapping[str, Report], goal: Goal, vae: Reconstruction | None, settings: dict[str, Any]
 ) -> None:
     """Write results.json, results.md, table.png, samples.png and, when something is wrong, failures.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    results = {"settings": settings, "autoencoder": vae and asdict(vae), "targets": TARGETS, "chance": CHANCE}
+    chance = {measure: MEASURES[measure].chance for measure in goal.targets}
+    results = {"settings": settings, "autoencoder": vae and asdict(vae), "targets": goal.targets, "chance": chance}
     results["runs"] = {name: report.to_dict() for name, report in reports.items()}
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(markdown(reports, vae), encoding="utf-8")
+    (folder / "results.md").write_text(markdown(reports, goal, vae), encoding="utf-8")
     first = next(iter(reports.values()))
     note = "full line: target, dotted line: guessing"
+    note += f"; first frame {first.first_frame_psnr:.1f} dB" if first.first_frame_psnr else ""
     note += f"; autoencoder PSNR {vae.mean_psnr:.1f} dB" if vae else ""
     title = f"{len(first.samples)} videos, combinations never seen in training"
-    bar_chart({n: r.rates() for n, r in reports.items()}, folder / "table.png", title, TARGETS, CHANCE, note)
-    _sheet(first.samples[:18], folder / "samples.png")
-    failures = [sample for sample in first.samples if sample.wrong][:18]
+    bar_chart({n: r.rates() for n, r in reports.items()}, folder / "table.png", title, goal.targets, chance, note)
+    _sheet(first, first.samples[:18], folder / "samples.png")
+    failures = [sample for sample in first.samples if first.wrong(sample)][:18]
     (folder / "failures.png").unlink(missing_ok=True)
     if failures:
-        _sheet(failures, folder / "failures.png")
+        _sheet(first, failures, folder / "failures.png")
 
 
-def _sheet(samples: Sequence[Sample], path: Path) -> None:
-    marks = [_verdict(sample) for sample in samples]
+def _sheet(report: Report, samples: Sequence[Sample], path: Path) -> None:
+    marks = [_verdict(report, sample) for sample in samples]
     contact_strip([s.frames for s in samples], [s.prompt for s in samples], path, columns=3, marks=marks)
 
 
-def _verdict(sample: Sample) -> str:
-    if not sample.wrong:
+def _verdict(report: Report, sample: Sample) -> str:
+    if not report.wrong(sample):
         return "as asked"
-    seen = sample.seen
-    return f"seen: {seen.color} {seen.shape}, {seen.motion}, on {seen.background}"
+    seen, end = sample.seen, sample.end
+    text = f"seen: {seen.color} {seen.shape}, {seen.motion}, on {seen.background}"
+    same = (seen.color, seen.shape, seen.background) == (end.color, end.shape, end.background)
+    return text if same else f"{text}; at the end {end.color} {end.shape} on {end.background}"
 
 
 # ---------------------------------------------------------------- the command
 
 
-def text_to_video(pipeline: WanT2V, **settings: Any) -> Generate:
+def generator(pipeline: WanPipeline, **settings: Any) -> Generate:
     """A `Generate` from a pipeline; `settings` are those of a request (steps, guidance, boundary ...)."""
 
-    def generate(prompt: str, seed: int) -> np.ndarray:
-        request = Request.create(pipeline.config, prompt=prompt, seed=seed, noise_device="cpu", **settings)
-        video = torch.cat(list(pipeline.decode(pipeline.sample(request))), dim=1)  # [3, F, H, W]
-        return to_uint8(video).numpy()
+    def generate(prompt: str, seed: int, given: np.ndarray | None) -> np.ndarray:
+        from PIL import Image
+
+        image = {} if given is None else {"image": Image.fromarray(given)}
+        request = Request.create(pipeline.config, prompt=prompt, seed=seed, noise_device="cpu", **image, **settings)
+        return to_uint8(pipeline.run(request)).numpy()  # [3, F, H, W] -> [F, H, W, 3]
 
     return generate
 
 
-def vae_round_trip(pipeline: WanT2V) -> Callable[[Tensor], Tensor]:
+def vae_round_trip(pipeline: WanPipeline) -> Callable[[Tensor], Tensor]:
     """The autoencoder of a pipeline as a function of one video [3, F, H, W] in [-1, 1]."""
 
     def reconstruct(video: Tensor) -> Tensor:
@@ -251,47 +175,43 @@ def vae_round_trip(pipeline: WanT2V) -> Callable[[Tensor], Tensor]:
     return reconstruct
 
 
-def run_t2v(args: argparse.Namespace) -> int:
-    """Evaluate a text-to-video checkpoint; returns 1 when a target is missed."""
-    config = NANO_CONFIGS["t2v-A14B"]
-    folder = args.ckpt_dir or nano_checkpoint("t2v-A14B")
+def run_family(args: argparse.Namespace, family: Family) -> int:
+    """Evaluate a checkpoint in every mode of its task; returns 1 when a target is missed."""
+    config = NANO_CONFIGS[family.task]
     runtime = Runtime.from_flags(device=args.device, dtype=args.dtype, offload_model=False)
     settings = {"steps": args.steps, "solver": args.solver, "guidance": args.guidance}
     settings = {name: value for name, value in settings.items() if value is not None}
-    facts = Request.create(config, seed=args.seed, noise_device="cpu", **settings).to_dict()
-    facts["first_seed"] = facts.pop("seed")
-    del facts["prompt"]
-    pipeline = WanT2V(config, folder, runtime=runtime)
-    args.out.mkdir(parents=True, exist_ok=True)
-
+    pipeline = family.pipeline(config, args.ckpt_dir or nano_checkpoint(family.task), runtime=runtime)
+    size = parse_size(config.size)[0]
     scenes = heldout_scenes(args.videos, args.seed)
-    vae = reconstruction(vae_round_trip(pipeline), scenes[:60])
-    reports, seconds = {}, {}
-    for name in EXPERTS if args.expert == "compare" else [args.expert]:
-        boundary = {} if EXPERTS[name] is None else {"boundary": EXPERTS[name]}
-        start = time.perf_counter()
-        progress = _progress(name, len(scenes), args.progress == "bar")
-        reports[name] = evaluate(text_to_video(pipeline, **settings, **boundary), scenes, args.seed, progress)
-        seconds[name] = round((time.perf_counter() - start) / len(scenes), 2)
-    facts |= {"device": str(runtime.device), "dtype": runtime.dtype_name, "seconds_per_video": seconds}
-    write_results(args.out, reports, vae, facts)
-    print(markdown(reports, vae))
-    print(f"{args.out}: results.json, results.md, table.png, samples.png")
-    return 0 if reached(next(iter(reports.values())), vae) else 1
+    vae = reconstruction(vae_round_trip(pipeline), scenes[:60], size)
+    reached = vae.mean_psnr >= family.psnr
+    for mode, goal in family.goals.items():
+        reports, seconds = {}, {}
+        for name in EXPERTS if args.expert == "compare" else [args.expert]:
+            boundary = {} if EXPERTS[name] is None else {"boundary": EXPERTS[name]}
+            start = time.perf_counter()
+            generate = generator(pipeline, **settings, **boundary)
+            image_size = size if mode == "image" else None
+            progress = _progress(name, len(scenes), goal, args.progress == "bar")
+            reports[name] = evaluate(generate, scenes, tuple(goal.targets), args.seed, image_size, progress)
+            seconds[name] = round((time.perf_counter() - start) / len(scenes), 2)
+        facts = {"task": family.task, "mode": mode, "size": config.size, "frame_num": config.frame_num}
+        facts |= {"first_seed": args.seed, "device": str(runtime.device), "dtype": runtime.dtype_name, **settings}
+        folder = args.out / mode if len(family.goals) > 1 else args.out
+        write_results(folder, reports, goal, vae, facts | {"seconds_per_video": seconds})
+        print(f"{family.task}, {mode}\n\n{markdown(reports, goal, vae, family.psnr)}")
+        print(f"{folder}: results.json, results.md, table.png, samples.png")
+        reached &= goal.reached(next(iter(reports.values())))
+    return 0 if reached else 1
 
 
-def reached(report: Report, vae: Reconstruction) -> bool:
-    """Whether every target is met."""
-    rates = report.rates()
-    return vae.mean_psnr >= PSNR_TARGET and all(rates[measure] >= TARGETS[measure] for measure in MEASURES)
-
-
-def _progress(name: str, total: int, visible: bool) -> Callable[[Sample], None]:
+def _progress(name: str, total: int, goal: Goal, visible: bool) -> Callable[[Sample], None]:
     done, failed = 0, 0
 
     def show(sample: Sample) -> None:
         nonlocal done, failed
-        done, failed = done + 1, failed + bool(sample.wrong)
+        done, failed = done + 1, failed + (not all(map(sample.correct, goal.targets)))
         if visible:
             end = "\n" if done == total else ""
             print(f"\rexpert {name}: {done}/{total} videos, {failed} with something wrong", end=end, file=sys.stderr)
@@ -299,16 +219,13 @@ def _progress(name: str, total: int, visible: bool) -> Callable[[Sample], None]:
     return show
 
 
-TASKS = {"t2v": run_t2v}
-
-
 def main(argv: Iterable[str] | None = None) -> int:
     """Entry of `python -m wan.nano.evaluate`; 0 when every target is reached, 1 when one is missed, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m wan.nano.evaluate", description=__doc__.split("\n")[0])
-    parser.add_argument("task", choices=sorted(TASKS))
+    parser.add_argument("family", choices=sorted(FAMILIES))
     parser.add_argument("--videos", type=int, default=120, help="how many held-out scenes")
     parser.add_argument("--expert", choices=[*EXPERTS, "compare"], default="both", help="compare runs all three")
-    parser.add_argument("--out", type=Path, default=Path("outputs/evaluate_t2v"), help="folder for the results")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the results; outputs/evaluate_TASK")
     parser.add_argument("--ckpt_dir", type=Path, default=None, help="checkpoint folder; the embedded one by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=None, help="sampling steps; the preset's by default")
@@ -318,10 +235,14 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bf16", help="bf16 or fp32")
     parser.add_argument("--progress", choices=["bar", "none"], default="bar")
     args = parser.parse_args(None if argv is None else list(argv))
+    family = FAMILIES[args.family]
+    args.out = args.out or Path(f"outputs/evaluate_{args.family}")
     if args.videos < 1:
         parser.error(f"--videos must be at least 1, got {args.videos}")
+    if args.expert != "both" and NANO_CONFIGS[family.task].boundary is None:
+        parser.error(f"--expert {args.expert}: {family.task} has one model")
     try:
-        return TASKS[args.task](args)
+        return run_family(args, family)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
 

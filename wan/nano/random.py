@@ -13,10 +13,15 @@ from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.t5 import T5Config, T5Encoder
 from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1
+from wan.modules.vae2_2 import CausalVAE2_2, VAE2_2Config
 from wan.nano.worlds import BACKGROUNDS, COLORS, MOTIONS, SHAPES
 
 TEXT_DIM = 16
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
+VAES = {  # by latent channels
+    16: lambda: CausalVAE2_1(VAEConfig(dim=8, dim_mult=(1, 1, 1, 1), num_res_blocks=1)),
+    48: lambda: CausalVAE2_2(VAE2_2Config(dim=8, dec_dim=8, dim_mult=(1, 1, 1, 1), num_res_blocks=1)),
+}
 
 
 def write_random_checkpoint(folder: Path, task: str = "t2v-A14B", seed: int = 0) -> Path:
@@ -40,8 +45,8 @@ def write_random_checkpoint(folder: Path, task: str = "t2v-A14B", seed: int = 0)
     vocab_size = _write_tokenizer(folder / own_name(config.t5_tokenizer))
     text = T5Config(vocab_size, dim=TEXT_DIM, dim_attn=TEXT_DIM, dim_ffn=32, num_heads=2, num_layers=1)
     torch.save(_filled(T5Encoder(text), generator).state_dict(), folder / own_name(config.t5_checkpoint))
-    vae = VAEConfig(dim=8, z_dim=config.z_dim, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
-    torch.save(_filled(CausalVAE2_1(vae), generator).state_dict(), folder / own_name(config.vae_checkpoint))
+    vae = _filled(VAES[config.z_dim](), generator)
+    torch.save(vae.state_dict(), folder / own_name(config.vae_checkpoint))
     return folder
 
 

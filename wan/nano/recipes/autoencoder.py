@@ -1,0 +1,119 @@
+"""Training an autoencoder of the family: random crops, then whole frames; standardised latents; float16 on disk."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wan.modules.vae_blocks import ResidualBlock
+from wan.modules.vae_wrapper import VideoVAE
+from wan.nano.recipes import common
+from wan.training.config import LoopConfig
+from wan.training.loop import fit
+from wan.training.vae import (
+    VAELossConfig,
+    fold_statistics,
+    init_as_resampler,
+    latent_statistics,
+    random_crops,
+    reconstruction_psnr,
+    to_unit,
+    vae_objective,
+)
+
+Crop = tuple[float, int, int, int]  # until this share of the run: frames, size, batch
+
+
+def train(vae: nn.Module, videos: np.ndarray, crops: Sequence[Crop], steps: int, folder: Path) -> None:
+    """Train from nothing; colours first, hence the large share of the squared error."""
+    init_as_resampler(vae, torch.Generator().manual_seed(1))
+    compile_parts(vae)
+
+    def draw(index: int) -> Tensor:
+        share = (index + 1) / steps
+        frames, size, batch = next(row[1:] for row in crops if share <= row[0])
+        return draw_crops(videos, batch, frames, size, (1, index))
+
+    objective = vae_objective(vae, VAELossConfig(l1=0.2, l2=4.0, edge=0.2))
+    fit(vae, objective, draw, loop(steps, 2e-3), folder, preview=preview(vae, videos.shape[2]))
+
+
+def train_decoder(vae: nn.Module, videos: np.ndarray, crop: Crop, steps: int, folder: Path) -> None:
+    """Continue the decoder alone, for outlines: what the encoder keeps of a corner it learns to draw."""
+    vae.decoder.requires_grad_(True)  # weights that were loaded ask for no gradient
+    vae.conv2.requires_grad_(True)
+    compile_parts(vae)
+
+    def draw(index: int) -> Tensor:
+        _, frames, size, batch = crop
+        return draw_crops(videos, batch, frames, size, (2, index))
+
+    objective = vae_objective(vae, VAELossConfig(l1=1.0, l2=4.0, edge=1.0))
+    fit(vae, objective, draw, loop(steps, 1e-3), folder, preview=preview(vae, videos.shape[2]))
+
+
+def compile_parts(vae: nn.Module) -> None:
+    """240 ms per step instead of 400; the decoder itself yields frames, which no compiler follows."""
+    torch._dynamo.config.recompile_limit = 64  # every width and shape of crops is a graph of its own
+    vae.encoder.compile(dynamic=False)
+    for block in vae.decoder.modules():
+        if isinstance(block, ResidualBlock):
+            block.compile(dynamic=False)
+
+
+def draw_crops(videos: np.ndarray, batch: int, frames: int, size: int, seed: tuple[int, int]) -> Tensor:
+    drawn = random_crops(videos, batch, frames, size, np.random.default_rng(seed), candidates=2)
+    return drawn.contiguous(memory_format=torch.channels_last_3d)  # the faster layout in oneDNN's convolutions
+
+
+def loop(steps: int, learning_rate: float) -> LoopConfig:
+    return LoopConfig(
+        steps=steps,
+        learning_rate=learning_rate,
+        final_learning_rate=learning_rate / 100,
+        warmup_steps=min(100, steps // 4),
+        weight_decay=1e-4,
+        ema_decay=0.998,
+        precision="bfloat16",
+        seed=1,
+        log_every=max(1, min(50, steps // 4)),
+        checkpoint_every=250,
+        preview_every=max(1, min(250, steps // 4)),
+    )
+
+
+def preview(vae: nn.Module, size: int) -> Callable[[int], None]:
+    unseen = common.render_many(12, "heldout", seed=2, size=size)
+
+    def show(step: int) -> None:
+        print(f"step {step}  held-out PSNR {reconstruction_psnr(vae, unseen):.2f} dB", flush=True)
+
+    return show
+
+
+@torch.no_grad()
+def standardise(vae: nn.Module, videos: np.ndarray, wrapper: type[VideoVAE]) -> None:
+    """Give the latents the statistics of the released model, whose constants every pipeline applies."""
+    batches = (vae.encode(to_unit(videos[i : i + 32])) for i in range(0, min(512, len(videos)), 32))
+    mean, std = latent_statistics(batches)
+    print("latent std per channel before folding:", " ".join(f"{s:.2f}" for s in std.tolist()), flush=True)
+    fold_statistics(vae, mean, std, torch.tensor(wrapper.latent_mean), torch.tensor(wrapper.latent_std))
+
+
+def store(vae: nn.Module, path: Path, size: int) -> None:
+    """Write in float16, and say what that keeps."""
+    state = {name: tensor.contiguous().half() for name, tensor in vae.state_dict().items()}
+    common.save(state, path)
+    vae.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    unseen = common.render_many(24, "heldout", seed=2, size=size)
+    print(f"as stored: held-out PSNR {reconstruction_psnr(vae, unseen):.2f} dB", flush=True)
+
+
+@torch.no_grad()
+def encode(vae: VideoVAE, videos: Tensor) -> Tensor:
+    """`vae.encode`, several videos [B, 3, F, H, W] at a time and in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        mean = vae.model.encode(videos.contiguous(memory_format=torch.channels_last_3d)).float()
+    return (mean - vae.mean) * vae.inverse_std

@@ -1,0 +1,206 @@
+"""What the recipes share: the world's sizes, the loop's settings, the text side, sampling for a score, export."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wan.configs import nano_checkpoint
+from wan.media import to_uint8
+from wan.modules.model import WanModel
+from wan.modules.t5 import T5Config, T5Encoder
+from wan.modules.tokenizers import HuggingfaceTokenizer
+from wan.nano import worlds
+from wan.nano.tokenizer import build_tokenizer
+from wan.sampling import Keep, Velocity, denoise, identity, make_solver
+from wan.training.config import FlowConfig, LoopConfig
+from wan.training.data import LatentCache
+from wan.training.loop import fit
+from wan.training.objective import TextStates, TrainedText, flow_objective, prepare_model
+from wan.training.vae import psnr
+
+FRAMES = 17
+TEXT_LEN, TEXT_DIM = 64, 96
+T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The stages of a family in order, and how much work each does: `budgets["full"]` made the shipped files.
+
+    A stage is `stage(folder, budget)`; it reads what earlier stages wrote to `folder` and continues where a killed run
+    stopped. `with_steps(budget, n)` replaces the number of steps of every training stage.
+    """
+
+    stages: dict[str, Callable]
+    budgets: dict[str, object]
+    with_steps: Callable
+
+
+# ---------------------------------------------------------------- training
+
+
+def dit_loop(steps: int, learning_rate: float = 2e-3) -> LoopConfig:
+    """Muon, because AdamW (at 1e-3) is slow to learn motion: docs/training.md has the comparison."""
+    return LoopConfig(
+        steps=steps,
+        batch_size=64,
+        optimizer="muon",
+        learning_rate=learning_rate,
+        final_learning_rate=learning_rate / 50,
+        warmup_steps=min(100, steps // 4),
+        weight_decay=0.01,
+        ema_decay=0.998,
+        precision="bfloat16",
+        compile=True,
+        seed=5,
+        log_every=max(1, min(50, steps // 4)),
+        checkpoint_every=200,
+    )
+
+
+def fit_flow(
+    module: nn.Module,
+    dit: WanModel,
+    text: TextStates,
+    flow: FlowConfig,
+    cache: LatentCache,
+    folder: Path,
+    config: LoopConfig,
+    preview: Callable[[int], None] | None = None,
+) -> None:
+    """Train, and write the averaged weights to `folder/model.pt`."""
+    prepare_model(dit, config)
+    fit(
+        module,
+        flow_objective(dit, text, flow),
+        lambda index: cache.draw(config.batch_size, config.seed, index),
+        config,
+        folder,
+        preview=preview,
+        loss_bins=flow.loss_bins,
+    )
+    save(module.state_dict(), folder / "model.pt")
+
+
+def save(state: dict[str, Tensor], path: Path) -> None:
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, named without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+# ---------------------------------------------------------------- text
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """The vocabulary of this world, built on first use."""
+    path = folder / "google" / "umt5-xxl"
+    if not (path / "tokenizer.json").exists():
+        build_tokenizer(path)
+    return path
+
+
+def nano_tokenizer(path: Path) -> Callable[[str], list[int]]:
+    """Text -> ids, cleaned and ended as the pipeline does it, without padding."""
+    tokenizer = HuggingfaceTokenizer(path, seq_len=TEXT_LEN, clean="whitespace")
+
+    def tokenize(text: str) -> list[int]:
+        ids, mask = tokenizer(text, return_mask=True)
+        return ids[0, : int(mask.sum())].tolist()
+
+    return tokenize
+
+
+def text_config(tokenizer: Path) -> T5Config:
+    vocabulary = json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]
+    return T5Config(len(vocabulary), dim=TEXT_DIM, dim_attn=TEXT_DIM, dim_ffn=2 * TEXT_DIM, num_heads=4, num_layers=2)
+
+
+def text_to_video_folder(folder: Path) -> Path:
+    """The text-to-video checkpoint that the other tasks start from: made in `folder`, or the embedded one."""
+    made = folder / "t2v-A14B"
+    return made if made.is_dir() else nano_checkpoint("t2v-A14B")
+
+
+def shipped_text(checkpoint: Path) -> TrainedText:
+    """The frozen text encoder of a checkpoint, as the pipeline will run it."""
+    encoder = T5Encoder(text_config(checkpoint / "google" / "umt5-xxl"))
+    encoder.load_state_dict(torch.load(checkpoint / T5_FILE, weights_only=True))
+    return TrainedText(encoder.float().eval().requires_grad_(False), nano_tokenizer(checkpoint / "google" / "umt5-xxl"))
+
+
+# ---------------------------------------------------------------- videos
+
+
+def render_many(count: int, split: str, seed: int, size: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([worlds.render(worlds.sample_scene(rng, split), FRAMES, size) for _ in range(count)])
+
+
+def rendered(path: Path, count: int, split: str, seed: int, size: int) -> np.ndarray:
+    """Videos of a seed, kept in a file."""
+    if not path.exists() or np.load(path, mmap_mode="r").shape[:3] != (count, FRAMES, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, render_many(count, split, seed, size))
+    return np.load(path, mmap_mode="r")
+
+
+# ---------------------------------------------------------------- scores
+
+
+def heldout(count: int, seed: int = 6) -> tuple[list[worlds.Scene], list[str]]:
+    """Scenes of combinations never trained on, and a caption of each."""
+    rng = np.random.default_rng(seed)
+    scenes = [worlds.sample_scene(rng, "heldout") for _ in range(count)]
+    return scenes, [worlds.caption(scene, rng) for scene in scenes]
+
+
+@torch.no_grad()
+def sample(noise: Tensor, velocity: Velocity, keep: Keep = identity) -> Tensor:
+    """The latents [B, C, T, h, w] that a batch of noise becomes in the family's default 20 steps."""
+    latent = keep(noise)
+    with torch.autocast("cpu", torch.bfloat16), torch.compiler.set_stance("force_eager"):
+        for step in denoise(latent, make_solver("unipc", 20, 3.0), velocity, keep):
+            latent = step
+    return latent
+
+
+def count_right(scenes: Sequence[worlds.Scene], videos: Sequence[Tensor]) -> str:
+    """What the pixels of videos [3, F, H, W] show, against the scenes they should show."""
+    seen = [worlds.measure(to_uint8(video).numpy()) for video in videos]
+    fields = ("color", "background", "motion", "shape")
+    right = {f: sum(getattr(a, f) == getattr(b, f) for a, b in zip(scenes, seen, strict=True)) for f in fields}
+    return "held-out prompts: " + "  ".join(f"{name} {n}/{len(scenes)}" for name, n in right.items())
+
+
+def first_frames(truth: Tensor, videos: Sequence[Tensor]) -> str:
+    """PSNR of first frames against those of truth [B, 3, F, H, W], mean and worst."""
+    values = [psnr((v[:, 0].cpu() - t[:, 0]).square().mean()).item() for v, t in zip(videos, truth, strict=True)]
+    return f"first frame {sum(values) / len(values):.1f} dB, worst {min(values):.1f}"
+
+
+# ---------------------------------------------------------------- export
+
+
+def write_dit(state: dict[str, Tensor], model: WanModel, folder: Path) -> None:
+    """A transformer in bfloat16 with its config.json."""
+    from wan.checkpoint.loading import save_safetensors_folder
+
+    state = {key: tensor.to(torch.bfloat16).contiguous() for key, tensor in state.items()}
+    description = {"_class_name": "WanModel", "family": "nano", **model.config.to_dict()}
+    save_safetensors_folder(state, folder, description, 2**30)
+
+
+def report_size(folder: Path) -> None:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{folder}: {size / 1e6:.2f} MB", flush=True)

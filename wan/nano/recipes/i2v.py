@@ -1,0 +1,137 @@
+"""Image to video: two experts that start from the text-to-video ones; VAE and text encoder are shared with it.
+
+latents  4,864 training videos and what an image condition holds of each: first frame, first and last, last
+experts  the text-to-video experts with one block less, each continued on its own range of timesteps
+export   the released folder layout, bfloat16
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from wan.image2video import condition_clip, condition_mask
+from wan.modules.model import WanModel, WanModelConfig
+from wan.modules.vae2_1 import Wan2_1_VAE
+from wan.nano import worlds
+from wan.nano.recipes import autoencoder, common
+from wan.nano.recipes.common import FRAMES, TEXT_DIM, TEXT_LEN, Recipe
+from wan.nano.recipes.t2v import SIZE, VAE_FILE
+from wan.sampling import Velocity, guided, switch_at
+from wan.training.config import FlowConfig
+from wan.training.data import CacheWriter, LatentCache
+from wan.training.objective import TextStates
+from wan.training.vae import to_unit
+
+BOUNDARY = 900.0
+GIVEN = ((0,), (0, FRAMES - 1), (FRAMES - 1,))  # frames that a condition holds ...
+WEIGHTS = (0.7, 0.2, 0.1)  # ... and how often it is drawn
+KEPT_BLOCKS = (0, 1, 3, 4)  # of the five blocks of a text-to-video expert
+
+DIT = WanModelConfig(
+    model_type="i2v", in_dim=36, dim=160, ffn_dim=640, num_heads=4, num_layers=4, text_dim=TEXT_DIM, text_len=TEXT_LEN
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    videos: int
+    expert_steps: tuple[int, int]  # high-noise, low-noise
+
+
+def encode_latents(folder: Path, budget: Budget) -> None:
+    vae = Wan2_1_VAE(vae_pth=common.text_to_video_folder(folder) / VAE_FILE)
+    vae.model.encoder.compile(dynamic=False)
+    rng = np.random.default_rng(7)
+    writer = CacheWriter(folder / "i2v-latents")
+    started = time.monotonic()
+    for done in range(0, budget.videos, 32):
+        scenes = [worlds.sample_scene(rng, "train") for _ in range(min(32, budget.videos - done))]
+        videos = to_unit(np.stack([worlds.render(scene, FRAMES, SIZE) for scene in scenes]))
+        latents = autoencoder.encode(vae, videos)
+        conditions = torch.stack([condition(vae, videos, given) for given in GIVEN], dim=1)
+        for scene, latent, of_scene in zip(scenes, latents, conditions, strict=True):
+            writer.add(latent, [worlds.caption(scene, rng) for _ in range(8)], list(of_scene))
+        if done % 1024 == 0:
+            print(f"{done + len(scenes)}/{budget.videos} videos  {time.monotonic() - started:.0f} s", flush=True)
+    writer.close()
+
+
+def condition(vae: Wan2_1_VAE, videos: Tensor, given: Sequence[int]) -> Tensor:
+    """y [B, 20, T, h, w] of videos [B, 3, F, H, W] of which only the frames `given` are known."""
+    clips = torch.stack([condition_clip({i: video[:, i] for i in given}, FRAMES) for video in videos])
+    latents = autoencoder.encode(vae, clips)
+    mask = condition_mask(given, FRAMES, latents.shape[2:])
+    return torch.cat([mask.expand(len(videos), -1, -1, -1, -1), latents], dim=1)
+
+
+def train_experts(folder: Path, budget: Budget) -> None:
+    source = common.text_to_video_folder(folder)
+    text = common.shipped_text(source)
+    experts = {name: from_text_expert(source / name) for name in ("high_noise_model", "low_noise_model")}
+    ranges = ((BOUNDARY, 1000.0), (0.0, BOUNDARY))
+    cache = LatentCache(folder / "i2v-latents", WEIGHTS)
+    for (name, dit), (low, high), steps in zip(experts.items(), ranges, budget.expert_steps, strict=True):
+        config = replace(common.dit_loop(steps), preview_every=max(1, steps // 4))
+
+        def preview(step: int) -> None:
+            print(f"step {step}  {score(*experts.values(), text, source)}", flush=True)
+
+        flow = FlowConfig(shift=3.0, t_min=low, t_max=high)
+        common.fit_flow(dit, dit, text, flow, cache, folder / f"i2v-{name}", config, preview)
+
+
+def from_text_expert(folder: Path) -> WanModel:
+    """A text-to-video expert without its middle block, and with channels for the condition that it ignores at first."""
+    stored = load_file(folder / "diffusion_pytorch_model.safetensors")
+    state = {name: tensor.float() for name, tensor in stored.items() if not name.startswith("blocks.")}
+    for new, old in enumerate(KEPT_BLOCKS):
+        block = common.part(stored, f"blocks.{old}.")
+        state |= {f"blocks.{new}.{name}": tensor.float() for name, tensor in block.items()}
+    model = WanModel(DIT)
+    patches = torch.zeros_like(model.patch_embedding.weight)
+    patches[:, : stored["patch_embedding.weight"].shape[1]] = stored["patch_embedding.weight"]
+    model.load_state_dict(state | {"patch_embedding.weight": patches})
+    return model
+
+
+@torch.no_grad()
+def score(high: WanModel, low: WanModel, text: TextStates, source: Path, count: int = 24) -> str:
+    """Animate the first frames of held-out scenes in one batch, and compare the pixels with what was asked."""
+    scenes, prompts = common.heldout(count)
+    truth = to_unit(np.stack([worlds.render(scene, FRAMES, SIZE) for scene in scenes]))
+    vae = Wan2_1_VAE(vae_pth=source / VAE_FILE)
+    y = list(condition(vae, truth, (0,)))
+    shape = (count, 16, *y[0].shape[1:])
+
+    def velocity_of(dit: WanModel) -> Velocity:
+        def forward(latent: Tensor, t: Tensor, context: list[Tensor]) -> Tensor:
+            return torch.stack(dit(list(latent), t.expand(len(latent)), context, y=y))
+
+        return guided(forward, text(prompts), text([""] * count), 3.0)
+
+    velocity = switch_at(BOUNDARY, velocity_of(high), velocity_of(low))
+    videos = vae.decode(list(common.sample(torch.randn(shape, generator=torch.Generator().manual_seed(6)), velocity)))
+    return common.first_frames(truth, videos) + "  " + common.count_right(scenes, videos)
+
+
+def export(folder: Path, budget: Budget) -> None:
+    target = folder / "i2v-A14B"
+    shutil.rmtree(target, ignore_errors=True)
+    for name in ("high_noise_model", "low_noise_model"):
+        state = torch.load(folder / f"i2v-{name}" / "model.pt", weights_only=True)
+        common.write_dit(state, WanModel(DIT), target / name)
+    common.report_size(target)
+
+
+RECIPE = Recipe(
+    stages={"latents": encode_latents, "experts": train_experts, "export": export},
+    budgets={"full": Budget(4864, (1000, 2000)), "smoke": Budget(48, (4, 4))},
+    with_steps=lambda budget, steps: replace(budget, expert_steps=(steps, steps)),
+)
