@@ -13,7 +13,7 @@ from wan import cli, media, output, planning
 from wan.arguments import build_parser
 from wan.nano.random import write_random_checkpoint
 
-TASKS = ("i2v-A14B",)
+TASKS = ("i2v-A14B", "ti2v-5B")
 COMMON = ["--device", "cpu", "--attention", "sdpa", "--progress", "none", "--base_seed", "3"]
 QUICK = ["--frame_num", "5", "--sample_steps", "2", *COMMON]
 
@@ -67,7 +67,7 @@ def files():
 def test_the_file_has_the_size_that_was_announced(task, flags, sizes, shape, caplog):
     known = {
         "i2v-A14B": {"default": "64*64", "area": "64*48", "high": 80, "wide": 48},
-        "ti2v-5B": {"default": "128*128", "area": "128*96", "high": 96, "wide": 64},
+        "ti2v-5B": {"default": "128*128", "area": "160*96", "high": 96, "wide": 64},
     }[task]
     assert run(task, "--image", "photo.png", *flags) == cli.DONE
     assert "size: " + sizes.format(**known) in caplog.text
@@ -204,3 +204,29 @@ def test_wrong_arguments_are_one_line_and_code_2(flags, text, capsys):
     error = capsys.readouterr().err
     assert text in error and error.startswith("generate.py: error: ") and "Traceback" not in error
     assert not Path("a.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--last_image", "photo.png"], "--last_image is not used by ti2v-5B, only by i2v-A14B; leave it out"),
+        (["--fit", "crop"], "fit crop is about an image, and none was given; leave it out"),
+        (["--sample_guide_scale", "3,4"], "is for two experts, and ti2v-5B has one model; try 3"),
+        (["--boundary", "0.5"], "boundary divides the work of two experts, and ti2v-5B has one model; leave it out"),
+        (["--size", "64*64"], "the nano model of ti2v-5B makes; try 128*128"),
+        (["--prompt", ""], "the prompt is empty"),
+    ],
+)
+def test_what_one_model_does_not_take(flags, text, capsys):
+    assert run("ti2v-5B", *flags) == cli.WRONG
+    assert text in capsys.readouterr().err
+
+
+def test_text_alone_gives_exactly_the_size_that_was_asked(caplog):
+    assert run("ti2v-5B", "--size", "128*128") == cli.DONE
+    assert media.read_video("a.mp4")[0].shape == (5, 128, 128, 3)
+    assert "size: asked" not in caplog.text
+    stored = json.loads(media.read_metadata("a.mp4")[output.REQUEST_KEY])
+    assert (stored["size"], stored["used"], stored["saved"]) == ("128*128",) * 3
+    assert cli.main(["--from_video", "a.mp4", *COMMON[:-2], "--save_file", "b.mp4"]) == cli.DONE
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()

@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +26,8 @@ from wan.modules.attention import attention, check_backend, resolve_backend
 from wan.modules.model import WanModel
 from wan.modules.packed import can_pack, pack_linears
 from wan.modules.t5 import T5EncoderModel
+from wan.modules.vae2_1 import Wan2_1_VAE
+from wan.modules.vae2_2 import Wan2_2_VAE
 from wan.request import Request
 from wan.runtime import Offload, Runtime
 from wan.sampling import Keep, Velocity, denoise, guided, identity, make_solver, switch_at
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 OnStep = Callable[[int, int, Tensor], None]  # steps done, steps in all, the latent so far
 Contexts = tuple[Tensor, Tensor | None]  # text states of the prompt and of the negative one, [len, text_dim]
 
-VAES = {16: ("wan.modules.vae2_1", "Wan2_1_VAE"), 48: ("wan.modules.vae2_2", "Wan2_2_VAE")}  # by latent channels
+VAES = {16: Wan2_1_VAE, 48: Wan2_2_VAE}  # by latent channels
 # What decides the task of a model; a contradiction with the preset means that it is another task's.
 TASK_FIELDS = ("model_type", "in_dim", "out_dim")
 
@@ -206,11 +207,10 @@ class WanPipeline:
         return self._text_encoder
 
     @property
-    def vae(self) -> Any:
-        """The video autoencoder, a `Wan2_1_VAE` or `Wan2_2_VAE`, loaded on first use; it stays on the device."""
+    def vae(self) -> Wan2_1_VAE | Wan2_2_VAE:
+        """The video autoencoder, loaded on first use; it stays on the device."""
         if self._vae is None:
-            module, name = VAES[self.config.z_dim]
-            self._vae = getattr(import_module(module), name)(
+            self._vae = VAES[self.config.z_dim](
                 z_dim=self.config.z_dim,
                 vae_pth=part(self.checkpoint_dir, self.config.vae_checkpoint),
                 device=self.runtime.device,
@@ -218,7 +218,7 @@ class WanPipeline:
         return self._vae
 
     _text_encoder: T5EncoderModel | None = None
-    _vae: Any = None
+    _vae: Wan2_1_VAE | Wan2_2_VAE | None = None
 
     def _check_expert(self, expert: str) -> None:
         """A released model must be what its preset says in all it tells; of others, what decides the task."""
