@@ -11,27 +11,36 @@ BIN     := $(VENV)/bin
 PIP_ARGS ?=
 
 TASK    ?= t2v
-PROMPT  ?= a big red circle moves right on a navy background
 SEED    ?= 0
 DEMO    ?= outputs/demo-$(TASK)
 TASK_ID  = $(or $(TASK_$(TASK)),$(TASK))
-TASK_t2v = t2v-A14B
-# The prompt as one shell word, whatever quotes or dollar signs it holds.
-QUOTED_PROMPT = '$(subst ','\'',$(value PROMPT))'
+TASK_t2v  = t2v-A14B
+TASK_i2v  = i2v-A14B
+TASK_ti2v = ti2v-5B
+ifeq ($(origin PROMPT),undefined)
+PROMPT   := $(if $(filter i2v,$(TASK)),a big yellow triangle moves right,a big red circle moves right) on a navy background
+endif
+ifeq ($(TASK),i2v)
+IMAGE    ?= examples/first_frame.png
+endif
+# Text of the user as one shell word, whatever quotes or dollar signs it holds.
+quoted    = '$(subst ','\'',$(value $(1)))'
 
 .PHONY: demo test bench format lint clean help
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo [PROMPT="..."] [TASK=t2v] [SEED=0]   generate a video with the embedded miniature model'
+	@echo 'make demo [PROMPT="..."] [SEED=0]              generate a video with the embedded miniature model'
+	@echo 'make demo TASK=i2v [IMAGE=FILE]                the same from an image (examples/first_frame.png)'
+	@echo 'make demo TASK=ti2v [IMAGE=FILE]               the same from text, or from text and an image'
 	@echo 'make test [ARGS="..."]                         run the test suite (ARGS go to pytest)'
 	@echo 'make bench                                     run the benchmarks; results in benchmarks/results'
 	@echo 'make format | lint | clean'
 
 demo: $(VENV)/.core
 	@mkdir -p $(dir $(DEMO))
-	@$(BIN)/python generate.py --task $(TASK_ID) --prompt $(QUOTED_PROMPT) --base_seed $(SEED) \
-	  --save_file $(DEMO).mp4 --overwrite
+	@$(BIN)/python generate.py --task $(TASK_ID) --prompt $(call quoted,PROMPT) --base_seed $(SEED) \
+	  $(if $(IMAGE),--image $(call quoted,IMAGE)) --save_file $(DEMO).mp4 --overwrite
 	@$(BIN)/python -c "from wan.media import contact_sheet, read_video; \
 	  contact_sheet(read_video('$(DEMO).mp4')[0], '$(DEMO).png')"
 	@echo 'video:         $(DEMO).mp4'
