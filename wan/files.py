@@ -17,6 +17,7 @@ def atomic_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
         raise FileExistsError(f"{path} exists already; choose another name, or allow it to be overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")
+    _unfinished.add(temporary)
     try:
         temporary.touch()
         usual = temporary.stat().st_mode  # what the umask says; safetensors makes files that only their owner can read
@@ -27,6 +28,16 @@ def atomic_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
         if overwrite or not _link(temporary, path):
             os.replace(temporary, path)
     finally:
+        temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
+_unfinished: set[Path] = set()
+
+
+def remove_partial_files() -> None:
+    """For a process that is about to be ended from another thread: what `atomic_file` would remove on the way out."""
+    for temporary in list(_unfinished):
         temporary.unlink(missing_ok=True)
 
 

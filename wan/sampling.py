@@ -13,6 +13,8 @@ from wan.utils.fm_solvers_unipc import FlowUniPCMultistepScheduler
 Condition = TypeVar("Condition")
 Velocity = Callable[[Tensor, Tensor], Tensor]  # latent, t (0-dim int64) -> velocity of the shape of latent
 Keep = Callable[[Tensor], Tensor]  # latent -> latent with known content re-imposed
+Branch = Callable[[Condition], Tensor]
+Pair = Callable[[Branch, Condition, Condition], tuple[Tensor, Tensor]]
 
 SOLVERS: dict[str, type[Solver]] = {
     "unipc": FlowUniPCMultistepScheduler,
@@ -38,17 +40,27 @@ def denoise(latent: Tensor, solver: Solver, velocity: Velocity, keep: Keep = ide
         yield latent
 
 
+def one_after_the_other(branch: Branch, cond: Condition, uncond: Condition) -> tuple[Tensor, Tensor]:
+    return branch(cond), branch(uncond)
+
+
 def guided(
-    model: Callable[[Tensor, Tensor, Condition], Tensor], cond: Condition, uncond: Condition, scale: float
+    model: Callable[[Tensor, Tensor, Condition], Tensor],
+    cond: Condition,
+    uncond: Condition,
+    scale: float,
+    pair: Pair = one_after_the_other,
 ) -> Velocity:
-    """Classifier-free guidance, arXiv:2207.12598: away from `uncond` by `scale`; one model call when scale is 1."""
+    """Classifier-free guidance, arXiv:2207.12598: away from `uncond` by `scale`; one model call when scale is 1.
+
+    `pair` is how the two calls of a step are made.
+    """
 
     def plain(latent: Tensor, t: Tensor) -> Tensor:
         return model(latent, t, cond)
 
     def with_guidance(latent: Tensor, t: Tensor) -> Tensor:
-        positive = model(latent, t, cond)
-        negative = model(latent, t, uncond)
+        positive, negative = pair(lambda condition: model(latent, t, condition), cond, uncond)
         return negative + scale * (positive - negative)
 
     return plain if scale == 1 else with_guidance

@@ -254,10 +254,15 @@ def test_text_encoder_is_frozen_and_in_the_dtype_asked_for(released):
     assert state.dtype == torch.bfloat16 and not state.requires_grad
 
 
-def test_text_encoder_applies_shard_fn(released):
+def test_text_encoder_is_sharded_while_it_is_empty(released):
     seen = []
-    encoder = load(released, shard_fn=lambda model: seen.append(model) or torch.nn.Sequential(model))
-    assert isinstance(seen[0], T5Encoder) and isinstance(encoder.model, torch.nn.Sequential)
+
+    def shard(model):
+        seen.append((model, all(p.is_meta for p in model.parameters())))
+        return model
+
+    encoder = load(released, shard_fn=shard)
+    assert seen == [(encoder.model, True)] and not any(p.is_meta for p in encoder.model.parameters())
 
 
 def test_text_encoder_refuses_a_tokenizer_of_another_checkpoint(released, tmp_path):

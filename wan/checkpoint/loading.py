@@ -30,6 +30,7 @@ def load_module(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     keep_float32: Callable[[str], bool] | None = None,
+    shard: Callable[[nn.Module], nn.Module] | None = None,
 ) -> Module:
     """Build `factory()` on the meta device and fill it: the module in eval mode on `device`, without gradients.
 
@@ -39,6 +40,9 @@ def load_module(
     after the other and each shard is closed behind them, so that memory beyond the kernel's file cache stays below the
     size of the loaded module plus one tensor.
 
+    `shard` is applied to the module while it is empty. Of a parameter that it spreads over processes by rows each
+    process reads its own rows and no others.
+
     Published renamings (Diffusers, Transformers umT5, ComfyUI's prefix) are recognised. Raises ValueError with every
     missing, unexpected and misshapen tensor in one message.
     """
@@ -47,6 +51,9 @@ def load_module(
     with torch.device("meta"), _Uninitialized():
         module = factory()
     stored = match_names(module, source)
+    if shard is not None:
+        module = shard(module)
+    parameters = dict(module.named_parameters())
 
     def target_dtype(name: str) -> torch.dtype:
         kept = source.dtype(stored[name])
@@ -54,12 +61,15 @@ def load_module(
             return kept
         return torch.float32 if keep_float32 is not None and keep_float32(name) else dtype or kept
 
-    converts = any(target_dtype(name) != source.dtype(key) for name, key in stored.items())
+    copies = shard is not None or any(target_dtype(name) != source.dtype(key) for name, key in stored.items())
 
     def read(pair: tuple[str, str]) -> tuple[str, Tensor]:
         name, key = pair
+        tensor = source.get(key)
+        if shard is not None and name in parameters:
+            tensor = _local_rows(tensor, parameters[name])
         # one view left behind, such as a norm that keeps its dtype, would keep the whole shard mapped
-        return name, source.get(key).to(target_dtype(name), copy=converts)
+        return name, tensor.to(target_dtype(name), copy=copies)
 
     owners = dict(module.named_modules())
     pairs = in_file_order(source, stored)
@@ -87,8 +97,30 @@ def _assign(owners: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     owner = owners[path]
     if leaf in owner._parameters:
-        tensor = nn.Parameter(tensor, requires_grad=False)
+        tensor = nn.Parameter(_spread_like(owner._parameters[leaf], tensor), requires_grad=False)
     setattr(owner, leaf, tensor)
+
+
+def _local_rows(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    """What this process holds of the whole `tensor`: its rows when `parameter` is sharded, else everything."""
+    if not hasattr(parameter, "placements"):
+        return tensor
+    rows = -(-tensor.shape[0] // parameter.device_mesh.size())
+    start = rows * parameter.device_mesh.get_local_rank()
+    return tensor[start : start + rows]
+
+
+def _spread_like(parameter: nn.Parameter, local: Tensor) -> Tensor:
+    """The distributed tensor whose part here is `local`, when `parameter` is distributed; else `local`."""
+    if not hasattr(parameter, "placements"):
+        return local
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = parameter.device_mesh, parameter.placements
+    assert len(placements) == 1 and placements[0].is_shard(0), placements
+    return DTensor.from_local(
+        local, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
 
 
 def _one_ahead(read: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:

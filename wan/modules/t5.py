@@ -142,8 +142,9 @@ class Packing:
 class T5EncoderModel:
     """The text encoder with its tokenizer: prompts -> one tensor of text states per prompt.
 
-    Sizes come from the checkpoint's own tensors. `shard_fn` wraps the loaded module (FSDP); `.model` is the module and
-    `.tokenizer` counts tokens, so that a caller can warn about the part of a prompt beyond `text_len`.
+    Sizes come from the checkpoint's own tensors. `shard_fn` spreads the empty module over processes (FSDP), each of
+    which reads its part; `.model` is the module and `.tokenizer` counts tokens, so that a caller can warn about what
+    of a prompt is beyond `text_len`.
     """
 
     def __init__(
@@ -158,13 +159,12 @@ class T5EncoderModel:
     ):
         self.text_len = text_len
         self.tokenizer = HuggingfaceTokenizer(tokenizer_path, seq_len=text_len, clean="whitespace")
-        model = load_t5(checkpoint_path, dtype, device)
+        self.model = model = load_t5(checkpoint_path, dtype, device, shard_fn)
         if self.tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"the tokenizer in {tokenizer_path} has {self.tokenizer.vocab_size} tokens but {checkpoint_path} only "
                 f"embeds {model.config.vocab_size}: they belong to different checkpoints"
             )
-        self.model = model if shard_fn is None else shard_fn(model)
 
     @torch.no_grad()
     def __call__(self, texts: str | Sequence[str], device: torch.device | str) -> list[Tensor]:
@@ -283,9 +283,14 @@ def clamp_overflow(x: Tensor) -> Tensor:
     return x.clamp(-limit, limit)
 
 
-def load_t5(path: str | Path, dtype: torch.dtype, device: torch.device | str) -> T5Encoder:
+def load_t5(
+    path: str | Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    shard: Callable[[nn.Module], nn.Module] | None = None,
+) -> T5Encoder:
     """The encoder of a checkpoint, of whatever size its tensors say; Transformers' names are understood as well."""
     source = open_source(path)
     names, _ = released_names(source.names())
     config = T5Config.from_state({name: source.shape(stored) for name, stored in names.items()})
-    return load_module(lambda: T5Encoder(config), source, dtype=dtype, device=device)
+    return load_module(lambda: T5Encoder(config), source, dtype=dtype, device=device, shard=shard)

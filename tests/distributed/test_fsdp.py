@@ -1,0 +1,101 @@
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from tests.distributed.launch import launch
+from tests.distributed.tiny import CASES, CONFIG, tiny_model
+from wan.checkpoint.loading import save_safetensors_folder
+from wan.distributed.fsdp import shard_model
+from wan.distributed.sequence_parallel import parallelize
+from wan.modules.model import WanModel
+from wan.modules.t5 import T5Config, T5Encoder, load_t5
+
+TIMES = torch.tensor([[0.0] * 4 + [999.0] * 12])  # bfloat16 would round 999 to 1000
+LATENT, CONTEXT = CASES["even"][0], CASES["even"][2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    save_safetensors_folder(tiny_model().state_dict(), path, CONFIG.to_dict(), max_shard_bytes=100_000)
+    return path
+
+
+def load(folder, dtype, mesh=None):
+    shard = None if mesh is None else partial(shard_model, mesh=mesh)
+    return WanModel.from_pretrained(folder, dtype=dtype, shard=shard)
+
+
+def sharded_forward(folder, dtype, with_ulysses):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = load(folder, dtype, mesh)
+    if with_ulysses:
+        parallelize(model, mesh)
+    held = sum(parameter.to_local().numel() for parameter in model.parameters())
+    seen = {}
+
+    def look(name, module, *_):
+        seen[name] = str(module.weight.dtype), module.weight.numel()
+
+    for name in ("blocks.1.ffn.0", "blocks.1.norm3", "time_embedding.0", "head.head"):
+        model.get_submodule(name).register_forward_hook(partial(look, name))
+    results = [model(LATENT, TIMES, CONTEXT)[0] for _ in range(2)]
+    assert torch.equal(*results)
+    free_again = all(hasattr(parameter, "placements") for parameter in model.parameters())
+    return results[0], held, list(seen.values()), free_again
+
+
+@pytest.mark.parametrize("size, dtype, with_ulysses", [(2, torch.bfloat16, False), (4, torch.float32, True)])
+def test_a_model_that_is_spread_over_processes_equals_a_whole_one(folder, size, dtype, with_ulysses):
+    whole = load(folder, dtype)
+    with torch.no_grad():
+        expected = whole(LATENT, TIMES, CONTEXT)[0]
+    matrix, wide = str(dtype), "torch.float32"
+    total = sum(parameter.numel() for parameter in whole.parameters())
+    held_by_all = 0
+    for found, held, seen, free_again in launch(size, sharded_forward, folder, dtype, with_ulysses):
+        found = torch.from_numpy(found)
+        if with_ulysses:
+            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        else:  # the same products of the same numbers: nothing is rounded that one process does not round
+            assert torch.equal(found, expected)
+        assert seen == [[wide, 16 * 64], [wide, 64], [matrix, 96 * 64], [wide, 24 * 64]]  # in order of use
+        assert held < 1.5 * total / size and free_again
+        held_by_all += held
+    assert held_by_all == total
+
+
+def rows_read(folder):
+    """Storage that each rank takes from the files, and whether its rows are the right ones."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model, whole = load(folder, None, mesh), load(folder, None)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.full_tensor(), whole.get_parameter(name)), name
+        local = parameter.to_local()
+        assert local.untyped_storage().nbytes() == local.nbytes, name
+
+
+def test_each_process_reads_its_rows_only(folder):
+    launch(4, rows_read, folder)
+
+
+T5 = T5Config(vocab_size=30, dim=16, dim_attn=24, dim_ffn=20, num_heads=3, num_layers=2)
+IDS, MASK = torch.tensor([[4, 9, 1, 0], [7, 1, 0, 0]]), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+
+
+def encode(path):
+    shard = partial(shard_model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    encoder = load_t5(path, torch.bfloat16, "cpu", shard)
+    return encoder(IDS, MASK)
+
+
+def test_the_text_encoder_is_spread_as_well(tmp_path):
+    encoder = T5Encoder(T5)
+    encoder.init_weights(torch.Generator().manual_seed(0))
+    torch.save(encoder.state_dict(), tmp_path / "t5.pth")
+    with torch.no_grad():
+        expected = load_t5(tmp_path / "t5.pth", torch.bfloat16, "cpu")(IDS, MASK).float()
+    assert all(torch.equal(torch.from_numpy(found), expected) for found in launch(2, encode, tmp_path / "t5.pth"))

@@ -1,0 +1,87 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from tests.distributed.launch import launch
+from tests.distributed.tiny import CASES, CONFIG, tiny_model
+from wan.distributed.sequence_parallel import parallelize, shard
+from wan.modules.model import Segments, Tokens
+
+THREE_HEADS = replace(CONFIG, num_heads=3, dim=48)
+
+
+def close(found, expected):
+    """Largest difference at most 1e-5 of the largest value."""
+    assert abs(torch.as_tensor(found) - expected).max() <= 1e-5 * expected.abs().max()
+
+
+def forwards(config):
+    model = tiny_model(config)
+    parallelize(model, init_device_mesh("cpu", (dist.get_world_size(),)))
+    return [model(*case) for case in CASES.values()]
+
+
+@pytest.mark.parametrize("size, config", [(2, CONFIG), (4, CONFIG), (2, THREE_HEADS), (4, THREE_HEADS)])
+def test_a_sharded_model_equals_a_whole_one_on_every_rank(size, config):
+    model = tiny_model(config)
+    with torch.no_grad():
+        expected = [model(*case) for case in CASES.values()]
+    for of_rank in launch(size, forwards, config):
+        for found, case in zip(of_rank, expected, strict=True):
+            for a, b in zip(found, case, strict=True):
+                close(a, b)
+
+
+def widths():
+    """Tokens that each layer sees in a forward of 9 tokens on 4 ranks."""
+    model, seen = tiny_model(), {}
+    parallelize(model, init_device_mesh("cpu", (4,)))
+    for name in ("patch_embedding", "blocks.0.self_attn.q", "blocks.0.ffn", "blocks.1.cross_attn.q", "head.head"):
+        hook = lambda _, inputs, __, name=name: seen.__setitem__(name, inputs[0].shape[1])  # noqa: E731
+        model.get_submodule(name).register_forward_hook(hook)
+    model(*CASES["uneven length"])
+    return list(seen.values())
+
+
+def test_every_layer_works_on_local_tokens_only():
+    assert launch(4, widths) == [[3] * 5] * 4
+
+
+def regrouped():
+    model = tiny_model()
+    for width in (4, 2, 4, 1):
+        parallelize(model, init_device_mesh("cpu", (4 // width, width), mesh_dim_names=("dp", "ulysses"))["ulysses"])
+    assert not hasattr(model.run_blocks, "single") and not hasattr(model.blocks[0].self_attn.attend, "single")
+    return model(*CASES["even"])
+
+
+def test_parallelizing_again_replaces_and_one_rank_undoes():
+    with torch.no_grad():
+        expected = tiny_model()(*CASES["even"])[0]
+    assert all(torch.equal(torch.from_numpy(found), expected) for (found,) in launch(4, regrouped))
+
+
+def tokens(length, runs, batch=1):
+    return Tokens(torch.arange(batch * length * 2.0).view(batch, length, 2), torch.ones(1, length, 3, 2), runs, None)
+
+
+def test_shares_cover_all_tokens_and_their_runs():
+    whole = tokens(10, Segments(None, ((0, 0, 4, 1), (0, 4, 10, 0))))
+    parts = [shard(whole, rank, 4) for rank in range(4)]
+    together = torch.cat([part.x for part in parts], dim=1)
+    assert torch.equal(together[:, :10], whole.x) and not together[:, 10:].any()
+    assert [part.segments.runs for part in parts] == [
+        ((0, 0, 3, 1),),
+        ((0, 0, 1, 1), (0, 1, 3, 0)),
+        ((0, 0, 3, 0),),
+        ((0, 0, 3, 0),),
+    ]
+    assert all(part.lengths == (10,) for part in parts)
+
+
+def test_lengths_that_divide_need_no_mask():
+    whole = tokens(8, Segments(torch.tensor([0])))
+    assert shard(whole, 1, 4).lengths is None and shard(whole, 1, 4).segments is whole.segments

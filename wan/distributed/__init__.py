@@ -1,0 +1,1 @@
+"""Several processes, wrapped around models that are written for one device."""

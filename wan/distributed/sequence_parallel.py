@@ -1,0 +1,74 @@
+"""A model's tokens spread over ranks: each embeds, transforms and predicts its own; only attention sees the others'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+
+from wan.distributed.ulysses import ulysses
+from wan.distributed.util import all_gather
+from wan.modules.model import Conditioning, Segments, Step, Tokens, WanModel
+
+RunBlocks = Callable[[Iterable[Step], Tokens, Conditioning], Tokens]
+
+
+def parallelize(model: WanModel, mesh: DeviceMesh) -> None:
+    """Spread the tokens of `model` over a one-dimensional mesh, in place of any earlier one; a mesh of one undoes it.
+
+    Every rank calls the model with the same arguments and gets the whole result, equal to that of one process.
+    """
+    group, alone = mesh.get_group(), mesh.size() == 1
+    for block in model.blocks:
+        attend = getattr(block.self_attn.attend, "single", block.self_attn.attend)
+        block.self_attn.attend = attend if alone else ulysses(attend, group)
+    run = getattr(model.run_blocks, "single", model.run_blocks)
+    model.run_blocks = run if alone else sharded(run, group)
+
+
+def sharded(run: RunBlocks, group: ProcessGroup) -> RunBlocks:
+    """`run` on this rank's share of the tokens, its result gathered from all ranks."""
+
+    def run_shard(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tokens:
+        x = run(steps, shard(tokens, group.rank(), group.size()), cond).x
+        whole = all_gather(x, group).transpose(0, 1).flatten(1, 2)  # [P, B, l, C] -> [B, P * l, C]
+        return tokens._replace(x=whole[:, : tokens.x.shape[1]])
+
+    run_shard.single = run
+    return run_shard
+
+
+def shard(tokens: Tokens, rank: int, count: int) -> Tokens:
+    """The part of the tokens that `rank` of `count` works on: equal parts, the last ones filled up with zero tokens.
+
+    `lengths` goes on counting the real tokens of all ranks, so that attention leaves the padding out.
+    """
+    batch, length = tokens.x.shape[:2]
+    size = -(-length // count)
+    start = rank * size
+    lengths = tokens.lengths or ((length,) * batch if size * count > length else None)
+    rope = _rows(tokens.rope, start, size)  # a zero row makes a zero query, whose result is finite and dropped
+    return Tokens(_rows(tokens.x, start, size), rope, _cut(tokens.segments, start, size, length), lengths)
+
+
+def _rows(x: Tensor, start: int, size: int) -> Tensor:
+    """Rows [start, start + size) of x [B, L, ...], zeros beyond L."""
+    part = x[:, start : start + size]
+    missing = size - part.shape[1]
+    return F.pad(part, (0, 0) * (x.ndim - 2) + (0, missing)) if missing else part
+
+
+def _cut(segments: Segments, start: int, size: int, length: int) -> Segments:
+    """Segments of the tokens [start, start + size); padding beyond `length` belongs to the last run of its sample."""
+    if segments.rows is not None:
+        return segments
+    runs = []
+    for sample, first, end, row in segments.runs:
+        end = start + size if end == length else end
+        low, high = max(first - start, 0), min(end - start, size)
+        if low < high:
+            runs.append((sample, low, high, row))
+    return Segments(None, tuple(runs))
