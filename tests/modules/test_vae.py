@@ -98,6 +98,15 @@ def test_any_chunking_gives_the_same_result(frames):
 
 
 @torch.no_grad()
+def test_other_devices_than_a_cpu_take_every_chunk():
+    """A meta tensor goes the way of a GPU, and a chunk of a video is not contiguous."""
+    with torch.device("meta"):
+        model = CausalVAE2_1(VAEConfig(dim=8, dim_mult=(1, 1, 1, 1), num_res_blocks=1))
+        video, latent = torch.empty(1, 3, 9, 16, 16), torch.empty(1, 16, 3, 2, 2)
+    assert model.encode(video, chunk=4).shape == latent.shape
+    assert model.decode(latent, chunk=1).shape == video.shape
+
+
 def test_tiles_give_the_same_result():
     config = VAEConfig(4, 16, (1, 2), 1, (True,))  # a small reach, so that tiles are truly cut
     assert (config.encoder_halo, config.decoder_halo) == (4, 7)

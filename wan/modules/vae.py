@@ -231,7 +231,7 @@ class CausalVAE(nn.Module):
 
     def _to_compute(self, x: Tensor) -> Tensor:
         """Device and type of the weights, and on a CPU the layout in which channels are neighbours."""
-        layout = torch.channels_last_3d if self.conv1.weight.device.type == "cpu" else torch.preserve_format
+        layout = torch.channels_last_3d if self.conv1.weight.device.type == "cpu" else torch.contiguous_format
         return x.to(self.conv1.weight).contiguous(memory_format=layout)
 
     def _usable_frames(self, video: Tensor) -> Tensor:
