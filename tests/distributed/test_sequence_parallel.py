@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from tests.distributed.launch import launch
 from tests.distributed.tiny import CASES, CONFIG, tiny_model
 from wan.distributed.sequence_parallel import parallelize, shard
-from wan.modules.model import Segments, Tokens
+from wan.modules.model import Segment, Tokens
 
 THREE_HEADS = replace(CONFIG, num_heads=3, dim=48)
 
@@ -64,24 +64,26 @@ def test_parallelizing_again_replaces_and_one_rank_undoes():
     assert all(torch.equal(torch.from_numpy(found), expected) for (found,) in launch(4, regrouped))
 
 
-def tokens(length, runs, batch=1):
-    return Tokens(torch.arange(batch * length * 2.0).view(batch, length, 2), torch.ones(1, length, 3, 2), runs, None)
+def tokens(length, segments, batch=1):
+    x = torch.arange(batch * length * 2.0).view(batch, length, 2)
+    return Tokens(x, torch.ones(1, length, 3, 2), segments, None)
 
 
-def test_shares_cover_all_tokens_and_their_runs():
-    whole = tokens(10, Segments(None, ((0, 0, 4, 1), (0, 4, 10, 0))))
+def test_shares_cover_all_tokens_and_their_segments():
+    clean, noisy = torch.tensor([1]), torch.tensor([0])
+    whole = tokens(10, (Segment(0, 4, clean), Segment(4, 10, noisy)))
     parts = [shard(whole, rank, 4) for rank in range(4)]
     together = torch.cat([part.x for part in parts], dim=1)
     assert torch.equal(together[:, :10], whole.x) and not together[:, 10:].any()
-    assert [part.segments.runs for part in parts] == [
-        ((0, 0, 3, 1),),
-        ((0, 0, 1, 1), (0, 1, 3, 0)),
-        ((0, 0, 3, 0),),
-        ((0, 0, 3, 0),),
+    assert [part.segments for part in parts] == [
+        (Segment(0, 3, clean),),
+        (Segment(0, 1, clean), Segment(1, 3, noisy)),
+        (Segment(0, 3, noisy),),
+        (Segment(0, 3, noisy),),
     ]
     assert all(part.lengths == (10,) for part in parts)
 
 
 def test_lengths_that_divide_need_no_mask():
-    whole = tokens(8, Segments(torch.tensor([0])))
-    assert shard(whole, 1, 4).lengths is None and shard(whole, 1, 4).segments is whole.segments
+    part = shard(tokens(8, (Segment(0, 8, torch.tensor([0])),)), 1, 4)
+    assert part.lengths is None and [segment[:2] for segment in part.segments] == [(0, 2)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wan.checkpoint.loading import save_safetensors_folder
-from wan.modules.model import Segments, WanModel, WanModelConfig, segment_timesteps
+from wan.modules.model import WanModel, WanModelConfig, segment_timesteps
 
 CONFIG = WanModelConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=2, in_dim=16, out_dim=16, text_len=12, text_dim=10, freq_dim=16
@@ -50,21 +50,29 @@ def test_a_clean_first_frame_is_two_segments(model):
     x, context = sample(3, 4, 4)
     t = torch.tensor([[0.0] * 4 + [700.0] * 8])
     segments, values = segment_timesteps(t, 12)
-    assert values.tolist() == [0, 700] and segments.runs == ((0, 0, 4, 0), (0, 4, 12, 1))
+    assert values.tolist() == [0, 700] and plain(segments) == [(0, 4, [0]), (4, 12, [1])]
     clean, noisy = (model([x], torch.tensor([v]), [context])[0] for v in (0.0, 700.0))
     mixed = model([x], t, [context])[0]
     assert not torch.allclose(mixed, clean, atol=1e-3) and not torch.allclose(mixed, noisy, atol=1e-3)
 
 
-def test_runs_of_equal_timesteps_cover_every_token_of_a_batch():
-    t = torch.tensor([[7, 7, 0, 0, 7], [3, 3, 3, 3, 3], [0, 1, 3, 1, 0]])
+def plain(segments):
+    return [(segment.start, segment.stop, segment.rows.tolist()) for segment in segments]
+
+
+def test_segments_cover_every_token_of_a_batch():
+    t = torch.tensor([[7, 7, 0, 0, 7], [3, 3, 3, 3, 3], [0, 0, 3, 1, 0]])
     segments, values = segment_timesteps(t, 4)
-    assert values.tolist() == [0, 1, 3, 7] and segments.rows is None
-    assert segments.runs[:3] == ((0, 0, 2, 3), (0, 2, 4, 0), (1, 0, 4, 2))
-    rebuilt = torch.full((3, 4), -1)
-    for sample, start, stop, row in segments.runs:
-        rebuilt[sample, start:stop] = values[row]
+    assert values.tolist() == [0, 1, 3, 7]
+    assert plain(segments) == [(0, 2, [3, 2, 0]), (2, 3, [0, 2, 2]), (3, 4, [0, 2, 1])]
+    rebuilt = torch.cat([values[rows][:, None].expand(-1, stop - start) for start, stop, rows in segments], dim=1)
     assert torch.equal(rebuilt, t[:, :4])
+
+
+def test_clean_first_frames_in_part_of_a_batch_need_two_segments():
+    t = torch.tensor([500.0, 900.0, 20.0])[:, None].repeat(1, 12)
+    t[1, :4] = 0
+    assert [segment[:2] for segment in segment_timesteps(t, 12)[0]] == [(0, 4), (4, 12)]
 
 
 @pytest.mark.parametrize("tile_bytes", [1 << 20, 1])
@@ -189,9 +197,9 @@ def test_a_released_config_may_have_unknown_and_missing_fields():
     assert (config.model_type, config.in_dim, config.patch_size) == ("i2v", 36, (1, 2, 2))
 
 
-def test_uniform_segments_need_no_runs():
+def test_one_timestep_per_sample_is_one_segment():
     segments, values = segment_timesteps(torch.tensor([5, 6]), 9)
-    assert isinstance(segments, Segments) and segments.runs == () and values.tolist() == [5, 6]
+    assert plain(segments) == [(0, 9, [0, 1])] and values.tolist() == [5, 6]
 
 
 def test_loading_takes_the_dtype_under_both_of_its_names(model, tmp_path):

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from wan.distributed.ulysses import ulysses
 from wan.distributed.util import all_gather
-from wan.modules.model import Conditioning, Segments, Step, Tokens, WanModel
+from wan.modules.model import Conditioning, Segment, Segments, Step, Tokens, WanModel
 
 RunBlocks = Callable[[Iterable[Step], Tokens, Conditioning], Tokens]
 
@@ -62,13 +62,11 @@ def _rows(x: Tensor, start: int, size: int) -> Tensor:
 
 
 def _cut(segments: Segments, start: int, size: int, length: int) -> Segments:
-    """Segments of the tokens [start, start + size); padding beyond `length` belongs to the last run of its sample."""
-    if segments.rows is not None:
-        return segments
-    runs = []
-    for sample, first, end, row in segments.runs:
-        end = start + size if end == length else end
-        low, high = max(first - start, 0), min(end - start, size)
+    """Segments of the tokens [start, start + size); padding beyond `length` belongs to the last one."""
+    parts = []
+    for segment in segments:
+        stop = start + size if segment.stop == length else segment.stop
+        low, high = max(segment.start - start, 0), min(stop - start, size)
         if low < high:
-            runs.append((sample, low, high, row))
-    return Segments(None, tuple(runs))
+            parts.append(Segment(low, high, segment.rows))
+    return tuple(parts)

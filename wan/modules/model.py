@@ -86,15 +86,16 @@ class WanModelConfig:
         return asdict(self)
 
 
-class Segments(NamedTuple):
-    """Which row of the timestep table modulates each token.
+class Segment(NamedTuple):
+    """Tokens start..stop of every sample, and which row of the timestep table modulates them in each."""
 
-    `rows` [B] when every sample has one timestep. Otherwise `runs`: (sample, start, stop, row) spans that cover
-    every token, so that a clean first frame costs one more row and no per-token tensor.
-    """
+    start: int
+    stop: int
+    rows: Tensor  # [B]
 
-    rows: Tensor | None
-    runs: tuple[tuple[int, int, int, int], ...] = ()
+
+# Cover all tokens in order: one where every sample has one timestep, two with a clean first frame. No per-token tensor.
+Segments = tuple[Segment, ...]
 
 
 class Tokens(NamedTuple):
@@ -138,18 +139,18 @@ def by_segment(
     `out`, which may be `x`, may be overwritten with the result.
     """
 
-    def apply(rows: Sequence[Tensor], *parts: Tensor, out: Tensor | None = None) -> Tensor:
-        return by_rows(lambda *p: fn(*p, *rows), *parts, dtype=dtype, out=out)
+    def apply(segment: Segment, *parts: Tensor, out: Tensor | None = None) -> Tensor:
+        rows = table[segment.rows]  # [B, k, C]
+        vectors = rows[0].unbind(0) if len(rows) == 1 else rows[:, :, None].unbind(1)  # [C] takes the fused path
+        return by_rows(lambda *p: fn(*p, *vectors), *parts, dtype=dtype, out=out)
 
-    if segments.rows is not None:
-        if x.shape[0] == 1 and table.shape[0] == 1:
-            return apply(table[0].unbind(0), x, *others, out=out)  # plain [C] vectors take the fused path
-        return apply(table[segments.rows][:, :, None].unbind(1), x, *others, out=out)
+    if len(segments) == 1:
+        return apply(segments[0], x, *others, out=out)
     if out is None or torch.is_grad_enabled():
         out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    for b, start, stop, row in segments.runs:
-        *parts, target = (p[b : b + 1, start:stop] for p in (x, *others, out))
-        result = apply(table[row].unbind(0), *parts, out=target)
+    for segment in segments:
+        *parts, target = (p[:, segment.start : segment.stop] for p in (x, *others, out))
+        result = apply(segment, *parts, out=target)
         if result is not target:
             target.copy_(result)
     return out
@@ -435,18 +436,14 @@ class WanModel(nn.Module):
 def segment_timesteps(t: Tensor, length: int) -> tuple[Segments, Tensor]:
     """Timesteps [B] or [B, >= length] -> segments of the first `length` tokens and the distinct timesteps [S]."""
     if t.ndim == 1:
-        return Segments(torch.arange(len(t), device=t.device)), t
+        return (Segment(0, length, torch.arange(len(t), device=t.device)),), t
     t = t[:, :length]
-    changes = torch.ones_like(t, dtype=torch.bool)
-    torch.ne(t[:, 1:], t[:, :-1], out=changes[:, 1:])
-    starts = changes.nonzero()  # [R, 2]: sample and first token of each run
-    if len(starts) == len(t):
+    changes = (t[:, 1:] != t[:, :-1]).any(dim=0).nonzero()[:, 0] + 1  # tokens at which any sample changes
+    if not len(changes):
         return segment_timesteps(t[:, 0], length)
-    values, rows = t[changes].unique(return_inverse=True)
-    (samples, tokens), rows = starts.T.tolist(), rows.tolist()
-    ends = [*tokens[1:], 0]  # a run ends where the next one starts, the last of a sample (0 follows) with the sample
-    runs = zip(samples, tokens, (end or length for end in ends), rows, strict=True)
-    return Segments(None, tuple(runs)), values
+    edges = [0, *changes.tolist(), length]
+    values, rows = t[:, edges[:-1]].unique(return_inverse=True)
+    return tuple(map(Segment, edges[:-1], edges[1:], rows.unbind(1))), values
 
 
 def _patch_volume(config: WanModelConfig) -> int:
