@@ -150,8 +150,9 @@ def denoise_bytes(model_bytes: int, num_tokens: int, dim: int, ffn_dim: int, dty
 
 
 def decode_bytes(model_bytes: int, width: int, height: int, vae_dim: int) -> int:
-    """Expected peak of a streaming VAE decode, float32: a few full-resolution features of four frames, and caches.
+    """Expected peak of a streaming VAE decode, float32: full-resolution features of a few frames, and caches.
 
-    About 30 values per pixel and channel of the base width were counted for the released VAE 2.1.
+    Counting the live tensors of a decode at 1280*704 gave 55 values per pixel and channel of the base width for the
+    released VAE 2.1, and as many for VAE 2.2 when its 256 channels for 2x2 pixels count as 96.
     """
-    return model_bytes + width * height * vae_dim * 4 * 30
+    return model_bytes + width * height * vae_dim * 4 * 55

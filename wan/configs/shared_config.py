@@ -60,7 +60,7 @@ class TaskConfig:
     t5_checkpoint: str = "models_t5_umt5-xxl-enc-bf16.pth"
     t5_tokenizer: str = "google/umt5-xxl"
     t5_dtype: torch.dtype = torch.bfloat16
-    vae_dim: int = 96  # width of the VAE at full resolution; only memory estimates read it
+    vae_dim: int = 96  # width of the VAE at full resolution, see memory.decode_bytes; only estimates read it
     text_len: int = 512
     text_dim: int = 4096
     param_dtype: torch.dtype = torch.bfloat16
