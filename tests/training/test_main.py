@@ -7,6 +7,8 @@ import torch
 
 from wan.media import write_video
 from wan.modules.model import WanModel
+from wan.modules.vae import VAEConfig
+from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
 from wan.nano.random import write_random_checkpoint
 from wan.training.__main__ import encode_videos, load_clip, main, warn_about_range
 from wan.training.config import DataConfig, FlowConfig, LoopConfig, TrainConfig
@@ -15,15 +17,17 @@ TOML = """
 checkpoint = "{root}/checkpoint"
 output = "{root}/out"
 family = "nano"
-expert = "high_noise_model"
+task = "{task}"
+expert = "{expert}"
 preview_prompts = ["a red circle"]
 [data]
 videos = "{root}/clips"
 cache = "{root}/cache"
-size = [32, 16]
+size = [64, 32]
 frame_num = 5
 [flow]
 t_min = 875
+first_frame_share = {share}
 [loop]
 steps = 2
 batch_size = 2
@@ -31,22 +35,30 @@ preview_every = 2
 """
 
 
+VAE = Wan2_1_VAE(model=CausalVAE2_1(VAEConfig(dim=2, dim_mult=(1, 1, 1, 1), num_res_blocks=1)))
+
+
 def write_clips(folder, frames: int = 6) -> None:
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name in ("one", "two"):
-        write_video(rng.integers(0, 256, (frames, 32, 48, 3), np.uint8), folder / f"{name}.mp4", 8)
+        write_video(rng.integers(0, 256, (frames, 32, 64, 3), np.uint8), folder / f"{name}.mp4", 8)
         (folder / f"{name}.txt").write_text("a red circle\na circle that is red\n")
 
 
-def test_a_folder_of_videos_becomes_a_trained_expert(tmp_path):
-    write_random_checkpoint(tmp_path / "checkpoint")
+@pytest.mark.parametrize(
+    "task, expert, share",
+    [("t2v-A14B", "high_noise_model", 0), ("i2v-A14B", "low_noise_model", 0), ("ti2v-5B", ".", 0.5)],
+)
+def test_a_folder_of_videos_becomes_a_trained_expert(tmp_path, task, expert, share):
+    write_random_checkpoint(tmp_path / "checkpoint", task)
     write_clips(tmp_path / "clips")
-    (tmp_path / "run.toml").write_text(TOML.format(root=tmp_path.as_posix()))
+    text = TOML.format(root=tmp_path.as_posix(), task=task, expert=expert, share=share)
+    (tmp_path / "run.toml").write_text(text)
     main([str(tmp_path / "run.toml")])
 
-    before = WanModel.from_pretrained(tmp_path / "checkpoint", "high_noise_model", dtype=torch.float32)
-    after = WanModel.from_pretrained(tmp_path / "out", "high_noise_model")
+    before = WanModel.from_pretrained(tmp_path / "checkpoint", expert, dtype=torch.float32)
+    after = WanModel.from_pretrained(tmp_path / "out", expert)
     assert after.config == before.config
     assert not torch.equal(after.blocks[0].ffn[0].weight, before.blocks[0].ffn[0].weight)
     assert (tmp_path / "out" / "previews" / "0000002-0.png").exists()
@@ -54,16 +66,26 @@ def test_a_folder_of_videos_becomes_a_trained_expert(tmp_path):
     assert set(rows[-1]["bins"]) <= {"800", "900"}
 
 
+def test_a_cache_of_another_task_is_refused(tmp_path):
+    write_random_checkpoint(tmp_path / "checkpoint", "i2v-A14B")
+    write_clips(tmp_path / "clips")
+    encode_videos(DataConfig(tmp_path / "clips", tmp_path / "cache", (64, 32), frame_num=5), VAE, tmp_path / "cache")
+    text = TOML.format(root=tmp_path.as_posix(), task="i2v-A14B", expert="high_noise_model", share=0)
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ValueError, match="was made for another task than i2v-A14B"):
+        main([str(tmp_path / "run.toml")])
+
+
 def test_videos_need_captions_and_enough_frames(tmp_path):
     write_clips(tmp_path / "clips")
     data = DataConfig(tmp_path / "clips", tmp_path / "cache", (32, 32), frame_num=9)
     with pytest.raises(ValueError, match=r"one.mp4 has 6 frames, frame_num asks for 9"):
-        encode_videos(data, lambda videos: videos, data.cache)
+        encode_videos(data, VAE, data.cache)
     (tmp_path / "clips" / "two.txt").unlink()
     with pytest.raises(ValueError, match=r"without a caption file .*two.mp4"):
-        encode_videos(data, lambda videos: videos, data.cache)
+        encode_videos(data, VAE, data.cache)
     with pytest.raises(ValueError, match="holds no videos"):
-        encode_videos(DataConfig(tmp_path, tmp_path, (32, 32)), lambda videos: videos, tmp_path)
+        encode_videos(DataConfig(tmp_path, tmp_path, (32, 32)), VAE, tmp_path)
 
 
 def test_clips_are_cropped_to_size_and_resampled_in_time(tmp_path):

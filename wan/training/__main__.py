@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wan.checkpoint.layout import part
 from wan.configs import get_config
 from wan.configs.shared_config import TaskConfig
+from wan.modules.vae_wrapper import VideoVAE
+from wan.pipeline import VAES
 from wan.training.config import DataConfig, TrainConfig
 from wan.training.data import CacheWriter, LatentCache
 from wan.training.loop import fit
@@ -39,6 +42,8 @@ def train(config: TrainConfig) -> None:
     model = build_model(config)
     prepare_model(model, config.loop)
     cache = LatentCache(config.data.cache)
+    if len(cache.channels) - 1 != int(settings.model_type == "i2v"):
+        raise ValueError(f"{config.data.cache} was made for another task than {config.task}; give another [data] cache")
     text = StoredText(config.data.cache / TEXT_FILE, config.device)
     fit(
         model,
@@ -46,7 +51,7 @@ def train(config: TrainConfig) -> None:
         lambda index: cache.draw(config.loop.batch_size, config.loop.seed, index),
         config.loop,
         config.output / "state",
-        preview=previewer(config, settings, model, text) if config.loop.preview_every else None,
+        preview=previewer(config, settings, model, text, cache) if config.loop.preview_every else None,
         loss_bins=config.flow.loss_bins,
     )
     save_safetensors_folder(
@@ -89,7 +94,7 @@ def build_caches(config: TrainConfig, settings: TaskConfig) -> None:
     """Latents of every video, and text states of every caption and preview prompt."""
     folder = config.data.cache
     if not LatentCache.exists(folder):
-        encode_videos(config.data, load_vae(config, settings).encode, folder)
+        encode_videos(config.data, load_vae(config, settings), folder, with_first_frame=settings.model_type == "i2v")
     text_file = folder / TEXT_FILE
     if not text_file.exists():
         encoder = load_text_encoder(config, settings)
@@ -99,8 +104,11 @@ def build_caches(config: TrainConfig, settings: TaskConfig) -> None:
         partial.replace(text_file)
 
 
-def encode_videos(data: DataConfig, encode: Callable[[list[Tensor]], list[Tensor]], folder: Path) -> None:
-    """Write the latent cache of a folder of videos; each needs a text file of the same name, one caption per line."""
+def encode_videos(data: DataConfig, vae: VideoVAE, folder: Path, with_first_frame: bool = False) -> None:
+    """Write the latent cache of a folder of videos; each needs a text file of the same name, one caption per line.
+
+    `with_first_frame` adds the condition that image-to-video has of the first frame.
+    """
     paths = sorted(p for p in data.videos.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
     if not paths:
         raise ValueError(f"{data.videos} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
@@ -111,9 +119,20 @@ def encode_videos(data: DataConfig, encode: Callable[[list[Tensor]], list[Tensor
     for i, path in enumerate(paths):
         captions = [line.strip() for line in path.with_suffix(".txt").read_text().splitlines() if line.strip()]
         with torch.no_grad():
-            writer.add(encode([load_clip(path, data)])[0], captions or [""])
+            clip = load_clip(path, data).to(vae.device)
+            conditions = [first_frame_condition(vae, clip)] if with_first_frame else []
+            writer.add(vae.encode([clip])[0], captions or [""], conditions)
         log.info("encoded %s (%d/%d)", path.name, i + 1, len(paths))
     writer.close()
+
+
+def first_frame_condition(vae: VideoVAE, clip: Tensor) -> Tensor:
+    """y [4 + z, T, h, w] of image-to-video for the first frame of a clip [3, F, H, W]."""
+    from wan.image2video import condition_clip, condition_mask
+
+    frame_num = clip.shape[1]
+    latent = vae.encode([condition_clip({0: clip[:, 0]}, frame_num)])[0]
+    return torch.cat([condition_mask([0], frame_num, latent.shape[1:]).to(latent), latent])
 
 
 def load_clip(path: Path, data: DataConfig) -> Tensor:
@@ -137,10 +156,8 @@ def load_clip(path: Path, data: DataConfig) -> Tensor:
     return pixels.clamp(-1, 1).transpose(0, 1).contiguous()
 
 
-def load_vae(config: TrainConfig, settings: TaskConfig):
-    from wan.modules.vae2_1 import Wan2_1_VAE
-
-    return Wan2_1_VAE(vae_pth=config.checkpoint / settings.vae_checkpoint, device=config.device)
+def load_vae(config: TrainConfig, settings: TaskConfig) -> VideoVAE:
+    return VAES[settings.z_dim](vae_pth=part(config.checkpoint, settings.vae_checkpoint), device=config.device)
 
 
 def load_text_encoder(config: TrainConfig, settings: TaskConfig):
@@ -150,8 +167,8 @@ def load_text_encoder(config: TrainConfig, settings: TaskConfig):
         text_len=settings.text_len,
         dtype=settings.t5_dtype,
         device=config.device,
-        checkpoint_path=config.checkpoint / settings.t5_checkpoint,
-        tokenizer_path=config.checkpoint / settings.t5_tokenizer,
+        checkpoint_path=part(config.checkpoint, settings.t5_checkpoint),
+        tokenizer_path=part(config.checkpoint, settings.t5_tokenizer),
     )
 
 
@@ -159,19 +176,24 @@ def load_text_encoder(config: TrainConfig, settings: TaskConfig):
 
 
 def previewer(
-    config: TrainConfig, settings: TaskConfig, model: torch.nn.Module, text: StoredText
+    config: TrainConfig, settings: TaskConfig, model: torch.nn.Module, text: StoredText, cache: LatentCache
 ) -> Callable[[int], None]:
-    """Sample the preview prompts with the expert alone, through the pipelines' loop, into contact sheets."""
+    """Sample the preview prompts with the expert alone, through the pipelines' loop, into contact sheets.
+
+    Image-to-video starts them all from one first frame of the data.
+    """
     from wan.geometry import latent_shape
     from wan.media import contact_sheet, to_uint8
     from wan.sampling import denoise, guided, make_solver
 
     vae = load_vae(config, settings)
-    shape = latent_shape(config.data.size, config.data.frame_num, settings.vae_stride, model.config.in_dim)
+    shape = latent_shape(config.data.size, config.data.frame_num, settings.vae_stride, settings.z_dim)
+    first = cache.draw(1, config.loop.seed, 0).conditions
+    y = None if first is None else [first[0].to(config.device)]
     scale = settings.guidance[config.expert == settings.high_noise_checkpoint]
 
     def forward(latent: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return model([latent], t.reshape(1), [context])[0]
+        return model([latent], t.reshape(1), [context], y=y)[0]
 
     @torch.no_grad()
     def preview(step: int) -> None:

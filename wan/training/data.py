@@ -74,6 +74,11 @@ class LatentCache:
     def __len__(self) -> int:
         return sum(map(len, self._latents))
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of a latent and of each of its conditions."""
+        return tuple(np.diff(self._splits[0], prepend=0).tolist())
+
     def captions(self) -> list[str]:
         """Every distinct caption, sorted."""
         return sorted({c for bucket in self._captions for sample in bucket for c in sample})

@@ -37,8 +37,8 @@ def flow_objective(model: WanModel, text: TextStates, config: FlowConfig) -> Obj
 
         def velocity(noisy: Tensor, timesteps: Tensor) -> Tensor:
             if timesteps.ndim == 2:  # by frame; the model takes them by token
-                f, h, w = (n // p for n, p in zip(noisy.shape[2:], model.config.patch_size, strict=True))
-                timesteps = timesteps.repeat_interleave(h * w, dim=1)
+                _, rows, columns = model.grid(noisy.shape[2:])
+                timesteps = timesteps.repeat_interleave(rows * columns, dim=1)
             return torch.stack(model(list(noisy), timesteps, context, y=conditions))
 
         return flow_loss(velocity, data, config, generator)
