@@ -3,18 +3,28 @@
 Tolerances are the maximum absolute differences in float32 that the recordings come with.
 """
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
 import torch
 from PIL import Image
 from torch import Tensor
 
 from tests.parity import assert_equal, assert_near, numbered, under
 from wan import framing, geometry, sampling
-from wan.image2video import condition_clip, condition_mask, resize_first_frame
+from wan.configs import WAN_CONFIGS
+from wan.image2video import WanI2V, condition_clip, condition_mask, resize_first_frame
 from wan.media import from_uint8, to_uint8
+from wan.memory import Weights
 from wan.modules.layers import sinusoidal_embedding_1d
 from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.rope import grid_positions, rope_table, rotate
-from wan.textimage2video import cover
+from wan.pipeline import WanPipeline
+from wan.request import Request
+from wan.runtime import Offload, Runtime
+from wan.text2video import WanT2V
+from wan.textimage2video import WanTI2V, cover
 from wan.utils.prompt_extend import cloud_image_size, qwen_vl_size
 
 Tensors = dict[str, Tensor]
@@ -88,78 +98,90 @@ def trajectory(case: dict, tensors: Tensors) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Sampling loops
+# Sampling loops: whole pipelines on recorded weights
 
 
 def loop_t2v(case: dict, tensors: Tensors) -> None:
-    check_noise(case, tensors, geometry.latent_shape(case["size_w_h"], case["frame_num"], case["vae_stride"]))
-    check_two_experts(case, tensors, y=None)
+    check_pipeline(case, tensors, WanT2V, size=case["size_w_h"])
 
 
 def loop_i2v(case: dict, tensors: Tensors) -> None:
-    y = i2v_conditioning(case, tensors)
-    check_noise(case, tensors, (16, *y.shape[1:]))
-    check_two_experts(case, tensors, y)
-
-
-def check_two_experts(case: dict, tensors: Tensors, y: Tensor | None) -> None:
-    used, given = [], []
-    # The recorded pair is ordered (low-noise expert, high-noise expert).
-    scales = dict(zip(("low", "high"), case["guide_scale_low_high"], strict=True))
-
-    def expert(name: str) -> sampling.Velocity:
-        model = load_model(case, tensors, f"weights/{name}.")
-
-        def forward(latent: Tensor, t: Tensor, context: Tensor) -> Tensor:
-            return model([latent], t[None], [context], case["seq_len"], None if y is None else [y])[0]
-
-        guided = sampling.guided(forward, tensors["in/context"], tensors["in/context_null"], scales[name])
-
-        def noted(latent: Tensor, t: Tensor) -> Tensor:
-            used.append(int(name == "high"))
-            given.append(int(t))
-            return guided(latent, t)
-
-        return noted
-
-    velocity = sampling.switch_at(case["boundary"] * 1000, high=expert("high"), low=expert("low"))
-    solver = sampling.make_solver(case["solver"], case["steps"], case["shift"])
-    noise = tensors["in/noise"]
-    states = [noise, *sampling.denoise(noise, solver, velocity)]
-    assert given == tensors["out/timesteps"].tolist()
-    assert used == tensors["out/expert"].tolist()
-    assert_near(torch.stack(states), tensors["out/x"], 1e-4)
+    i2v_conditioning(case, tensors)
+    calls = check_pipeline(case, tensors, WanI2V, image=to_image(tensors["in/image"]), max_area=case["max_area"])
+    for call in calls:  # every expert and both branches
+        assert_equal(call.y[0], tensors["out/y"])
 
 
 def loop_ti2v_t2v(case: dict, tensors: Tensors) -> None:
-    shape = geometry.latent_shape(case["size_w_h"], case["frame_num"], case["vae_stride"], z_dim=48)
-    check_noise(case, tensors, shape)
-    check_one_expert(case, tensors, geometry.first_frame_mask(shape, zero=False), sampling.identity)
+    calls = check_pipeline(case, tensors, WanTI2V, size=case["size_w_h"])
+    for call, expected in zip(calls, tensors["out/token_timesteps"].repeat_interleave(2, dim=0), strict=True):
+        assert_equal(call.t.float().expand(case["seq_len"]), expected)
 
 
 def loop_ti2v_i2v(case: dict, tensors: Tensors) -> None:
-    noise = tensors["in/noise"]
-    check_ti2v_image(case, tensors)
-    check_noise(case, tensors, noise.shape)
-    mask = geometry.first_frame_mask(noise.shape)
-    check_one_expert(case, tensors, mask, sampling.keep_first_frame(tensors["in/vae_latent"], mask))
+    calls = check_pipeline(case, tensors, WanTI2V, image=to_image(tensors["in/image"]), max_area=case["max_area"])
+    for call, expected in zip(calls, tensors["out/token_timesteps"].repeat_interleave(2, dim=0), strict=True):
+        assert_equal(call.t[0], expected[: call.seq_len])
 
 
-def check_one_expert(case: dict, tensors: Tensors, mask: Tensor, keep: sampling.Keep) -> None:
-    model = load_model(case, tensors)
-    given = []
+class Call(NamedTuple):
+    """What a model was called with; one sample each."""
 
-    def forward(latent: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        given.append(geometry.token_timesteps(mask, t, case["seq_len"]))
-        return model([latent], given[-1], [context], case["seq_len"])[0]
+    expert: str
+    x: list[Tensor]
+    t: Tensor
+    context: list[Tensor]
+    seq_len: int
+    y: list[Tensor] | None
 
-    velocity = sampling.guided(forward, tensors["in/context"], tensors["in/context_null"], case["guide_scale"])
-    solver = sampling.make_solver(case["solver"], case["steps"], case["shift"])
-    start = keep(tensors["in/noise"])
-    states = [start, *sampling.denoise(start, solver, velocity, keep)]
-    for branch in (0, 1):  # both guidance branches are given the same timesteps
-        assert_equal(torch.cat(given[branch::2]), tensors["out/token_timesteps"])
+
+def check_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], **values: Any) -> list[Call]:
+    """Sample the recorded request, compare every state, and return the calls of the models in order."""
+    calls: list[Call] = []
+    pipeline = recorded_pipeline(case, tensors, kind, calls)
+    low_high = case["guide_scale_low_high"] if "guide_scale_low_high" in case else [case["guide_scale"]] * 2
+    names = ("frame_num", "shift", "solver", "steps", "seed", "boundary")
+    values |= {name: case[name] for name in names if name in case}
+    request = Request.create(pipeline.config, prompt="recorded", guidance=tuple(low_high), **values)
+    states = [pipeline.condition(request).keep(pipeline.noise(request))]
+    pipeline.sample(request, lambda done, total, latent: states.append(latent))
+
+    check_noise(case, tensors, tuple(states[0].shape))
     assert_near(torch.stack(states), tensors["out/x"], 1e-4)
+    assert [call.context[0] is tensors["in/context"] for call in calls] == [True, False] * case["steps"]
+    if "out/timesteps" in tensors:
+        assert [int(call.t) for call in calls[::2]] == tensors["out/timesteps"].tolist()
+        assert [int("high" in call.expert) for call in calls[::2]] == tensors["out/expert"].tolist()
+    return calls
+
+
+def recorded_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], calls: list[Call]) -> WanPipeline:
+    """A pipeline without a folder: its text encoder and VAE answer with what was recorded."""
+    config = replace(WAN_CONFIGS[kind.task], vae_stride=tuple(case["vae_stride"]))
+    pipeline = object.__new__(kind)
+    pipeline.config, pipeline.phases = config, {}
+    pipeline.runtime = Runtime.from_flags(device="cpu", dtype="fp32")
+    pipeline.weights = Weights(pipeline.runtime.device, Offload.NONE)
+    for expert in config.experts:
+        prefix = "weights/" if expert == "." else f"weights/{expert.partition('_')[0]}."
+        model = load_model(case, tensors, prefix)
+        model.register_forward_pre_hook(lambda _, args, expert=expert: calls.append(Call(expert, *args)))
+        pipeline.weights.add(expert, lambda model=model: model)
+
+    def encode(videos: list[Tensor]) -> list[Tensor]:
+        assert list(videos[0].shape) == case["vae_input_shape"]
+        expected = tensors["out/vae_input"] if "out/vae_input" in tensors else tensors["out/vae_first_frame"][:, None]
+        assert_near(videos[0][:, :1], expected, 1e-5)
+        assert not videos[0][:, 1:].any()
+        return [tensors["in/vae_latent"]]
+
+    pipeline._vae = SimpleNamespace(encode=encode)
+    pipeline.encode_prompts = lambda request: (tensors["in/context"], tensors["in/context_null"])
+    return pipeline
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(pixels.numpy())
 
 
 def check_noise(case: dict, tensors: Tensors, shape: tuple[int, ...]) -> None:
@@ -174,8 +196,7 @@ def check_noise(case: dict, tensors: Tensors, shape: tuple[int, ...]) -> None:
 # Conditioning on an image
 
 
-def i2v_conditioning(case: dict, tensors: Tensors) -> Tensor:
-    """Checks the image side of image to video; the condition y, for the loops."""
+def i2v_conditioning(case: dict, tensors: Tensors) -> None:
     image, latent, stride = tensors["in/image"], tensors["in/vae_latent"], case["vae_stride"]
     height, width = image.shape[:2]
     used = framing.of_area("i2v", case["max_area"], (width, height), stride, geometry.PATCH_SIZE)
@@ -188,12 +209,10 @@ def i2v_conditioning(case: dict, tensors: Tensors) -> Tensor:
     assert not clip[:, 1:].any()
 
     mask = condition_mask([0], case["frame_num"], latent.shape[1:])
-    y = torch.cat([mask, latent])
-    assert_equal(y, tensors["out/y"])
+    assert_equal(torch.cat([mask, latent]), tensors["out/y"])
     if "out/mask" in tensors:
         assert_equal(mask, tensors["out/mask"])
     assert geometry.padded_seq_len(latent.shape, sp_size=case.get("sp_size", 1)) == case["seq_len"]
-    return y
 
 
 def ti2v_conditioning(case: dict, tensors: Tensors) -> None:
@@ -208,7 +227,7 @@ def ti2v_conditioning(case: dict, tensors: Tensors) -> None:
 
 
 def check_ti2v_image(case: dict, tensors: Tensors) -> None:
-    image = Image.fromarray(tensors["in/image"].numpy())
+    image = to_image(tensors["in/image"])
     image = cover(image, framing.of_area("ti2v", case["max_area"], image.size, case["vae_stride"], geometry.PATCH_SIZE))
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
     assert_near(from_uint8(pixels)[:, None], tensors["out/vae_input"], 1e-6)
