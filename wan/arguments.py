@@ -97,7 +97,7 @@ def _add_request(group: Any) -> None:
     group.add_argument("--ckpt_dir", help="folder of the released checkpoint, or nano for the embedded model")
     group.add_argument("--prompt", help="what the video shows; default: an example of the task")
     group.add_argument("--negative_prompt", help="what to avoid; default: the task's, '' for none")
-    group.add_argument("--size", type=_typed(parse_size), metavar="W*H", help="1280*720 or 1280x720; default 1280*720")
+    group.add_argument("--size", type=_typed(parse_size), metavar="W*H", help="1280*720 or 1280x720; default: the task's")
     group.add_argument("--frame_num", type=int, metavar="N", help="frames, 4n+1; default: the task's")
     group.add_argument("--base_seed", type=int, metavar="N", help="negative or not given: random, and printed")
     group.add_argument("--sample_solver", choices=list(SOLVERS), help="default unipc")

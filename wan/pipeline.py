@@ -23,7 +23,7 @@ from wan.framing import Framing
 from wan.geometry import LatentShape
 from wan.memory import PhaseStats, Weights, measured
 from wan.modules.attention import attention, check_backend, resolve_backend
-from wan.modules.model import WanModel
+from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.packed import can_pack, pack_linears
 from wan.modules.t5 import T5EncoderModel
 from wan.modules.vae2_1 import Wan2_1_VAE
@@ -223,6 +223,7 @@ class WanPipeline:
     def _check_expert(self, expert: str) -> None:
         """A released model must be what its preset says in all it tells; of others, what decides the task."""
         found, needed = read_config(self.checkpoint_dir / expert), self.config.architecture()
+        WanModelConfig.from_dict(found)  # refuses what no model can be
         for field in needed if self.config.family == "wan2.2" else TASK_FIELDS:
             value = found.get(field, needed[field])
             value = tuple(value) if isinstance(value, list) else value
