@@ -11,6 +11,7 @@ from PIL import Image
 
 from wan import cli, media, output, planning
 from wan.arguments import build_parser
+from wan.framing import Framing
 from wan.nano.random import write_random_checkpoint
 
 TASKS = ("i2v-A14B", "ti2v-5B")
@@ -96,6 +97,24 @@ def test_the_name_tells_the_size_of_the_file():
 def test_tiny_images_are_enlarged():
     save_photo("tiny.png", size=(3, 2))
     assert planned("i2v-A14B", "--image", "tiny.png").request.framing.used == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("command", "used", "guidance"),
+    [
+        ("--task i2v-A14B --size 1280*720 --offload_model True --convert_model_dtype", (1168, 768), (3.5, 3.5)),
+        ("--task i2v-A14B --size 832*480 --sample_guide_scale 5 --ulysses_size 1", (768, 512), (5.0, 5.0)),
+        ("--task ti2v-5B --size 1280*704 --offload_model True --convert_model_dtype --t5_cpu", (1152, 768), (5.0, 5.0)),
+    ],
+)
+def test_commands_written_for_upstream(checkpoints, monkeypatch, command, used, guidance):
+    monkeypatch.setattr(planning, "_is_nano", lambda folder, config: False)
+    flags = [*command.split(), "--image", "photo.png", "--prompt", "A cat.", "--base_seed", "1", "--save_file", "a.mp4"]
+    folder = checkpoints[flags[1]]
+    job = planning.plan(build_parser().parse_args([*flags, "--ckpt_dir", str(folder), "--device", "cpu"]))
+    assert job.request.framing == Framing(job.request.framing.asked, used, used)
+    assert job.request.guidance == guidance and job.config.family == "wan2.2"
+    assert cli.expected_bytes(job) > used[0] * used[1] * 96 * 4 * 55, "decoding alone takes that much"
 
 
 # ---------------------------------------------------------------- first and last image
