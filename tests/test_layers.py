@@ -26,7 +26,8 @@ LAYERS = [
     (3, ["wan.utils.prompt_extend"]),
     (2, ["wan.modules", "wan.modules.*"]),
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
-    (0, ["wan.files", "wan.framing", "wan.geometry", "wan.runtime", "wan.media", "wan.output", "wan.version"]),
+    (0, ["wan.files", "wan.framing", "wan.geometry", "wan.media", "wan.output", "wan.parallel"]),
+    (0, ["wan.runtime", "wan.version"]),
     (0, ["wan.utils", "wan.utils.flow", "wan.utils.fm_solvers*", "wan.utils.system_prompt"]),
 ]
 

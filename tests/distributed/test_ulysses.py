@@ -3,9 +3,9 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.launch import launch
-from wan.distributed.mesh import shares
 from wan.distributed.ulysses import distributed_attention, ulysses
 from wan.modules.attention import attention
+from wan.parallel import shares
 
 
 def operands(batch, length, heads):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from wan.distributed.mesh import shares
 from wan.distributed.util import all_gather, all_to_all
 from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, Resample
 from wan.modules.vae_wrapper import VideoVAE
+from wan.parallel import shares
 
 
 def decode_in_bands(vae: VideoVAE, latent: Tensor, mesh: DeviceMesh) -> Iterator[Tensor]:

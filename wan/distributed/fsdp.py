@@ -6,7 +6,6 @@ from itertools import pairwise
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 
 
 def shard_model(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -16,6 +15,8 @@ def shard_model(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     Parameters travel in the type they have, so bfloat16 matrices as bfloat16 and what is sensitive to rounding as
     float32, and no input is converted: timesteps keep their value. While a block works the next one is on its way.
     """
+    from torch.distributed.fsdp import fully_shard  # its import takes 0.7 s, which a process alone does not need
+
     blocks = list(model.blocks)
     for block in blocks:
         fully_shard(block, mesh=mesh)

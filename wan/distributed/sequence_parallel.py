@@ -21,12 +21,14 @@ def parallelize(model: WanModel, mesh: DeviceMesh) -> None:
 
     Every rank calls the model with the same arguments and gets the whole result, equal to that of one process.
     """
-    group, alone = mesh.get_group(), mesh.size() == 1
+    group = None if mesh.size() == 1 else mesh.get_group()
+    if getattr(model.run_blocks, "group", None) is group:
+        return
     for block in model.blocks:
         attend = getattr(block.self_attn.attend, "single", block.self_attn.attend)
-        block.self_attn.attend = attend if alone else ulysses(attend, group)
+        block.self_attn.attend = attend if group is None else ulysses(attend, group)
     run = getattr(model.run_blocks, "single", model.run_blocks)
-    model.run_blocks = run if alone else sharded(run, group)
+    model.run_blocks = run if group is None else sharded(run, group)
 
 
 def sharded(run: RunBlocks, group: ProcessGroup) -> RunBlocks:
@@ -37,7 +39,7 @@ def sharded(run: RunBlocks, group: ProcessGroup) -> RunBlocks:
         whole = all_gather(x, group).transpose(0, 1).flatten(1, 2)  # [P, B, l, C] -> [B, P * l, C]
         return tokens._replace(x=whole[:, : tokens.x.shape[1]])
 
-    run_shard.single = run
+    run_shard.single, run_shard.group = run, group
     return run_shard
 
 

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from wan.distributed.mesh import shares
 from wan.distributed.util import all_to_all
 from wan.modules.attention import attention
+from wan.parallel import shares
 
 Attention = Callable[[Tensor, Tensor, Tensor, Sequence[int] | None], Tensor]
 

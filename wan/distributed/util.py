@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import NoReturn
 
@@ -63,81 +62,95 @@ def local_rank(environ: Mapping[str, str] = os.environ) -> int:
     return int(environ.get("LOCAL_RANK", 0))
 
 
-def init_distributed_group(device: torch.device | str | None = None) -> Watch | None:
+def init_distributed_group(device: torch.device | str | None = None) -> None:
     """Join the other processes of torchrun, with the backend of `device` (None: CUDA if there is one).
 
-    Nothing to do for a process alone, or when the group exists. Returns the watch of a group that it made. Raises
-    ValueError when the environment is wrong and ConnectionError when not all processes come.
+    Nothing to do for a process alone, or when the group exists. Raises ValueError when the environment is wrong and
+    ConnectionError when not all processes come.
     """
     size = launched_size()
     if size == 1 or _joined():
-        return None
+        return
     if device is None:
         device = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+        store.set_timeout(WAIT)
         on_gpu = {"device_id": device} if device.type == "cuda" else {}
         backend = BACKENDS.get(device.type, "gloo")
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT, **on_gpu)
-    except (dist.DistError, RuntimeError) as error:
+    except RuntimeError as error:  # also all errors of torch.distributed
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ConnectionError(
             f"the {size} processes that WORLD_SIZE announces did not all meet at {place} within {JOIN_SECONDS} s; "
             f"start every one with the same torchrun command ({error})"
         ) from error
-    return Watch.join(rank, size)
 
 
-@contextmanager
-def processes(device: torch.device | str | None, report: Callable[[BaseException], None]) -> Iterator[None]:
-    """All of a run's work: the processes join before it and part after it, and when one fails all end.
-
-    `report` shows an error before the others hear of it; they get PeerFailed. The error is raised again in any case.
-    """
-    watch = None
-    try:
-        watch = init_distributed_group(device)
-        if watch is not None:
-            signal.signal(signal.SIGTERM, _stop)
-        yield
-        if watch is not None:
-            watch.part()
-            dist.destroy_process_group()
-    except BaseException as error:
-        shown = error if watch is None else watch.explain(error)
-        report(shown)
-        if watch is not None:
-            watch.tell(shown)
-        raise shown from (None if shown is error else error)
+def start(device: torch.device | str | None = None) -> None:
+    """Join, and from now on end with all other processes when one of them fails; `stop` when the work is done."""
+    global _watch
+    init_distributed_group(device)
+    if _joined() and _watch is None:
+        _watch = Watch.join(get_rank(), get_world_size())
+        signal.signal(signal.SIGTERM, _unwind)
 
 
-def _stop(*_: object) -> NoReturn:
+def stop() -> None:
+    """Wait until the others are done as well, and part."""
+    global _watch
+    if _watch is not None:
+        _watch.part()
+        _watch = None
+        dist.destroy_process_group()
+
+
+def is_first_failure(error: BaseException) -> bool:
+    """Whether this process must show `error`: not when it only follows from what another one shows."""
+    return _watch is None or _watch.is_first(error)
+
+
+_watch: Watch | None = None
+
+
+def _unwind(*_: object) -> NoReturn:
     """torchrun stops the processes that are left this way; unwinding removes unfinished files."""
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def broadcast_int(value: int | None, device: torch.device | str = "cpu") -> int:
-    """The `value` of rank 0, -2**63 to 2**63 - 1, on every rank."""
+def broadcast_int(value: int, device: torch.device | str = "cpu", group: ProcessGroup | None = None) -> int:
+    """The `value` of the first rank, -2**63 to 2**63 - 1, on every rank of the group (None: all)."""
     if get_world_size() == 1:
-        return int(value)
-    box = torch.tensor([value if get_rank() == 0 else 0], dtype=torch.int64, device=device)
-    dist.broadcast(box, src=0)
-    return int(box)
+        return value
+    return int(_from_first(torch.tensor([value], dtype=torch.int64, device=device), group))
 
 
-def broadcast_text(text: str | None, device: torch.device | str = "cpu") -> str:
-    """The `text` of rank 0 on every rank, sent as bytes."""
+def broadcast_text(text: str, device: torch.device | str = "cpu", group: ProcessGroup | None = None) -> str:
+    """The `text` of the first rank on every rank, sent as bytes."""
     if get_world_size() == 1:
-        return str(text)
-    data = (text or "").encode("utf-8")
-    length = broadcast_int(len(data), device)
-    box = torch.zeros(length, dtype=torch.uint8)
-    if get_rank() == 0 and length:
-        box = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    box = box.to(device)
-    dist.broadcast(box, src=0)
-    return bytes(box.tolist()).decode("utf-8")
+        return text
+    data = torch.tensor(list(text.encode("utf-8")), dtype=torch.uint8, device=device)
+    length = broadcast_int(len(data), device, group)
+    data = _from_first(data if len(data) == length else data.new_zeros(length), group)
+    return bytes(data.tolist()).decode("utf-8")
+
+
+def broadcast_tensor(x: Tensor | None, like: Tensor, group: ProcessGroup) -> Tensor:
+    """The `x` of the first rank, of any shape, on every rank; type and device are those of `like`."""
+    shape = torch.zeros(MAX_DIMS, dtype=torch.int64, device=like.device)
+    if x is not None:
+        shape[: x.ndim + 1] = torch.tensor([x.ndim, *x.shape])
+    ndim, *sizes = _from_first(shape, group).tolist()
+    return _from_first(like.new_empty(sizes[:ndim]) if x is None else x.to(like).contiguous(), group)
+
+
+MAX_DIMS = 8
+
+
+def _from_first(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    dist.broadcast(x, group=group, group_src=0)
+    return x
 
 
 def all_to_all(packed: Tensor, send: Sequence[int], receive: Sequence[int], group: ProcessGroup) -> Tensor:

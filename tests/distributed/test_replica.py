@@ -1,47 +1,42 @@
-from functools import partial
-
 import pytest
 import torch
 
 from tests.distributed.launch import launch
 from tests.distributed.tiny import CONFIG, randn, tiny_model
 from wan.checkpoint.loading import save_safetensors_folder
-from wan.distributed.cfg_parallel import divide_work
-from wan.distributed.fsdp import shard_model
-from wan.distributed.mesh import make_mesh
+from wan.distributed.replica import Replica
 from wan.geometry import first_frame_mask, token_timesteps
 from wan.modules.model import WanModel
-from wan.sampling import denoise, guided, identity, keep_first_frame, make_solver, one_after_the_other, switch_at
+from wan.parallel import Parallel
+from wan.sampling import denoise, guided, identity, keep_first_frame, make_solver, switch_at
 
 SHAPE = (6, 3, 2, 6)  # 9 tokens
 CONTEXTS = randn(5, 10, seed=1), randn(3, 10, seed=2)
 
 
-def sample(experts, scales, keeps_first_frame, pairs=(one_after_the_other, one_after_the_other)):
+def sample(replica, experts, scales, keeps_first_frame):
     """Four steps of two guided experts, and how often a model was called."""
     mask = first_frame_mask(SHAPE, zero=keeps_first_frame)
     keep = keep_first_frame(randn(6, 1, 2, 6, seed=3), mask) if keeps_first_frame else identity
     calls = []
 
-    def velocity(model, scale, pair):
+    def velocity(model, scale):
         def forward(latent, t, context):
             calls.append(1)
             times = token_timesteps(mask, t, 9) if keeps_first_frame else t[None]
-            return model([latent], times, [context])[0]
+            return replica.spread_tokens(model, scale)([latent], times, [context])[0]
 
-        return guided(forward, *CONTEXTS, scale, pair)
+        return guided(forward, *CONTEXTS, scale, replica.pair())
 
-    high, low = (velocity(*of_expert) for of_expert in zip(experts, scales, pairs, strict=True))
+    high, low = map(velocity, experts, scales)
     steps = denoise(keep(randn(*SHAPE, seed=4)), make_solver("unipc", 4, 5.0), switch_at(800, high, low), keep)
     return list(steps)[-1], len(calls)
 
 
 def spread_sample(folders, cfg_size, ulysses_size, with_fsdp, scales, keeps_first_frame):
-    mesh = make_mesh("cpu", cfg_size, ulysses_size)
-    shard = partial(shard_model, mesh=mesh.fsdp) if with_fsdp else None
-    experts = [WanModel.from_pretrained(folder, shard=shard) for folder in folders]
-    pairs = [divide_work(model, mesh, scale) for model, scale in zip(experts, scales, strict=True)]
-    return sample(experts, scales, keeps_first_frame, pairs)
+    replica = Replica(Parallel(cfg_size * ulysses_size, cfg_size, ulysses_size, with_fsdp), torch.device("cpu"))
+    experts = [WanModel.from_pretrained(folder, shard=replica.shard_dit) for folder in folders]
+    return sample(replica, experts, scales, keeps_first_frame)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +62,7 @@ def folders(tmp_path_factory):
 def test_spread_sampling_equals_one_process(folders, cfg_size, ulysses_size, with_fsdp, scales, keeps_first_frame):
     with torch.no_grad():
         experts = [WanModel.from_pretrained(folder) for folder in folders]
-        expected, calls = sample(experts, scales, keeps_first_frame)
+        expected, calls = sample(Replica(Parallel(), torch.device("cpu")), experts, scales, keeps_first_frame)
     arguments = (folders, cfg_size, ulysses_size, with_fsdp, scales, keeps_first_frame)
     results = launch(cfg_size * ulysses_size, spread_sample, *arguments)
     for found, made in results:

@@ -1,0 +1,137 @@
+"""Parallel: how the processes of a run share its work. The public flags for several GPUs end here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """`cfg_size * ulysses_size` processes, a replica, make one video together; replicas make different ones.
+
+    In a replica two groups take one branch of guidance each (`cfg_size` 2), and in a group each process takes a share
+    of the tokens. The flags spread the parameters of the transformers and of the text encoder over a replica.
+    """
+
+    world_size: int = 1
+    cfg_size: int = 1
+    ulysses_size: int = 1
+    dit_fsdp: bool = False
+    t5_fsdp: bool = False
+
+    @property
+    def replica_size(self) -> int:
+        return self.cfg_size * self.ulysses_size
+
+    @property
+    def replicas(self) -> int:
+        return self.world_size // self.replica_size
+
+    def __post_init__(self) -> None:
+        if self.cfg_size not in (1, 2):
+            raise ValueError(f"guidance has two branches, for 1 or 2 groups of processes; got {self.cfg_size}")
+        self._check_launch()
+        if self.world_size % self.cfg_size:
+            raise ValueError(
+                f"--cfg_parallel needs an even number of processes, and torchrun started {self.world_size}"
+            )
+        group = self.world_size // self.cfg_size
+        if self.ulysses_size < 1 or group % self.ulysses_size:
+            half = f", half of the {self.world_size} with --cfg_parallel" if self.cfg_size == 2 else ""
+            choices = ", ".join(str(n) for n in range(1, group + 1) if group % n == 0)
+            raise ValueError(
+                f"--ulysses_size must divide the number of processes, {group}{half}; {self.ulysses_size} does not, "
+                f"choose one of {choices}"
+            )
+        for flag, given in (("--dit_fsdp", self.dit_fsdp), ("--t5_fsdp", self.t5_fsdp)):
+            if given and self.replica_size == 1:
+                raise ValueError(
+                    f"{flag} spreads a model over the processes that make one video together, and with --ulysses_size "
+                    f"1 that is one; use --ulysses_size {self.world_size}"
+                )
+
+    def _check_launch(self) -> None:
+        """Flags that only several processes can follow."""
+        if self.world_size > 1:
+            return
+        wanted = [
+            *(["--ulysses_size"] if self.ulysses_size > 1 else []),
+            *(["--cfg_parallel"] if self.cfg_size > 1 else []),
+            *(["--dit_fsdp"] if self.dit_fsdp else []),
+            *(["--t5_fsdp"] if self.t5_fsdp else []),
+        ]
+        if wanted:
+            count = max(2, self.replica_size)
+            raise ValueError(
+                f"{', '.join(wanted)} needs several processes, and this is one; start with torchrun "
+                f"--nproc_per_node={count} generate.py ..."
+            )
+
+    @classmethod
+    def from_flags(
+        cls,
+        *,
+        world_size: int = 1,
+        ulysses_size: int | None = None,
+        cfg_parallel: bool = False,
+        dit_fsdp: bool = False,
+        t5_fsdp: bool = False,
+        num_videos: int = 1,
+    ) -> Parallel:
+        """Fold the public flags.
+
+        `ulysses_size` None shares out all processes: replicas as there are videos for, but one when a model is spread.
+        """
+        cfg_size = 2 if cfg_parallel else 1
+        if ulysses_size is None:
+            group = world_size // cfg_size
+            replicas = 1 if dit_fsdp or t5_fsdp else math.gcd(group, num_videos)
+            ulysses_size = max(1, group // replicas)
+        return cls(world_size, cfg_size, ulysses_size, dit_fsdp, t5_fsdp)
+
+    def describe(self) -> str:
+        """One line for the log, empty for one process."""
+        if self.world_size == 1:
+            return ""
+        parts = [f"{self.world_size} processes"]
+        if self.replicas > 1:
+            parts.append(f"{self.replicas} videos at a time")
+        if self.cfg_size > 1:
+            parts.append("the two guidance branches side by side")
+        if self.ulysses_size > 1:
+            parts.append(f"tokens in {self.ulysses_size} parts")
+        spread = [name for name, given in (("transformer", self.dit_fsdp), ("text encoder", self.t5_fsdp)) if given]
+        if spread:
+            parts.append(f"{' and '.join(spread)} spread over {self.replica_size}")
+        return ", ".join(parts)
+
+    def remarks(self, *, num_videos: int, num_heads: int) -> list[str]:
+        """Where processes have less to do than they could, and what to pass instead."""
+        remarks = []
+        if num_videos < self.replicas:
+            idle = (self.replicas - num_videos) * self.replica_size
+            better = self.world_size // self.cfg_size
+            remarks.append(
+                f"{idle} of {self.world_size} processes have nothing to do: they would compute the same video again. "
+                f"Share it with --ulysses_size {better}, or make more with --num_videos {self.replicas}"
+            )
+        elif num_videos % self.replicas:
+            remarks.append(
+                f"{num_videos} videos are no multiple of {self.replicas} at a time: in the last round some processes "
+                f"wait; --num_videos {math.ceil(num_videos / self.replicas) * self.replicas} costs no more time"
+            )
+        heads = shares(num_heads, self.ulysses_size)
+        if heads[0] != heads[-1]:
+            even = ", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
+            remarks.append(
+                f"{num_heads} attention heads in {self.ulysses_size} parts are {heads[0]} or {heads[-1]} each: "
+                f"attention works at {num_heads / (heads[0] * self.ulysses_size):.0%}; parts that divide the heads are "
+                f"{even}"
+            )
+        return remarks
+
+
+def shares(total: int, parts: int) -> list[int]:
+    """`total` things for `parts` receivers, as evenly as possible, the larger shares first: (40, 3) -> [14, 13, 13]."""
+    return [total // parts + (i < total % parts) for i in range(parts)]
