@@ -50,15 +50,16 @@ def test_transformers_umt5_with_the_embedding_only_under_its_tied_name():
     )
 
 
-def test_diffusers_vae():
-    expected = json.loads((DATA / "vae_diffusers_keymap.json").read_text())["map"]["wan2_1_vae"]
-    assert expected.keys() == manifest("wan2_1_vae").keys()
+@pytest.mark.parametrize(("name", "title"), [("wan2_1_vae", "VAE 2.1"), ("wan2_2_vae", "VAE 2.2")])
+def test_diffusers_vae(name, title):
+    expected = json.loads((DATA / "vae_diffusers_keymap.json").read_text())["map"][name]
+    assert expected.keys() == manifest(name).keys()
     renamed, layout = released_names(expected.values())
     assert renamed == expected
-    assert "VAE 2.1" in layout
+    assert title in layout
 
 
-@pytest.mark.parametrize("name", ["wan_t2v_A14B", "umt5_xxl_encoder", "wan2_1_vae"])
+@pytest.mark.parametrize("name", ["wan_t2v_A14B", "umt5_xxl_encoder", "wan2_1_vae", "wan2_2_vae"])
 def test_released_names_stay(name):
     names = manifest(name)
     assert released_names(names) == ({key: key for key in names}, None)
@@ -86,11 +87,11 @@ def test_two_names_for_one_tensor_are_refused():
         (manifest("wan_ti2v_5B"), "TI2V-5B"),
         (manifest("umt5_xxl_encoder"), "umT5"),
         (manifest("wan2_1_vae"), "VAE 2.1"),
+        (manifest("wan2_2_vae"), "VAE 2.2"),
         (manifest("wan_i2v_A14B") | {"img_emb.proj.0.bias": (1280,)}, r"Wan2.1 image-to-video"),
         (manifest("wan_t2v_A14B") | {"scaled_fp8": (2,), "blocks.0.ffn.0.scale_weight": ()}, "quantised"),
         (manifest("wan_t2v_A14B") | {"face_adapter.fuser_blocks.0.k_norm.weight": (1,)}, "Animate"),
         ({"blocks.0.self_attn.q.lora_A.weight": (4, 8)}, "LoRA"),
-        ({"decoder.upsamples.0.upsamples.0.residual.2.weight": (1,)}, "VAE 2.2"),
         ({"something.weight": (1,)}, None),
     ],
 )

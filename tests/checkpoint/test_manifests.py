@@ -12,11 +12,12 @@ from wan.checkpoint.loading import load_module, match_names
 from wan.checkpoint.source import TensorSource
 from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.t5 import T5Config, T5Encoder
-from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1
+from wan.modules.vae2_2 import CausalVAE2_2
 
 DATA = Path(__file__).parents[1] / "data" / "state_dict"
 TRANSFORMERS = ("wan_t2v_A14B", "wan_i2v_A14B", "wan_ti2v_5B")
+AUTOENCODERS = {"wan2_1_vae": CausalVAE2_1, "wan2_2_vae": CausalVAE2_2}
 
 
 def manifest(name: str) -> dict:
@@ -54,18 +55,18 @@ def text_encoder() -> nn.Module:
         return T5Encoder(T5Config.from_state(manifest("umt5_xxl_encoder")["tensors"]))
 
 
-def autoencoder() -> nn.Module:
+def autoencoder(name: str) -> nn.Module:
     with torch.device("meta"):
-        return CausalVAE2_1(VAEConfig())
+        return AUTOENCODERS[name]()
 
 
 def build(name: str) -> nn.Module:
     if name in TRANSFORMERS:
         return transformer(name)
-    return text_encoder() if name == "umt5_xxl_encoder" else autoencoder()
+    return autoencoder(name) if name in AUTOENCODERS else text_encoder()
 
 
-@pytest.mark.parametrize("name", [*TRANSFORMERS, "umt5_xxl_encoder", "wan2_1_vae"])
+@pytest.mark.parametrize("name", [*TRANSFORMERS, "umt5_xxl_encoder", *AUTOENCODERS])
 def test_every_name_and_shape(name):
     published = {key: tuple(shape) for key, shape in manifest(name)["tensors"].items()}
     model = build(name)
@@ -85,16 +86,17 @@ def test_configurations_are_inferred_from_the_tensors():
     t5 = T5Config.from_state(manifest("umt5_xxl_encoder")["tensors"])
     published = manifest("umt5_xxl_encoder")["about"]["config"]
     assert {name: getattr(t5, name) for name in vars(t5)} == {name: published[name] for name in vars(t5)}
-    assert VAEConfig.from_state(manifest("wan2_1_vae")["tensors"]) == VAEConfig()
+    for name, network in AUTOENCODERS.items():
+        assert network.config_class.from_state(manifest(name)["tensors"]) == network.config_class()
 
 
 def test_comfyui_prefix_and_both_families_of_published_names_fit():
     shapes = manifest("wan_t2v_A14B")["tensors"]
     stored = match_names(transformer("wan_t2v_A14B"), ManifestSource(shapes, lambda name: COMFYUI_PREFIX + name))
     assert stored["blocks.39.ffn.2.bias"] == COMFYUI_PREFIX + "blocks.39.ffn.2.bias"
-    renames = json.loads((DATA / "vae_diffusers_keymap.json").read_text())["map"]["wan2_1_vae"]
-    stored = match_names(autoencoder(), ManifestSource(manifest("wan2_1_vae")["tensors"], renames.__getitem__))
-    assert stored == renames
+    for name, renames in json.loads((DATA / "vae_diffusers_keymap.json").read_text())["map"].items():
+        stored = match_names(autoencoder(name), ManifestSource(manifest(name)["tensors"], renames.__getitem__))
+        assert stored == renames
 
 
 @pytest.mark.parametrize(
@@ -121,3 +123,18 @@ def test_a_file_of_another_model_is_refused_in_few_lines(wanted, given, lines):
     message = str(caught.value)
     assert all(line in message for line in lines), message
     assert len(message.splitlines()) < 100, message
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "words"),
+    [
+        ("wan2_1_vae", "wan2_2_vae", r"not the tensors of VAE 2\.1; they look like VAE 2\.2 \(Wan2\.2_VAE\.pth"),
+        ("wan2_2_vae", "wan2_1_vae", r"not the tensors of VAE 2\.2; they look like VAE 2\.1 \(Wan2\.1_VAE\.pth"),
+        ("wan2_2_vae", "wan_ti2v_5B", r"not the tensors of VAE 2\.2; they look like the TI2V-5B transformer"),
+    ],
+)
+def test_an_autoencoder_is_told_from_other_models_in_one_line(wanted, given, words):
+    shapes = {name: tuple(shape) for name, shape in manifest(given)["tensors"].items()}
+    with pytest.raises(ValueError, match=words) as caught:
+        AUTOENCODERS[wanted].config_class.from_state(shapes)
+    assert "\n" not in str(caught.value)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from wan.modules import vae_kernels
 from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1
+from wan.modules.vae2_2 import CausalVAE2_2, VAE2_2Config
 from wan.modules.vae_kernels import causal_conv3d, upsample_conv2d
 
 
@@ -55,11 +56,18 @@ def test_upsampling_convolution_without_the_doubled_image():
     torch.testing.assert_close(upsample_conv2d(x, weight, bias), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_whole_model_equals_the_path_with_gradients():
-    model = CausalVAE2_1(VAEConfig(64, 16, (1, 2), 1, (True,)))
+MODELS = [
+    lambda: CausalVAE2_1(VAEConfig(64, 64, (1, 2), 1, (True,))),
+    lambda: CausalVAE2_2(VAE2_2Config(64, 64, (2, 2), 1, (True,), dec_dim=32)),
+]
+
+
+@pytest.mark.parametrize("build", MODELS, ids=["2.1", "2.2"])
+def test_whole_model_equals_the_path_with_gradients(build):
+    model = build()
     model.init_weights(torch.Generator().manual_seed(0))
     model.eval()
-    z, video = torch.randn(2, 16, 6, 5, 3), torch.randn(2, 3, 9, 10, 7)
+    z, video = torch.randn(2, 64, 6, 5, 3), torch.randn(2, 3, 9, 12, 8)
     with torch.enable_grad():
         decoded, mean = model.decode(z), model.encode(video)
     for chunk in (None, 1, 4):
@@ -68,8 +76,9 @@ def test_whole_model_equals_the_path_with_gradients():
     torch.testing.assert_close(model.decode(z, 4, tile=3), decoded.detach(), atol=1e-4, rtol=1e-4)
 
 
-def test_input_is_never_changed():
-    model = CausalVAE2_1(VAEConfig(64, 64, (1, 2), 1, (True,))).eval()
+@pytest.mark.parametrize("build", MODELS, ids=["2.1", "2.2"])
+def test_input_is_never_changed(build):
+    model = build().eval()
     z, video = torch.randn(1, 64, 3, 4, 4), torch.randn(1, 3, 5, 8, 8)
     copies = z.clone(), video.clone()
     model.decode(z, 4)

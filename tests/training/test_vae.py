@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from wan.modules.vae import VAEConfig
+from wan.modules.vae import CausalVAE, VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1
+from wan.modules.vae2_2 import LATENT_MEAN, LATENT_STD, CausalVAE2_2, VAE2_2Config
 from wan.training.config import LoopConfig
 from wan.training.loop import fit
 from wan.training.vae import (
     VAELossConfig,
     fold_statistics,
+    init_as_resampler,
     latent_statistics,
     random_crops,
     reconstruction_psnr,
@@ -16,19 +18,28 @@ from wan.training.vae import (
     vae_objective,
 )
 
-CONFIG = VAEConfig(dim=8, z_dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
+NETWORKS = {
+    "2.1": (CausalVAE2_1, VAEConfig(dim=8, z_dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1)),
+    "2.2": (CausalVAE2_2, VAE2_2Config(dim=8, z_dim=48, dim_mult=(1, 2, 2, 2), num_res_blocks=1, dec_dim=8)),
+}
+TARGETS = {
+    "2.1": ((1.0, -2.0, 0.5, 0.0), (2.0, 0.5, 1.0, 3.0)),
+    "2.2": (LATENT_MEAN, LATENT_STD),
+}
 
 
-def small_vae() -> CausalVAE2_1:
-    vae = CausalVAE2_1(CONFIG)
+def small_vae(kind: str) -> CausalVAE:
+    network, config = NETWORKS[kind]
+    vae = network(config)
     vae.init_weights(torch.Generator().manual_seed(0))
     return vae
 
 
-def test_folding_standardises_latents_and_leaves_the_decoded_video_alone():
-    vae = small_vae().eval()
-    video = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    target_mean, target_std = torch.tensor([1.0, -2.0, 0.5, 0.0]), torch.tensor([2.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_folding_standardises_latents_and_leaves_the_decoded_video_alone(kind):
+    vae = small_vae(kind).eval()
+    video = torch.rand(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    target_mean, target_std = map(torch.tensor, TARGETS[kind])
     with torch.no_grad():
         before, logvar = vae.encode_moments(video)
         decoded = vae.decode(before)
@@ -43,10 +54,12 @@ def test_folding_standardises_latents_and_leaves_the_decoded_video_alone():
     torch.testing.assert_close((logvar_after / 2).exp(), (logvar / 2).exp() * scale.float(), atol=1e-4, rtol=1e-4)
 
 
-def test_the_objective_lowers_the_error(tmp_path):
+@pytest.mark.parametrize(("kind", "start"), [("2.1", CausalVAE.init_weights), ("2.2", init_as_resampler)])
+def test_the_objective_lowers_the_error(tmp_path, kind, start):
     rng = np.random.default_rng(0)
     videos = np.broadcast_to(rng.integers(0, 256, (4, 1, 1, 1, 3), np.uint8), (4, 5, 16, 16, 3))
-    vae = small_vae()
+    vae = small_vae(kind)
+    start(vae, torch.Generator().manual_seed(0))
     before = reconstruction_psnr(vae, videos)
 
     def draw(index: int) -> torch.Tensor:

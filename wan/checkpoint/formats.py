@@ -35,6 +35,22 @@ def _stage(match: re.Match[str]) -> str:
     return f"decoder.upsamples.{4 * stage + (3 if block is None else int(block))}."
 
 
+VAE_RULES: Rules = (
+    (r"\.norm1\.", ".residual.0."),
+    (r"\.conv1\.", ".residual.2."),
+    (r"\.norm2\.", ".residual.3."),
+    (r"\.conv2\.", ".residual.6."),
+    (r"\.conv_shortcut\.", ".shortcut."),
+    (r"\.conv_in\.", ".conv1."),
+    (r"\.norm_out\.", ".head.0."),
+    (r"\.conv_out\.", ".head.2."),
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+)
+
 LAYOUTS = (
     Layout(
         "the Diffusers layout of the diffusion transformer",
@@ -77,21 +93,20 @@ LAYOUTS = (
         "the Diffusers layout of VAE 2.1",
         (r"^encoder\.down_blocks\.0\.conv1\.", r"^decoder\.mid_block\.resnets\.0\."),
         (
-            (r"\.norm1\.", ".residual.0."),
-            (r"\.conv1\.", ".residual.2."),
-            (r"\.norm2\.", ".residual.3."),
-            (r"\.conv2\.", ".residual.6."),
-            (r"\.conv_shortcut\.", ".shortcut."),
-            (r"\.conv_in\.", ".conv1."),
-            (r"\.norm_out\.", ".head.0."),
-            (r"\.conv_out\.", ".head.2."),
-            (r"^quant_conv\.", "conv1."),
-            (r"^post_quant_conv\.", "conv2."),
-            (r"\.mid_block\.resnets\.0\.", ".middle.0."),
-            (r"\.mid_block\.attentions\.0\.", ".middle.1."),
-            (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+            *VAE_RULES,
             (r"^encoder\.down_blocks\.", "encoder.downsamples."),
             (r"^decoder\.up_blocks\.(\d+)\.(?:resnets\.(\d+)|upsamplers\.0)\.", _stage),
+        ),
+    ),
+    Layout(
+        "the Diffusers layout of VAE 2.2",
+        (r"^encoder\.down_blocks\.0\.resnets\.0\.", r"^decoder\.mid_block\.resnets\.0\."),
+        (
+            *VAE_RULES,
+            (r"^encoder\.down_blocks\.(\d+)\.resnets\.", r"encoder.downsamples.\1.downsamples."),
+            (r"^encoder\.down_blocks\.(\d+)\.downsampler\.", r"encoder.downsamples.\1.downsamples.2."),
+            (r"^decoder\.up_blocks\.(\d+)\.resnets\.", r"decoder.upsamples.\1.upsamples."),
+            (r"^decoder\.up_blocks\.(\d+)\.upsampler\.", r"decoder.upsamples.\1.upsamples.3."),
         ),
     ),
 )
@@ -157,7 +172,6 @@ CONTENTS: tuple[tuple[str, Test], ...] = (
         _has(r"(^|\.)scaled_fp8$|\.scale_weight$|\.weight_scale(_2)?$|\.comfy_quant$"),
     ),
     ("a LoRA, to be applied to a model, not a model", _has(r"\.lora_(A|B|down|up)\b")),
-    ("the Diffusers layout of VAE 2.2", _has(r"^encoder\.down_blocks\.0\.resnets\.0\.", r"^quant_conv\.")),
     ("VAE 2.2 (Wan2.2_VAE.pth, of TI2V-5B)", _has(r"^decoder\.upsamples\.0\.upsamples\.0\.")),
     ("VAE 2.1 (Wan2.1_VAE.pth)", _has(r"^decoder\.middle\.0\.residual\.0\.gamma$")),
     ("the S2V transformer", _has(r"^casual_audio_encoder\.")),

@@ -97,10 +97,10 @@ class VAEConfig:
         matches = [match for match in map(pattern.fullmatch, shapes) if match]
         names = [match[0] for match in sorted(matches, key=lambda match: [int(n) for n in match.groups()])]
         if not names or not ENDS <= shapes.keys():
-            contents = describe_contents(shapes)
+            contents = describe_contents(shapes) or "nothing that this version knows"
             raise ValueError(
-                f"not the tensors of a {cls.title}: got {len(shapes)} such as {', '.join(list(shapes)[:3]) or 'none'}; "
-                + (f"they look like {contents}" if contents else "they are nothing that this version knows")
+                f"not the tensors of {cls.title}; they look like {contents}: "
+                f"{len(shapes)}, such as {', '.join(list(shapes)[:3]) or 'none'}"
             )
         dim, z_dim = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
         widths, blocks, temporal = [], [0], []

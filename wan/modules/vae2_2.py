@@ -52,24 +52,17 @@ class VAE2_2Config(VAEConfig):
         super().__post_init__()
         if self.dec_dim < 1:
             raise ValueError(f"dec_dim must be at least 1, got {self.dec_dim}")
-        temporal = self.temporal_downsample
-        for stage, (given, made) in enumerate(pairwise((1, *self.dim_mult))):
-            factor = 1 if stage == len(temporal) else 8 if temporal[stage] else 4
-            if given * factor % made:
-                self._refuse(stage, given * factor, made)
-        # The decoder's stages undo the encoder's in reverse order, but change their width one stage later.
-        for stage, (made, given) in enumerate(pairwise(self.dim_mult)):
-            factor = 8 if temporal[stage] else 4
-            if made * factor % given:
-                self._refuse(stage + 1, made * factor, given)
-
-    def _refuse(self, stage: int, values: int, mult: int) -> None:
-        fitting = [n for n in range(1, values + 1) if values % n == 0]
-        near = sorted(fitting, key=lambda n: abs(n - mult))[:2]
-        raise ValueError(
-            f"dim_mult {self.dim_mult}: the shortcut of stage {stage} groups {values} values per position (in units of "
-            f"dim) by {mult}, which does not divide them; try {' or '.join(map(str, sorted(near)))} instead of {mult}"
-        )
+        mult, factors = self.dim_mult, [8 if doubles else 4 for doubles in self.temporal_downsample]
+        encoder = zip((1, *mult[:-1]), mult, (*factors, 1), strict=True)
+        decoder = zip(mult[1:-1], mult[2:], factors[:-1], strict=True)  # its shortcut into the last stage is missing
+        for width, groups, factor in (*encoder, *decoder):
+            if width * factor % groups:
+                fitting = [n for n in range(1, width * factor + 1) if width * factor % n == 0]
+                near = sorted(sorted(fitting, key=lambda n: abs(n - groups))[:2])
+                raise ValueError(
+                    f"dim_mult {mult}: a shortcut has to cut {width} x {factor} channels, in units of dim, into "
+                    f"{groups} equal groups; try {' or '.join(map(str, near))} instead of {groups}"
+                )
 
     @property
     def decoder_dim(self) -> int:

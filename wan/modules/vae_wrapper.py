@@ -114,5 +114,8 @@ def load_vae(network: type[CausalVAE], path: str | Path, dtype: torch.dtype, dev
     """Read a VAE of any size; its architecture is that of the tensors in the file."""
     source = open_source(path)
     stored, _ = released_names(source.names())
-    config = network.config_class.from_state({name: source.shape(key) for name, key in stored.items()})
+    try:
+        config = network.config_class.from_state({name: source.shape(key) for name, key in stored.items()})
+    except ValueError as error:
+        raise ValueError(f"{source.description}: {error}") from None
     return load_module(lambda: network(config), source, dtype=dtype, device=device)

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan.modules.vae2_2 import DownStage, UpStage
 from wan.modules.vae_blocks import Resample, ResidualBlock
 from wan.training.loss import Loss
 
@@ -68,13 +67,12 @@ def init_as_resampler(vae: nn.Module, generator: torch.Generator) -> None:
 
     Random weights lose the signal on the way through the strided convolutions; from there, a small VAE spends most of a
     short training on finding it again. Here downsampling starts as 2x2 averaging, upsampling as nearest neighbour,
-    width changes as orthogonal maps, and the residual branches small. Stages of VAE 2.2 have shortcuts that do so
-    without weights: there, the convolutions that change the resolution start small like any branch. The latents start
-    with little noise.
+    width changes as orthogonal maps, and the residual branches small. The latents start with little noise.
+
+    VAE 2.2 has shortcuts around its stages that average and repeat, too. Its convolutions start so all the same:
+    through small ones, the blocks before them learn slowly (18.7 dB instead of 21.0 after 200 steps of a small model).
     """
     vae.init_weights(generator)
-    stages = [module for module in vae.modules() if isinstance(module, DownStage | UpStage)]
-    bypassed = {layer for stage in stages for layer in stage.modules() if isinstance(layer, Resample)}
     for module in vae.modules():
         if isinstance(module, ResidualBlock):
             module.residual[6].weight *= 0.2
@@ -82,13 +80,12 @@ def init_as_resampler(vae: nn.Module, generator: torch.Generator) -> None:
                 module.shortcut.weight[:, :, 0, 0, 0] = _orthogonal(*module.shortcut.weight.shape[:2], generator)
         elif isinstance(module, Resample):
             weight = module.resample[1].weight  # [out, in, 3, 3]
+            out, width = weight.shape[:2]
             weight *= 0.2
-            if module in bypassed:
-                continue
             if module.mode.startswith("down"):
-                weight[:, :, :2, :2] += 0.25 * torch.eye(len(weight))[:, :, None, None]
+                weight[:, :, :2, :2] += 0.25 * torch.eye(out)[:, :, None, None]
             else:
-                weight[:, :, 1, 1] += _orthogonal(*weight.shape[:2], generator)
+                weight[:, :, 1, 1] += torch.eye(out) if out == width else _orthogonal(out, width, generator)
     for stem in (vae.encoder.conv1, vae.decoder.conv1):
         stem.weight *= 0.2
         stem.weight[:, :, -1, 1, 1] += _orthogonal(*stem.weight.shape[:2], generator)
