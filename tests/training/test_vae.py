@@ -9,6 +9,7 @@ from wan.training.config import LoopConfig
 from wan.training.loop import fit
 from wan.training.vae import (
     VAELossConfig,
+    contrast_weights,
     fold_statistics,
     init_as_resampler,
     latent_statistics,
@@ -52,6 +53,25 @@ def test_folding_standardises_latents_and_leaves_the_decoded_video_alone(kind):
     torch.testing.assert_close(found_std, target_std.double(), atol=1e-4, rtol=1e-4)
     scale = (target_std.double() / std).view(1, -1, 1, 1, 1)  # the drawn latent scales as its mean does
     torch.testing.assert_close((logvar_after / 2).exp(), (logvar / 2).exp() * scale.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_faint_clips_count_more_when_all_count_alike():
+    pattern = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
+    video = torch.cat([pattern, pattern * 0.5, pattern * 0.01])
+    weights = contrast_weights(video).flatten()
+    torch.testing.assert_close(weights[1] / weights[0], torch.tensor(2.0))
+    assert weights[2] == 4  # bounded
+
+
+def test_without_noise_the_objective_is_the_error_of_the_mean():
+    vae = small_vae("2.1")
+    video = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    losses = [
+        vae_objective(vae, VAELossConfig(l1=0, l2=1, edge=0, kl=0, noise=noise))(video, torch.Generator()).total
+        for noise in (0, 0, 1)
+    ]
+    torch.testing.assert_close(losses[0], (vae.decode(vae.encode(video)) - video).square().mean())
+    assert losses[0] == losses[1] != losses[2]
 
 
 @pytest.mark.parametrize(("kind", "start"), [("2.1", CausalVAE.init_weights), ("2.2", init_as_resampler)])

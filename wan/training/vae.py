@@ -20,9 +20,11 @@ class VAELossConfig:
     l2: float = 1.0
     edge: float = 0.5  # L1 of differences between neighbouring pixels and frames: keeps outlines sharp
     kl: float = 1e-5
+    noise: float = 1.0  # share of the encoder's uncertainty that the decoder is trained with; 0: the mean alone
+    even: bool = False  # every clip counts alike, whatever its contrast: else plain-coloured outlines are learnt first
 
     def __post_init__(self):
-        if min(self.l1, self.l2, self.edge, self.kl) < 0 or self.l1 + self.l2 == 0:
+        if min(self.l1, self.l2, self.edge, self.kl, self.noise) < 0 or self.l1 + self.l2 == 0:
             raise ValueError(f"weights must not be negative, and l1 or l2 must be positive; got {self}")
 
 
@@ -38,16 +40,25 @@ def vae_objective(vae: nn.Module, config: VAELossConfig):
         mean, logvar = vae.encode_moments(video)
         mean, logvar = mean.float(), logvar.float().clamp(-30, 20)
         noise = torch.randn(mean.shape, generator=generator).to(mean)
-        output = vae.decode(mean + (logvar / 2).exp() * noise).float()
+        output = vae.decode(mean + config.noise * (logvar / 2).exp() * noise).float()
         difference = output - video
+        mean_square = difference.detach().square().mean()
+        if config.even:
+            difference = difference * contrast_weights(video)
         l1, l2 = difference.abs().mean(), difference.square().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         total = config.l1 * l1 + config.l2 * l2 + config.kl * kl
         if config.edge:
             total = total + config.edge * edge_loss(difference)
-        return Loss(total, {"psnr": psnr(l2.detach()), "kl": kl.detach()})
+        return Loss(total, {"psnr": psnr(mean_square), "kl": kl.detach()})
 
     return objective
+
+
+def contrast_weights(video: Tensor, most: float = 4.0) -> Tensor:
+    """[B, 1, 1, 1, 1], 1 for a clip of the batch's mean contrast, more for those of less, at most `most`."""
+    contrast = video.std(dim=(2, 3, 4), keepdim=True).mean(dim=1, keepdim=True)
+    return (contrast.mean() / contrast.clamp_min(1e-6)).clamp(max=most)
 
 
 def edge_loss(difference: Tensor) -> Tensor:

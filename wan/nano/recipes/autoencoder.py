@@ -41,7 +41,7 @@ def train(vae: nn.Module, videos: np.ndarray, crops: Sequence[Crop], steps: int,
 
 
 def train_decoder(vae: nn.Module, videos: np.ndarray, crop: Crop, steps: int, folder: Path) -> None:
-    """Continue the decoder alone, for outlines: what the encoder keeps of a corner it learns to draw."""
+    """Continue the decoder alone, for outlines of any contrast: it learns to draw what the encoder keeps of a corner."""
     vae.decoder.requires_grad_(True)  # weights that were loaded ask for no gradient
     vae.conv2.requires_grad_(True)
     compile_parts(vae)
@@ -50,7 +50,7 @@ def train_decoder(vae: nn.Module, videos: np.ndarray, crop: Crop, steps: int, fo
         _, frames, size, batch = crop
         return draw_crops(videos, batch, frames, size, (2, index))
 
-    objective = vae_objective(vae, VAELossConfig(l1=1.0, l2=4.0, edge=1.0))
+    objective = vae_objective(vae, VAELossConfig(l1=1.0, l2=4.0, edge=1.0, noise=0.25, even=True))
     fit(vae, objective, draw, loop(steps, 1e-3), folder, preview=preview(vae, videos.shape[2]))
 
 
