@@ -12,6 +12,7 @@ import torch
 from wan import cli, media, output, planning
 from wan.arguments import build_parser, str2bool
 from wan.configs import get_config
+from wan.distributed.replica import Replica
 from wan.framing import Framing
 from wan.memory import PhaseStats
 from wan.nano.random import write_random_checkpoint
@@ -28,6 +29,7 @@ class StubT2V:
 
     def __init__(self, config, checkpoint_dir, runtime):
         self.phases = {"encode": PhaseStats(0.1, 2**30)}
+        self.replica = Replica(runtime.parallel, runtime.device)
 
     def sample(self, request, on_step):
         for done in range(1, request.steps + 1):
@@ -103,9 +105,9 @@ def files():
         (["--fit", "crop"], "--fit is not used by t2v-A14B, only by i2v-A14B"),
         (["--audio", "talk.wav"], "--audio is not used by t2v-A14B, only by s2v-14B; leave it out"),
         (["--use_prompt_extend"], "--use_prompt_extend is not available yet; leave it out"),
-        (["--ulysses_size", "8"], "--ulysses_size 8 needs several GPUs"),
-        (["--dit_fsdp"], "--dit_fsdp needs several GPUs"),
-        (["--t5_fsdp"], "--t5_fsdp needs several GPUs"),
+        (["--ulysses_size", "8"], "--ulysses_size needs several processes, and this is one; start with torchrun"),
+        (["--dit_fsdp", "--cfg_parallel"], "--cfg_parallel, --dit_fsdp needs several processes"),
+        (["--num_videos", "0"], "--num_videos must be at least 1, got 0"),
         (["--device", "tpu"], "--device 'tpu' is not a device"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
         (["--offload_model", "maybe"], "a yes or no was expected (true, false, yes, no, 1, 0), got 'maybe'"),
@@ -143,10 +145,24 @@ def test_a_partial_copy_without_the_nano_checkpoint(capsys, monkeypatch, tmp_pat
     assert "the embedded nano checkpoint of t2v-A14B is not in this copy" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused(capsys, monkeypatch):
+def test_a_process_without_the_others_says_how_to_start(capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.delenv("RANK", raising=False)
     assert cli.main(NANO) == cli.WRONG
-    assert "torchrun started 8 processes, and several GPUs are not available yet" in capsys.readouterr().err
+    assert "not set; start with torchrun --nproc_per_node=8 generate.py" in capsys.readouterr().err
+
+
+def test_several_videos_have_seeds_and_names_of_their_own():
+    job = planned("--num_videos", "3", "--base_seed", "7", "--save_file", "a.mp4")
+    assert [(variant.request.seed, variant.video.name) for variant in job.variants()] == [
+        (7, "a-1.mp4"),
+        (8, "a-2.mp4"),
+        (9, "a-3.mp4"),
+    ]
+    Path("a-2.mp4").touch()
+    with pytest.raises(FileExistsError, match=r"a-2\.mp4 exists already"):
+        planned("--num_videos", "3", "--save_file", "a.mp4")
+    assert [variant.video.name for variant in planned("--save_file", "a.mp4").variants()] == ["a.mp4"]
 
 
 def test_one_process_of_torchrun_is_fine(monkeypatch):

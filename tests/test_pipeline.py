@@ -183,7 +183,7 @@ def test_experts_are_told_their_kernel_once(pipeline):
 
 
 def test_several_processes_are_refused(folder):
-    with pytest.raises(ValueError, match="several processes"):
+    with pytest.raises(ValueError, match="need several processes, and this is one; start the program with torchrun"):
         WanT2V(CONFIG, folder, dit_fsdp=True)
 
 

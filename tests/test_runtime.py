@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from wan import runtime
-from wan.runtime import Offload, Runtime, available_devices, resolve_device
+from wan.parallel import Parallel
+from wan.runtime import Offload, Runtime, available_devices, own_device, resolve_device
 
 
 def test_defaults_on_the_cpu():
@@ -43,9 +44,6 @@ def test_gpu_defaults(two_gpus):
 @pytest.mark.parametrize(
     "flags, text",
     [
-        ({"t5_fsdp": True}, "--t5_fsdp needs several GPUs"),
-        ({"dit_fsdp": True}, "--dit_fsdp needs several GPUs"),
-        ({"ulysses_size": 4}, "--ulysses_size 4 needs several GPUs, which is not available yet; use --ulysses_size 1"),
         ({"dtype": "fp16"}, "--dtype must be one of bf16, fp32, got 'fp16'"),
         ({"convert_model_dtype": True, "dtype": "fp32"}, "contradicts --dtype fp32"),
         ({"device": "gpu"}, "--device 'gpu' is not a device"),
@@ -71,3 +69,35 @@ def test_absent_devices_name_what_there_is(monkeypatch, name):
 def test_the_cpu_is_always_there():
     assert available_devices()[-1] == "cpu"
     assert resolve_device("cpu") == resolve_device("cpu:0") == torch.device("cpu")
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+
+@pytest.mark.parametrize("name", [None, "cuda", "cuda:0"])
+def test_each_of_several_processes_takes_its_own_gpu(four_gpus, name):
+    assert own_device(name, 2) == "cuda:2"
+    runtime = Runtime.from_flags(device=name, parallel=Parallel(4, ulysses_size=4), local_rank=3)
+    assert (runtime.device, runtime.offload) == (torch.device("cuda:3"), Offload.NONE)
+
+
+def test_processes_share_a_cpu():
+    assert own_device("cpu", 2) == "cpu"
+
+
+def test_more_processes_than_gpus_and_one_gpu_for_all_are_refused(four_gpus):
+    with pytest.raises(ValueError, match="more processes here than there are GPUs, 4; --nproc_per_node=4"):
+        own_device(None, 4)
+    with pytest.raises(ValueError, match="--device cuda:2 would put all processes on one GPU; leave it out"):
+        own_device("cuda:2", 0)
+
+
+def test_two_ways_to_make_room_are_refused(four_gpus):
+    spread = Parallel(4, ulysses_size=4, dit_fsdp=True, t5_fsdp=True)
+    with pytest.raises(ValueError, match="--offload_model True moves whole models"):
+        Runtime.from_flags(parallel=spread, offload_model=True)
+    with pytest.raises(ValueError, match="--t5_cpu and --t5_fsdp are two ways"):
+        Runtime.from_flags(parallel=spread, t5_cpu=True)

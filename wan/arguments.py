@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_images(parser.add_argument_group("image-to-video (i2v-A14B, ti2v-5B)"))
     _add_output(parser.add_argument_group("output"))
     _add_runtime(parser.add_argument_group("how to run"))
-    _add_several_gpus(parser.add_argument_group("several GPUs (come later)"))
+    _add_several_gpus(parser.add_argument_group("several GPUs: torchrun --nproc_per_node=N generate.py ..."))
     _add_prompt_extension(parser.add_argument_group("prompt extension (comes later)"))
     _add_other_tasks(parser)
     return parser
@@ -97,9 +97,14 @@ def _add_request(group: Any) -> None:
     group.add_argument("--ckpt_dir", help="folder of the released checkpoint, or nano for the embedded model")
     group.add_argument("--prompt", help="what the video shows; default: an example of the task")
     group.add_argument("--negative_prompt", help="what to avoid; default: the task's, '' for none")
-    group.add_argument("--size", type=_typed(parse_size), metavar="W*H", help="1280*720 or 1280x720; default: the task's")
+    group.add_argument(
+        "--size", type=_typed(parse_size), metavar="W*H", help="1280*720 or 1280x720; default: the task's"
+    )
     group.add_argument("--frame_num", type=int, metavar="N", help="frames, 4n+1; default: the task's")
     group.add_argument("--base_seed", type=int, metavar="N", help="negative or not given: random, and printed")
+    group.add_argument(
+        "--num_videos", type=int, default=1, metavar="N", help="make N videos, with this seed and the following ones"
+    )
     group.add_argument("--sample_solver", choices=list(SOLVERS), help="default unipc")
     group.add_argument("--sample_steps", type=int, metavar="N", help="default: the task's")
     group.add_argument("--sample_shift", type=float, metavar="X", help="moves steps to high noise; default: the task's")
@@ -163,9 +168,19 @@ def _add_runtime(group: Any) -> None:
 
 
 def _add_several_gpus(group: Any) -> None:
-    group.add_argument("--ulysses_size", type=int, default=1, metavar="N")
-    group.add_argument("--t5_fsdp", action="store_true")
-    group.add_argument("--dit_fsdp", action="store_true")
+    group.add_argument(
+        "--ulysses_size",
+        type=int,
+        metavar="N",
+        help="processes that share the tokens of a video; default: all there are",
+    )
+    group.add_argument(
+        "--cfg_parallel",
+        action="store_true",
+        help="compute the two branches of guidance on two halves of the processes",
+    )
+    group.add_argument("--dit_fsdp", action="store_true", help="spread the transformer's parameters over the processes")
+    group.add_argument("--t5_fsdp", action="store_true", help="spread the text encoder's parameters over the processes")
 
 
 def _add_prompt_extension(group: Any) -> None:

@@ -1,12 +1,16 @@
 """The command line: arguments become one checked Job (`wan.planning`), a Job becomes a file."""
 
+import argparse
 import contextlib
+import json
 import logging
 import math
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,16 @@ from wan.arguments import build_parser
 from wan.checkpoint.layout import part
 from wan.checkpoint.loading import read_config
 from wan.checkpoint.source import open_source
+from wan.distributed.util import broadcast_text, get_rank, is_first_failure, launched_rank, launched_size, local_rank
+from wan.distributed.util import start as join_processes
+from wan.distributed.util import stop as part_from_processes
+from wan.distributed.watch import is_lost_contact
 from wan.geometry import format_size
 from wan.image2video import WanI2V
+from wan.pipeline import WanPipeline
 from wan.planning import Job, plan
 from wan.request import format_guidance
-from wan.runtime import Offload
+from wan.runtime import Offload, own_device
 from wan.text2video import WanT2V
 from wan.textimage2video import WanTI2V
 from wan.version import VERSION
@@ -35,60 +44,107 @@ DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code; wrong arguments are one line on stderr, without a traceback."""
+    """Run the command and return its exit code; wrong arguments are one line on stderr, without a traceback.
+
+    Of several processes one shows an error, wherever it happened, and rank 0 logs.
+    """
     try:
-        args = build_parser().parse_args(argv)
+        rank = launched_rank()
+        args = _parse(argv, is_quiet=rank > 0)
     except SystemExit as stop:  # argparse has printed help or the error
         return int(stop.code or 0)
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(levelname)s: %(message)s", datefmt="%H:%M:%S")
-    try:
-        job = plan(args)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"generate.py: error: {error}", file=sys.stderr)
         return WRONG
-    except KeyboardInterrupt:
+    level = logging.INFO if rank == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="[%(asctime)s] %(levelname)s: %(message)s", datefmt="%H:%M:%S")
+    try:
+        if launched_size() > 1:
+            join_processes(own_device(args.device, local_rank()))
+        job = agreed(plan(args))
+    except (ValueError, OSError) as error:
+        if is_first_failure(error):
+            print(f"generate.py: error: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt as error:
+        is_first_failure(error)
         return INTERRUPTED
-    return run(job)
+    code = run(job)
+    if code == DONE:
+        part_from_processes()
+    return code
+
+
+def _parse(argv: list[str] | None, is_quiet: bool) -> argparse.Namespace:
+    with contextlib.ExitStack() as stack:
+        if is_quiet:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        return build_parser().parse_args(argv)
+
+
+def agreed(job: Job) -> Job:
+    """The job as rank 0 planned it: a seed may be drawn, a name contains the time."""
+    mine = json.dumps({"seed": job.request.seed, "prompt": job.request.prompt, "video": str(job.video)})
+    values = json.loads(broadcast_text(mine, job.runtime.device))
+    request = replace(job.request, seed=values["seed"], prompt=values["prompt"])
+    return replace(job, request=request, video=Path(values["video"]))
 
 
 def run(job: Job) -> int:
-    """Sample, keep the latent, decode into the file; the exit code. A failure after sampling says how to resume."""
-    kept = job.latent
+    """Make all videos that fall to this process; the exit code. A failure after sampling says how to resume."""
+    current, kept = job, []
     try:
         describe(job)
         pipeline = PIPELINES[job.config.name](job.config, job.checkpoint, runtime=job.runtime)
-        if job.latent is None:
-            with reporter(job.progress) as on_step:
-                latent = pipeline.sample(job.request, on_step)
-            kept = _keep(latent, job)
-        else:
-            latent = output.load_latent(job.latent)[0]
-        start = time.perf_counter()
-        frames = (media.to_uint8(chunk) for chunk in pipeline.decode(latent, job.request.framing))
-        count = media.write_video(frames, job.video, job.request.fps, _tags(job), job.overwrite)
-        if kept is not None:
-            kept.unlink()
-    except KeyboardInterrupt:
-        print("generate.py: interrupted" + (_how_to_resume(job, kept) or "; nothing was written"), file=sys.stderr)
+        if pipeline.replica.is_first and get_rank() > 0:  # it will say what it has saved
+            logging.getLogger().setLevel(logging.INFO)
+        for current in job.variants()[pipeline.replica.index :: job.runtime.parallel.replicas]:
+            make(current, pipeline, kept)
+    except KeyboardInterrupt as error:
+        hint = _how_to_resume(current, kept)
+        if is_first_failure(error) or hint:
+            print(f"generate.py: interrupted{hint or '; nothing was written'}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # the outermost frame of the program: report and leave
-        _report_failure(error)
-        if hint := _how_to_resume(job, kept):
+        if is_first_failure(error):
+            _report_failure(error)
+        if hint := _how_to_resume(current, kept):
             print(f"generate.py: the sampled video is not lost{hint}", file=sys.stderr)
         return FAILED
-    _summarize(job, pipeline.phases, count, time.perf_counter() - start)
     return DONE
 
 
-def _keep(latent: Tensor, job: Job) -> Path | None:
+def make(job: Job, pipeline: WanPipeline, kept: list[Path]) -> None:
+    """Sample, keep the latent, decode into the file. `kept` holds the latent while the video is not complete."""
+    if job.latent is None:
+        with reporter(job.progress if get_rank() == 0 else "none") as on_step:
+            latent = pipeline.sample(job.request, on_step)
+        if pipeline.replica.is_first:
+            kept.append(output.latent_path(job.video))
+            _keep(latent, kept[-1], job)
+    else:
+        kept.append(job.latent)
+        latent = output.load_latent(job.latent)[0]
+    start = time.perf_counter()
+    frames = (media.to_uint8(chunk) for chunk in pipeline.decode(latent, job.request.framing))
+    if pipeline.replica.is_first:
+        count = media.write_video(frames, job.video, job.request.fps, _tags(job), job.overwrite)
+        kept[-1].unlink(missing_ok=True)
+        _summarize(job, pipeline.phases, count, time.perf_counter() - start)
+    else:
+        for _ in frames:  # there are none for this process, but it shares the work
+            pass
+    kept.clear()
+
+
+def _keep(latent: Tensor, path: Path, job: Job) -> None:
     """Save the latent beside the video until that is written. A full disk does not end the run: the video may fit."""
-    path = output.latent_path(job.video)
     try:
         output.save_latent(latent, path, _stored_request(job))
     except (OSError, SafetensorError) as error:
         log.warning("the latent could not be kept (%s): if decoding fails too, the run is lost", error)
-        return None
-    return path
 
 
 def describe(job: Job) -> None:
@@ -119,6 +175,13 @@ def describe(job: Job) -> None:
         expected_bytes(job) / 2**30,
         job.video,
     )
+    if job.num_videos > 1:
+        log.info("%d videos with this seed and the following ones: %s ...", job.num_videos, job.variant(0).video)
+    if runtime.parallel.world_size > 1:
+        log.info("%s", runtime.parallel.describe())
+        num_heads = read_config(job.checkpoint / job.config.experts[0])["num_heads"]
+        for remark in runtime.parallel.remarks(num_videos=job.num_videos, num_heads=num_heads):
+            log.warning("%s", remark)
     if request.shape_image is not None:
         log.info("size: %s (fit %s)", request.framing, request.fit)
     for name in ("image", "last_image"):
@@ -205,19 +268,24 @@ def _tags(job: Job) -> dict[str, str]:
     return {output.REQUEST_KEY: _stored_request(job), "comment": comment}
 
 
-def _how_to_resume(job: Job, kept: Path | None) -> str:
-    if kept is None or not kept.exists():
+def _how_to_resume(job: Job, kept: list[Path]) -> str:
+    if not kept or not kept[-1].exists():
         return ""
     ckpt = "" if job.config.family == "nano" else f" --ckpt_dir {shlex.quote(str(job.checkpoint))}"
-    return f"; finish it with: python generate.py --resume {shlex.quote(str(kept))}{ckpt}"
+    return f"; finish it with: python generate.py --resume {shlex.quote(str(kept[-1]))}{ckpt}"
 
 
 def _report_failure(error: Exception) -> None:
     """One line for what the world does (disk, memory, values); a traceback as well for what only a defect can do."""
+    where = f"rank {get_rank()}: " if launched_size() > 1 else ""
+    if is_lost_contact(error):
+        reason = str(error).partition(". ")[0]  # the rest is advice to programmers
+        print(f"generate.py: failed: {where}another process is gone, probably killed ({reason})", file=sys.stderr)
+        return
     expected = isinstance(error, (OSError, ValueError, MemoryError, FloatingPointError, torch.OutOfMemoryError))
     if not expected:
         log.error("this is a defect, please report it with the following lines", exc_info=error)
-    print(f"generate.py: failed: {str(error) or type(error).__name__}", file=sys.stderr)
+    print(f"generate.py: failed: {where}{str(error) or type(error).__name__}", file=sys.stderr)
 
 
 def _summarize(job: Job, phases: dict[str, Any], count: int, decode_and_write: float) -> None:

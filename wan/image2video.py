@@ -39,7 +39,7 @@ class WanI2V(WanPipeline):
         size: tuple[int, int] | None = None,
         fit: str = "area",
         on_step: OnStep | None = None,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Generate one video [3, F, H, W] in [-1, 1], float32 on the CPU; argument names as upstream.
 
         img: the first frame, a PIL image or a path; last_image: the last one, beside `img` or without it. The size

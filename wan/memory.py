@@ -49,7 +49,8 @@ class Weights:
         self.offload = offload if self.device.type != "cpu" else Offload.NONE
 
     def add(self, name: str, loader: Callable[[], nn.Module]) -> None:
-        """Register a model; `loader` returns it with its weights on the CPU and is called when it is first needed."""
+        """Register a model. `loader` is called when it is first needed; it returns the model with its weights on the
+        CPU, or on the device to stay there."""
         self._loaders[name] = loader
 
     def get(self, name: str) -> nn.Module:
@@ -83,8 +84,8 @@ class Weights:
                 if other != name:
                     self._leave(other)
         module = self.get(name)
-        if name not in self._host and self.device.type != "cpu":
-            tensors = dict(_tensors(module))
+        tensors = dict(_tensors(module))
+        if name not in self._host and any(tensor.device != self.device for tensor in tensors.values()):
             self._host[name] = {key: tensor.data for key, tensor in tensors.items()}
             for tensor in tensors.values():
                 tensor.data = tensor.data.to(self.device, non_blocking=True)

@@ -132,6 +132,9 @@ class Parallel:
         return remarks
 
 
+ALONE = Parallel()  # one process
+
+
 def shares(total: int, parts: int) -> list[int]:
     """`total` things for `parts` receivers, as evenly as possible, the larger shares first: (40, 3) -> [14, 13, 13]."""
     return [total // parts + (i < total % parts) for i in range(parts)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -19,6 +20,8 @@ from wan import geometry
 from wan.checkpoint.layout import check_folder, part
 from wan.checkpoint.loading import read_config
 from wan.configs import TaskConfig
+from wan.distributed.replica import Replica
+from wan.distributed.util import get_world_size, init_distributed_group
 from wan.framing import Framing
 from wan.geometry import LatentShape
 from wan.memory import PhaseStats, Weights, measured
@@ -28,6 +31,7 @@ from wan.modules.packed import can_pack, pack_linears
 from wan.modules.t5 import T5EncoderModel
 from wan.modules.vae2_1 import Wan2_1_VAE
 from wan.modules.vae2_2 import Wan2_2_VAE
+from wan.parallel import ALONE, Parallel
 from wan.request import Request
 from wan.runtime import Offload, Runtime
 from wan.sampling import Keep, Velocity, denoise, guided, identity, make_solver, switch_at
@@ -55,8 +59,9 @@ class WanPipeline:
     """A task's models and how they run. Nothing is read from the weight files until it is needed.
 
     config: an entry of `WAN_CONFIGS` (or a preset of the nano family); checkpoint_dir: a folder in the released layout.
-    The remaining arguments are upstream's; `runtime` replaces them all with one value. `rank` is always 0 in the one
-    process that runs, and `init_on_cpu` has no effect: weights start as views of their files. Raises ValueError or
+    The remaining arguments are upstream's; `runtime` replaces them all with one value. With `use_sp`, `dit_fsdp` or
+    `t5_fsdp` all processes of the run make a pipeline and one video together. `rank` has no effect, because processes
+    know theirs; neither has `init_on_cpu`: weights start as views of their files. Raises ValueError or
     FileNotFoundError, naming what is wrong or missing, before any weight is read.
     """
 
@@ -77,17 +82,21 @@ class WanPipeline:
         *,
         runtime: Runtime | None = None,
     ):
-        if t5_fsdp or dit_fsdp or use_sp:
-            raise ValueError("t5_fsdp, dit_fsdp and use_sp need several processes, which this version does not run yet")
         self.config = config
-        self.runtime = runtime or Runtime.default(
-            device_id=device_id, t5_cpu=t5_cpu, convert_model_dtype=convert_model_dtype
-        )
+        if runtime is None:
+            runtime = Runtime.default(
+                device_id=device_id,
+                t5_cpu=t5_cpu,
+                convert_model_dtype=convert_model_dtype,
+                parallel=_all_together(use_sp, dit_fsdp, t5_fsdp),
+            )
+        self.runtime = runtime
         self.checkpoint_dir = Path(checkpoint_dir)
         self.phases: dict[str, PhaseStats] = {}
         check_backend(self.runtime.attention, self.runtime.device, self.runtime.dtype)
         check_folder(self.checkpoint_dir, config)
 
+        self.replica = Replica(self.runtime.parallel, self.runtime.device)
         self.weights = Weights(self.runtime.device, self.runtime.offload)
         for expert in self.config.experts:
             self._check_expert(expert)
@@ -95,14 +104,19 @@ class WanPipeline:
 
     # ---- one run ----
 
-    def run(self, request: Request, offload_model: bool | None = None, on_step: OnStep | None = None) -> Tensor:
-        """All three phases: the video [3, F, H, W] in [-1, 1], float32 on the CPU."""
+    def run(self, request: Request, offload_model: bool | None = None, on_step: OnStep | None = None) -> Tensor | None:
+        """All three phases: the video [3, F, H, W] in [-1, 1], float32 on the CPU.
+
+        Of several processes that make it together the first one has it, the others have None.
+        """
         if offload_model is not None:
             self.weights.set_offload(Offload.MODEL if offload_model else Offload.NONE)
-        return torch.cat(list(self.decode(self.sample(request, on_step), request.framing)), dim=1)
+        request = replace(request, seed=self.replica.agree(request.seed))  # it may have been drawn
+        chunks = list(self.decode(self.sample(request, on_step), request.framing))
+        return torch.cat(chunks, dim=1) if self.replica.is_first else None
 
     def sample(self, request: Request, on_step: OnStep | None = None) -> Tensor:
-        """Phases encode and denoise: the final latent [z, T, H, W], float32 on the CPU.
+        """Phases encode and denoise: the final latent [z, T, H, W], float32 on the CPU, in every process.
 
         `on_step` is called after every solver step; an exception it raises ends the run.
         """
@@ -119,10 +133,11 @@ class WanPipeline:
     def decode(self, latent: Tensor, framing: Framing | None = None) -> Iterator[Tensor]:
         """Phase decode: chunks [3, f, H, W] of frames in [-1, 1], float32 on the CPU, as they become ready.
 
-        `framing` cuts them or adds borders; None leaves them as they were generated.
+        `framing` cuts them or adds borders; None leaves them as they were generated. Of several processes that decode
+        together the first one gets the chunks; the others get none, but must iterate.
         """
         with measured(self.phases, "decode", self.runtime.device):
-            for chunk in self.vae.decode_stream(latent.to(self.runtime.device)):
+            for chunk in self.replica.decode(self.vae, latent.to(self.runtime.device)):
                 frames = chunk.float().cpu()
                 yield frames if framing is None else framing.finish(frames)
 
@@ -157,9 +172,10 @@ class WanPipeline:
 
         def expert(name: str, scale: float) -> Velocity:
             def forward(latent: Tensor, t: Tensor, context: Tensor) -> Tensor:
-                return self.weights.use(name)([latent], condition.timesteps(t), [context], seq_len, y)[0]
+                model = self.replica.spread_tokens(self.weights.use(name), scale)
+                return model([latent], condition.timesteps(t), [context], seq_len, y)[0]
 
-            return guided(forward, *contexts, scale)
+            return guided(forward, *contexts, scale, self.replica.pair())
 
         *high, low = map(expert, self.config.experts, reversed(request.guidance))
         if not high:
@@ -182,10 +198,18 @@ class WanPipeline:
         wanted = [request.prompt]
         if any(scale != 1 for scale in request.guidance):
             wanted.append(request.negative_prompt)
-        encoder = self.text_encoder
-        # one at a time, as upstream: a batch rounds differently in bfloat16
-        states = [encoder([text], self.runtime.device)[0] for text in wanted]
-        self.weights.done("text_encoder")
+
+        def encode() -> list[Tensor]:
+            encoder = self.text_encoder
+            # one at a time, as upstream: a batch rounds differently in bfloat16
+            states = [encoder([text], self.runtime.device)[0] for text in wanted]
+            self.weights.done("text_encoder")
+            return states
+
+        if self.runtime.parallel.t5_fsdp:
+            states = encode()
+        else:
+            states = self.replica.computed_by_first(encode, len(wanted), self.config.t5_dtype)
         return states[0], states[1] if len(states) > 1 else None
 
     # ---- components ----
@@ -197,9 +221,10 @@ class WanPipeline:
             self._text_encoder = T5EncoderModel(
                 text_len=self.config.text_len,
                 dtype=self.config.t5_dtype,
-                device="cpu",
+                device=self.runtime.device if self.runtime.parallel.t5_fsdp else "cpu",
                 checkpoint_path=part(self.checkpoint_dir, self.config.t5_checkpoint),
                 tokenizer_path=part(self.checkpoint_dir, self.config.t5_tokenizer),
+                shard_fn=self.replica.shard_t5,
             )
             self.weights.add("text_encoder", lambda: self._text_encoder.model)
         if self.runtime.t5_device == self.runtime.device:
@@ -241,11 +266,14 @@ class WanPipeline:
                 self.weights.prefetch(self.config.experts[-1])
 
     def _load_expert(self, expert: str) -> WanModel:
-        runtime = self.runtime
-        model = WanModel.from_pretrained(self.checkpoint_dir, expert, dtype=runtime.dtype)
+        runtime, shard = self.runtime, self.replica.shard_dit
+        # several processes would each keep a host copy of what they converted
+        stays = shard is not None or (runtime.parallel.world_size > 1 and self.weights.offload is Offload.NONE)
+        device = runtime.device if stays else "cpu"
+        model = WanModel.from_pretrained(self.checkpoint_dir, expert, runtime.dtype, device, shard=shard)
         if runtime.convert_model_dtype:  # upstream's flag also rounds norms, modulation and time weights
             model.to(runtime.dtype)
-        if can_pack(runtime.device, runtime.dtype):
+        if can_pack(runtime.device, runtime.dtype) and shard is None:
             pack_linears(model.blocks)
         backend = resolve_backend(runtime.attention, runtime.device, runtime.dtype, model.config.head_dim)
         for block in model.blocks:
@@ -253,3 +281,16 @@ class WanPipeline:
             if runtime.compile:
                 block.compile()
         return model
+
+
+def _all_together(use_sp: bool, dit_fsdp: bool, t5_fsdp: bool) -> Parallel:
+    """Upstream's flags of a constructor: any of them makes one replica of all processes, otherwise each is alone."""
+    if not (use_sp or dit_fsdp or t5_fsdp):
+        return ALONE
+    init_distributed_group()
+    if get_world_size() == 1:
+        raise ValueError(
+            "use_sp, dit_fsdp and t5_fsdp need several processes, and this is one; start the program with torchrun "
+            "--nproc_per_node=N, or leave them out"
+        )
+    return Parallel.from_flags(world_size=get_world_size(), dit_fsdp=dit_fsdp, t5_fsdp=t5_fsdp)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,10 +13,12 @@ from wan import media, output
 from wan.arguments import OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS
 from wan.checkpoint.layout import check_folder, part, repository
 from wan.configs import TaskConfig, get_config, nano_checkpoint
+from wan.distributed.util import launched_size, local_rank
 from wan.files import check_writable
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
-from wan.request import Picture, Request, check_supported_size
+from wan.parallel import Parallel
+from wan.request import MAX_SEED, Picture, Request, check_supported_size
 from wan.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """One run, complete and checked: nothing in it can be refused any more. `latent` is set to resume a decode."""
+    """One run, complete and checked: nothing in it can be refused any more. `latent` is set to resume a decode.
+
+    With `num_videos` the run makes the video and variants of it, each with the next seed; `variant` is one of them.
+    """
 
     config: TaskConfig
     checkpoint: Path
@@ -36,6 +40,18 @@ class Job:
     metadata: bool
     progress: str
     latent: Path | None = None
+    num_videos: int = 1
+
+    def variant(self, number: int) -> "Job":
+        """The job of one video, 0 <= number < num_videos."""
+        if self.num_videos == 1:
+            return self
+        seed = (self.request.seed + number) % (MAX_SEED + 1)
+        video = self.video.with_name(f"{self.video.stem}-{number + 1}{self.video.suffix}")
+        return replace(self, request=replace(self.request, seed=seed), video=video, num_videos=1)
+
+    def variants(self) -> "list[Job]":
+        return [self.variant(number) for number in range(self.num_videos)]
 
 
 def plan(args: argparse.Namespace) -> Job:
@@ -54,30 +70,41 @@ def plan(args: argparse.Namespace) -> Job:
         t5_cpu=args.t5_cpu,
         attention=args.attention,
         compile=args.compile,
-        t5_fsdp=args.t5_fsdp,
-        dit_fsdp=args.dit_fsdp,
-        ulysses_size=args.ulysses_size,
+        parallel=_parallel(args),
+        local_rank=local_rank(),
     )
     check_backend(runtime.attention, runtime.device, runtime.dtype)
     latent = Path(args.resume) if args.resume else None
     video = _video_path(args, request, latent)
     check_folder(checkpoint, config)
-    check_writable(video, args.overwrite)
     if latent is None:
         _warn_about_long_prompts(request, config, checkpoint)
         _warn_about_other_noise(request, runtime, stored)
         _warn_about_other_images(request, stored)
     progress = args.progress or ("bar" if sys.stderr.isatty() else "plain")
-    return Job(config, checkpoint, request, runtime, video, args.overwrite, not args.no_metadata, progress, latent)
+    metadata = not args.no_metadata
+    job = Job(config, checkpoint, request, runtime, video, args.overwrite, metadata, progress, latent, args.num_videos)
+    for variant in job.variants():
+        check_writable(variant.video, args.overwrite)
+    return job
+
+
+def _parallel(args: argparse.Namespace) -> Parallel:
+    if args.num_videos < 1:
+        raise ValueError(f"--num_videos must be at least 1, got {args.num_videos}")
+    if args.num_videos > 1 and args.resume:
+        raise ValueError("--resume finishes the one video whose latent was kept; leave --num_videos out")
+    return Parallel.from_flags(
+        world_size=launched_size(),
+        ulysses_size=args.ulysses_size,
+        cfg_parallel=args.cfg_parallel,
+        dit_fsdp=args.dit_fsdp,
+        t5_fsdp=args.t5_fsdp,
+        num_videos=args.num_videos,
+    )
 
 
 def _refuse_what_comes_later(args: argparse.Namespace) -> None:
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes not in ("", "1"):
-        raise ValueError(
-            f"torchrun started {processes} processes, and several GPUs are not available yet; "
-            "start one process: python generate.py ..."
-        )
     if args.use_prompt_extend:
         raise ValueError("--use_prompt_extend is not available yet; leave it out and write a detailed prompt yourself")
 

@@ -5,6 +5,8 @@ from enum import Enum
 
 import torch
 
+from wan.parallel import ALONE, Parallel
+
 CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DTYPE_NAMES = {"bfloat16": "bf16", "float32": "fp32"}  # other spellings that are accepted
@@ -20,7 +22,8 @@ class Offload(Enum):
 class Runtime:
     """`dtype` is what the transformers compute in; parameters that need float32 keep it unless `convert_model_dtype`.
 
-    `t5_device` is where the text encoder works; `attention` is a backend name of `wan.modules.attention`.
+    `t5_device` is where the text encoder works; `attention` is a backend name of `wan.modules.attention`. With several
+    processes each has a Runtime with its own device.
     """
 
     device: torch.device
@@ -30,6 +33,7 @@ class Runtime:
     t5_device: torch.device = CPU
     attention: str = "auto"
     compile: bool = False
+    parallel: Parallel = ALONE
 
     @property
     def dtype_name(self) -> str:
@@ -41,12 +45,23 @@ class Runtime:
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
         if self.convert_model_dtype and self.dtype == torch.float32:
             raise ValueError("--convert_model_dtype stores weights in bfloat16 and contradicts --dtype fp32; drop one")
+        if self.parallel.dit_fsdp and self.offload is Offload.MODEL:
+            raise ValueError("--offload_model True moves whole models, --dit_fsdp keeps a part of each; drop one")
+        if self.parallel.t5_fsdp and self.t5_device != self.device:
+            raise ValueError("--t5_cpu and --t5_fsdp are two ways to make room for the text encoder; drop one")
 
     @classmethod
-    def default(cls, *, device_id: int = 0, t5_cpu: bool = False, convert_model_dtype: bool = False) -> "Runtime":
+    def default(
+        cls,
+        *,
+        device_id: int = 0,
+        t5_cpu: bool = False,
+        convert_model_dtype: bool = False,
+        parallel: Parallel = ALONE,
+    ) -> "Runtime":
         """What the library constructors use: the best device, and on CUDA the one numbered `device_id`."""
         device = f"cuda:{device_id}" if torch.cuda.is_available() else None
-        return cls.from_flags(device=device, t5_cpu=t5_cpu, convert_model_dtype=convert_model_dtype)
+        return cls.from_flags(device=device, t5_cpu=t5_cpu, convert_model_dtype=convert_model_dtype, parallel=parallel)
 
     @classmethod
     def from_flags(
@@ -59,28 +74,21 @@ class Runtime:
         t5_cpu: bool = False,
         attention: str = "auto",
         compile: bool = False,
-        t5_fsdp: bool = False,
-        dit_fsdp: bool = False,
-        ulysses_size: int = 1,
+        parallel: Parallel = ALONE,
+        local_rank: int = 0,
     ) -> "Runtime":
-        """Fold the public flags. `device` None takes the best there is; `offload_model` None means yes on a GPU.
+        """Fold the public flags. `device` None takes the best there is, of several GPUs the one numbered `local_rank`.
 
-        Raises ValueError for a device this machine lacks and for the multi-GPU flags, which have no code yet.
+        `offload_model` None means yes on one GPU and no on several. Raises ValueError for a device this machine lacks.
         """
-        for flag, given in (("--t5_fsdp", t5_fsdp), ("--dit_fsdp", dit_fsdp)):
-            if given:
-                raise ValueError(f"{flag} needs several GPUs, which is not available yet; leave it out to run on one")
-        if ulysses_size != 1:
-            raise ValueError(
-                f"--ulysses_size {ulysses_size} needs several GPUs, which is not available yet; use --ulysses_size 1"
-            )
         dtype = DTYPE_NAMES.get(dtype, dtype)
         if dtype not in DTYPES:
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        place = resolve_device(device)
+        place = resolve_device(device if parallel.world_size == 1 else own_device(device, local_rank))
         on_cpu = place.type == "cpu"
         # On the CPU there is nowhere to move a model to, so asking for offload changes nothing.
-        offload = Offload.MODEL if (offload_model is not False and not on_cpu) else Offload.NONE
+        moves = parallel.world_size == 1 if offload_model is None else offload_model
+        offload = Offload.MODEL if moves and not on_cpu else Offload.NONE
         return cls(
             device=place,
             dtype=DTYPES[dtype],
@@ -89,7 +97,25 @@ class Runtime:
             t5_device=CPU if t5_cpu else place,
             attention=attention,
             compile=compile,
+            parallel=parallel,
         )
+
+
+def own_device(name: str | torch.device | None, local_rank: int) -> str:
+    """The device of one of several processes on a machine: the GPU of its number, or the CPU for all.
+
+    Raises ValueError when there are more processes than GPUs, or when all were given the same one.
+    """
+    name = available_devices()[0] if name is None else str(name)
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or not torch.cuda.is_available():
+        return name
+    if index and name != "cuda:0":
+        raise ValueError(f"--device {name} would put all processes on one GPU; leave it out, each takes its own")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ValueError(f"torchrun started more processes here than there are GPUs, {count}; --nproc_per_node={count}")
+    return f"cuda:{local_rank}"
 
 
 def available_devices() -> list[str]:

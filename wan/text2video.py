@@ -27,7 +27,7 @@ class WanT2V(WanPipeline):
         offload_model: bool = True,
         *,
         on_step: OnStep | None = None,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Generate one video [3, F, height, width] in [-1, 1], float32 on the CPU; argument names as upstream.
 
         size: (width, height) in pixels; frame_num: 4n+1; guide_scale: one number, or (low-noise, high-noise expert);

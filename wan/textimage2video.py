@@ -42,7 +42,7 @@ class WanTI2V(WanPipeline):
         *,
         fit: str = "area",
         on_step: OnStep | None = None,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Generate one video [3, F, H, W] in [-1, 1], float32 on the CPU; argument names as upstream.
 
         img: the first frame, a PIL image or a path; without it the text alone decides, and the video has `size`,

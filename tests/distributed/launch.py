@@ -14,23 +14,16 @@ import torch
 import torch.distributed as dist
 
 SECONDS = 60
-PRELOAD = [
-    "pytest",
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-    "wan.distributed.sequence_parallel",
-    "wan.modules.vae2_1",
-]
+CONTEXT = multiprocessing.get_context("forkserver")  # one server imports torch, every process is a quick fork of it
+CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "torch.distributed.fsdp", "wan.cli", "wan.modules.vae2_2"])
 
 
 def launch(size: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
     """fn(*args) in `size` processes; `fn` is a function of a test module. Fails with the traceback of any process."""
-    context = multiprocessing.get_context("forkserver")  # one server imports torch, every process is a quick fork of it
-    context.set_forkserver_preload(PRELOAD)
-    results: Any = context.Queue()
+    results: Any = CONTEXT.Queue()
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{Path(folder) / 'meeting'}"
-        workers = [context.Process(target=_work, args=(rank, size, meeting, results, fn, args)) for rank in range(size)]
+        workers = [CONTEXT.Process(target=_work, args=(rank, size, meeting, results, fn, args)) for rank in range(size)]
         for worker in workers:
             worker.start()
         try:

@@ -52,7 +52,3 @@ def refused_gradient():
 
 def test_gradients_are_refused():
     launch(2, refused_gradient)
-
-
-def test_heads_are_shared_as_evenly_as_possible():
-    assert shares(40, 8) == [5] * 8 and shares(40, 3) == [14, 13, 13] and shares(2, 4) == [1, 1, 0, 0]

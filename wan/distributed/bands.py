@@ -102,9 +102,8 @@ class _Neighbours:
         received = all_to_all(torch.cat([edge.flatten() for edge in edges]), counts, counts, self.group)
         rows = [part.view(first.shape) for part in received.split(first.numel())]
         b, c, t, h, w = x.shape
-        layout = torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
         shape = (b, c, t, h + len(rows), w)
-        extended = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+        extended = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
         extended[:, :, :, self.above : self.above + h] = x
         for place, row in zip([0] * self.above + [-1] * self.below, rows, strict=True):
             extended[:, :, :, place] = row[:, :, :, 0]
@@ -121,10 +120,16 @@ class _WholeFrames:
         x, *others = args
         padded = F.pad(x, (0, 0, 0, max(self.rows) - x.shape[3]))
         bands = zip(all_gather(padded, self.group), self.rows, strict=True)
-        return (torch.cat([band[:, :, :, :n] for band, n in bands], dim=3), *others), kwargs
+        whole = torch.cat([band[:, :, :, :n] for band, n in bands], dim=3)
+        return (whole.contiguous(memory_format=_layout(x)), *others), kwargs
 
     def after(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         return y.split(self.rows, dim=3)[self.group.rank()]
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """The order of x in memory, also when it is a part of something; kernels, and with them rounding, depend on it."""
+    return torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
 
 
 def _collect(band: Tensor, group: ProcessGroup, rows: list[int]) -> Tensor | None:

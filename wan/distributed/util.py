@@ -57,6 +57,11 @@ def launched_size(environ: Mapping[str, str] = os.environ) -> int:
     return size
 
 
+def launched_rank(environ: Mapping[str, str] = os.environ) -> int:
+    """What `get_rank` will be once all have joined."""
+    return int(environ["RANK"]) if launched_size(environ) > 1 else 0
+
+
 def local_rank(environ: Mapping[str, str] = os.environ) -> int:
     """Number of this process on its machine, which is the number of its GPU."""
     return int(environ.get("LOCAL_RANK", 0))
@@ -74,18 +79,29 @@ def init_distributed_group(device: torch.device | str | None = None) -> None:
     if device is None:
         device = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
+    on_gpu = {"device_id": device} if device.type == "cuda" else {}
+    if on_gpu:
+        torch.cuda.set_device(device)
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
-        store.set_timeout(WAIT)
-        on_gpu = {"device_id": device} if device.type == "cuda" else {}
+        _meet(store, rank, size)
         backend = BACKENDS.get(device.type, "gloo")
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT, **on_gpu)
     except RuntimeError as error:  # also all errors of torch.distributed
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ConnectionError(
             f"the {size} processes that WORLD_SIZE announces did not all meet at {place} within {JOIN_SECONDS} s; "
-            f"start every one with the same torchrun command ({error})"
+            f"start every one with the same torchrun command ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _meet(store: dist.Store, rank: int, size: int) -> None:
+    """Wait until all have come; only from then on may they wait for each other without a limit."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    here = [f"wan/{attempt}/here/{other}" for other in range(size)]
+    store.set(here[rank], "")
+    store.wait(here, timedelta(seconds=JOIN_SECONDS))
+    store.set_timeout(WAIT)
 
 
 def start(device: torch.device | str | None = None) -> None:
@@ -108,7 +124,10 @@ def stop() -> None:
 
 def is_first_failure(error: BaseException) -> bool:
     """Whether this process must show `error`: not when it only follows from what another one shows."""
-    return _watch is None or _watch.is_first(error)
+    if _watch is None:
+        return True
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's request to end would come in between
+    return _watch.is_first(error)
 
 
 _watch: Watch | None = None
@@ -116,7 +135,7 @@ _watch: Watch | None = None
 
 def _unwind(*_: object) -> NoReturn:
     """torchrun stops the processes that are left this way; unwinding removes unfinished files."""
-    raise SystemExit(128 + signal.SIGTERM)
+    raise KeyboardInterrupt
 
 
 def broadcast_int(value: int, device: torch.device | str = "cpu", group: ProcessGroup | None = None) -> int:

@@ -1,0 +1,65 @@
+"""torchrun itself: one machine, two nodes, and what is left after Ctrl-C."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.distributed.test_command import assert_same_video
+from wan import cli
+
+ROOT = Path(__file__).parents[2]
+REQUEST = ["--prompt", "a red circle moves left", "--base_seed", "5", "--device", "cpu", "--dtype", "fp32"]
+SECONDS = 120
+
+
+def torchrun(folder, launch, arguments):
+    """One agent; the embedded model makes its video in `folder`."""
+    command = [sys.executable, "-m", "torch.distributed.run", *launch, str(ROOT / "generate.py"), *REQUEST, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_nodes_make_the_video_of_one_process(tmp_path):
+    meeting = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{free_port()}"]
+    flags = ["--sample_steps", "3", "--cfg_parallel", "--save_file", "both.mp4"]
+    nodes = [torchrun(tmp_path, meeting, flags) for _ in range(2)]
+    texts = [node.communicate(timeout=SECONDS)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(texts)
+    one = ["--sample_steps", "3", "--save_file", str(tmp_path / "one.mp4"), "--progress", "none"]
+    assert cli.main([*REQUEST, *one]) == cli.DONE
+    assert_same_video(tmp_path / "both.mp4", tmp_path / "one.mp4")
+    assert sum("2 processes, the two guidance branches side by side" in text for text in texts) == 1
+
+
+def children(pid):
+    """Processes below `pid`, as Linux lists them."""
+    found = [
+        int(child) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for child in tasks.read_text().split()
+    ]
+    return [*found, *(below for child in found for below in children(child))]
+
+
+def test_an_interrupt_leaves_no_process_and_no_file(tmp_path):
+    agent = torchrun(tmp_path, ["--standalone", "--nproc_per_node=2"], ["--sample_steps", "900", "--progress", "plain"])
+    for line in agent.stderr:
+        if "step 1/900" in line:
+            break
+    below = children(agent.pid)
+    assert len(below) >= 2
+    agent.send_signal(signal.SIGINT)
+    agent.communicate(timeout=SECONDS)
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in below):
+        assert time.monotonic() < deadline, "processes are left"
+        time.sleep(0.05)
+    assert agent.returncode != 0 and list(tmp_path.iterdir()) == []
