@@ -41,7 +41,7 @@ def train(vae: nn.Module, videos: np.ndarray, crops: Sequence[Crop], steps: int,
 
 
 def train_decoder(vae: nn.Module, videos: np.ndarray, crop: Crop, steps: int, folder: Path) -> None:
-    """Continue the decoder alone, for outlines of any contrast: it learns to draw what the encoder keeps of a corner."""
+    """Continue the decoder alone, for outlines of any contrast: it learns to draw what the encoder keeps."""
     vae.decoder.requires_grad_(True)  # weights that were loaded ask for no gradient
     vae.conv2.requires_grad_(True)
     compile_parts(vae)

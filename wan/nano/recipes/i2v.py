@@ -1,13 +1,15 @@
 """Image to video: two experts that start from the text-to-video ones; VAE and text encoder are shared with it.
 
-latents  4,864 training videos and what an image condition holds of each: first frame, first and last, last
+latents  4,864 training videos and 704 pictures that stand still, and what an image condition holds of each: the
+         first frame, the first and the last, or the last
 experts  the text-to-video experts with one block less, each continued on its own range of timesteps
 export   the released folder layout, bfloat16
 """
 
+import itertools
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from wan.nano import worlds
 from wan.nano.recipes import autoencoder, common
 from wan.nano.recipes.common import FRAMES, TEXT_DIM, TEXT_LEN, Recipe
 from wan.nano.recipes.t2v import SIZE, VAE_FILE
+from wan.nano.textures import texture
 from wan.sampling import Velocity, guided, switch_at
 from wan.training.config import FlowConfig
 from wan.training.data import CacheWriter, LatentCache
@@ -39,28 +42,46 @@ DIT = WanModelConfig(
 )
 
 
+Batch = tuple[Tensor, list[list[str]]]  # videos [B, 3, F, H, W] in [-1, 1] and the captions of each
+
+
 @dataclass(frozen=True)
 class Budget:
     videos: int
+    pictures: int
     expert_steps: tuple[int, int]  # high-noise, low-noise
 
 
 def encode_latents(folder: Path, budget: Budget) -> None:
     vae = Wan2_1_VAE(vae_pth=common.text_to_video_folder(folder) / VAE_FILE)
     vae.model.encoder.compile(dynamic=False)
-    rng = np.random.default_rng(7)
     writer = CacheWriter(folder / "i2v-latents")
     started = time.monotonic()
-    for done in range(0, budget.videos, 32):
-        scenes = [worlds.sample_scene(rng, "train") for _ in range(min(32, budget.videos - done))]
-        videos = to_unit(np.stack([worlds.render(scene, FRAMES, SIZE) for scene in scenes]))
-        latents = autoencoder.encode(vae, videos)
+    done = 0
+    for videos, captions in itertools.chain(scenes(budget.videos), pictures(budget.pictures)):
         conditions = torch.stack([condition(vae, videos, given) for given in GIVEN], dim=1)
-        for scene, latent, of_scene in zip(scenes, latents, conditions, strict=True):
-            writer.add(latent, [worlds.caption(scene, rng) for _ in range(8)], list(of_scene))
+        for latent, texts, of_video in zip(autoencoder.encode(vae, videos), captions, conditions, strict=True):
+            writer.add(latent, texts, list(of_video))
+        done += len(videos)
         if done % 1024 == 0:
-            print(f"{done + len(scenes)}/{budget.videos} videos  {time.monotonic() - started:.0f} s", flush=True)
+            print(f"{done}/{budget.videos + budget.pictures} videos  {time.monotonic() - started:.0f} s", flush=True)
     writer.close()
+
+
+def scenes(count: int) -> Iterator[Batch]:
+    rng = np.random.default_rng(7)
+    for done in range(0, count, 32):
+        drawn = [worlds.sample_scene(rng, "train") for _ in range(min(32, count - done))]
+        videos = np.stack([worlds.render(scene, FRAMES, SIZE) for scene in drawn])
+        yield to_unit(videos), [[worlds.caption(scene, rng) for _ in range(8)] for scene in drawn]
+
+
+def pictures(count: int) -> Iterator[Batch]:
+    """So that the first frame of a video is the image that was given, also when it shows nothing of this world."""
+    rng = np.random.default_rng(8)
+    for done in range(0, count, 32):
+        still = np.stack([texture(rng, SIZE) for _ in range(min(32, count - done))])
+        yield to_unit(np.repeat(still[:, None], FRAMES, axis=1)), [["", "a picture that stays still"]] * len(still)
 
 
 def condition(vae: Wan2_1_VAE, videos: Tensor, given: Sequence[int]) -> Tensor:
@@ -132,6 +153,6 @@ def export(folder: Path, budget: Budget) -> None:
 
 RECIPE = Recipe(
     stages={"latents": encode_latents, "experts": train_experts, "export": export},
-    budgets={"full": Budget(4864, (1000, 2000)), "smoke": Budget(48, (4, 4))},
+    budgets={"full": Budget(4864, 704, (1200, 2700)), "smoke": Budget(48, 16, (4, 4))},
     with_steps=lambda budget, steps: replace(budget, expert_steps=(steps, steps)),
 )
