@@ -137,6 +137,14 @@ def test_streamed_chunks_are_the_video(pipeline):
     torch.testing.assert_close(torch.cat(chunks, dim=1), whole)
 
 
+def test_tiles_change_the_memory_and_not_the_video(folder, pipeline):
+    latent = pipeline.sample(request(size=(128, 128)))
+    whole = torch.cat(list(pipeline.decode(latent)), dim=1)
+    tiled = WanT2V(pipeline.config, folder, runtime=replace(pipeline.runtime, vae_tile=64))
+    assert tiled.vae.tiling == 64
+    torch.testing.assert_close(torch.cat(list(tiled.decode(latent)), dim=1), whole, atol=1e-4, rtol=0)
+
+
 def test_broken_weights_stop_after_the_first_step(folder, pipeline):
     pipeline.weights.get("high_noise_model").head.head.bias.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="--attention sdpa or --dtype fp32"):

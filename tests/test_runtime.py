@@ -101,3 +101,9 @@ def test_two_ways_to_make_room_are_refused(four_gpus):
         Runtime.from_flags(parallel=spread, offload_model=True)
     with pytest.raises(ValueError, match="--t5_cpu and --t5_fsdp are two ways"):
         Runtime.from_flags(parallel=spread, t5_cpu=True)
+
+
+def test_tiles_too_small_to_be_worth_it_are_refused():
+    assert Runtime.from_flags(device="cpu", vae_tile=256).vae_tile == 256
+    with pytest.raises(ValueError, match="--vae_tile must be at least 64 pixels, got 16; try 256"):
+        Runtime.from_flags(device="cpu", vae_tile=16)

@@ -161,6 +161,12 @@ def _add_runtime(group: Any) -> None:
         metavar="BOOL",
         help="keep only the model at work on the GPU; default true",
     )
+    group.add_argument(
+        "--vae_tile",
+        type=int,
+        metavar="PIXELS",
+        help="encode and decode in tiles of that edge: less memory, more time, the same video",
+    )
     group.add_argument("--t5_cpu", action="store_true", help="run the text encoder on the CPU")
     group.add_argument(
         "--convert_model_dtype", action="store_true", help="round all transformer parameters to bf16, also norms"

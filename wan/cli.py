@@ -205,7 +205,7 @@ def expected_bytes(job: Job) -> int:
     latent = geometry.latent_shape(size, job.request.frame_num, config.vae_stride, config.z_dim)
     tokens = geometry.token_count(latent, config.patch_size)
     denoise = memory.denoise_bytes(0, tokens, model["dim"], model["ffn_dim"], runtime.dtype)
-    decode = memory.decode_bytes(0, *size, config.vae_dim)
+    decode = memory.decode_bytes(0, *memory.decoded_at_once(size, config.vae_stride, runtime.vae_tile), config.vae_dim)
     if runtime.offload is Offload.NONE:
         resident = text_bytes + len(experts) * expert_bytes + vae_bytes + max(denoise, decode)
     else:

@@ -18,7 +18,10 @@ from threading import Thread
 import torch
 from torch import Tensor, nn
 
+from wan.geometry import Size, Stride
 from wan.runtime import Offload
+
+VAE_REACH = 13  # latent pixels around a tile that the decoders of the released VAEs read
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,14 @@ def denoise_bytes(model_bytes: int, num_tokens: int, dim: int, ffn_dim: int, dty
     attend = 4 * half * dim + 4 * dim  # q, k, v, output; one of them in float32 around the rotation
     feed = 2 * half * ffn_dim
     return model_bytes + num_tokens * (stream + max(attend, feed))
+
+
+def decoded_at_once(size: Size, vae_stride: Stride, tile: int | None) -> Size:
+    """Pixels (width, height) that a decoder works on together: a whole frame, or a tile with its margins."""
+    if tile is None:
+        return size
+    width, height = (min(side, tile + 2 * VAE_REACH * vae_stride[axis]) for side, axis in zip(size, (2, 1)))
+    return width, height
 
 
 def decode_bytes(model_bytes: int, width: int, height: int, vae_dim: int) -> int:

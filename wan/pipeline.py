@@ -239,6 +239,7 @@ class WanPipeline:
                 z_dim=self.config.z_dim,
                 vae_pth=part(self.checkpoint_dir, self.config.vae_checkpoint),
                 device=self.runtime.device,
+                tiling=self.runtime.vae_tile,
             )
         return self._vae
 

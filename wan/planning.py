@@ -72,6 +72,7 @@ def plan(args: argparse.Namespace) -> Job:
         compile=args.compile,
         parallel=_parallel(args),
         local_rank=local_rank(),
+        vae_tile=args.vae_tile,
     )
     check_backend(runtime.attention, runtime.device, runtime.dtype)
     latent = Path(args.resume) if args.resume else None

@@ -10,6 +10,7 @@ from wan.parallel import ALONE, Parallel
 CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DTYPE_NAMES = {"bfloat16": "bf16", "float32": "fp32"}  # other spellings that are accepted
+MIN_VAE_TILE = 64  # pixels; the margins around smaller ones are most of the work
 _DEVICE_TYPES = ("cuda", "mps", "cpu")
 
 
@@ -22,8 +23,9 @@ class Offload(Enum):
 class Runtime:
     """`dtype` is what the transformers compute in; parameters that need float32 keep it unless `convert_model_dtype`.
 
-    `t5_device` is where the text encoder works; `attention` is a backend name of `wan.modules.attention`. With several
-    processes each has a Runtime with its own device.
+    `t5_device` is where the text encoder works; `attention` is a backend name of `wan.modules.attention`; `vae_tile` is
+    the edge in pixels of the tiles of the autoencoder, None for whole frames. With several processes each has a Runtime
+    with its own device.
     """
 
     device: torch.device
@@ -34,6 +36,7 @@ class Runtime:
     attention: str = "auto"
     compile: bool = False
     parallel: Parallel = ALONE
+    vae_tile: int | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -45,6 +48,8 @@ class Runtime:
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
         if self.convert_model_dtype and self.dtype == torch.float32:
             raise ValueError("--convert_model_dtype stores weights in bfloat16 and contradicts --dtype fp32; drop one")
+        if self.vae_tile is not None and self.vae_tile < MIN_VAE_TILE:
+            raise ValueError(f"--vae_tile must be at least {MIN_VAE_TILE} pixels, got {self.vae_tile}; try 256")
         if self.parallel.dit_fsdp and self.offload is Offload.MODEL:
             raise ValueError("--offload_model True moves whole models, --dit_fsdp keeps a part of each; drop one")
         if self.parallel.t5_fsdp and self.t5_device != self.device:
@@ -76,6 +81,7 @@ class Runtime:
         compile: bool = False,
         parallel: Parallel = ALONE,
         local_rank: int = 0,
+        vae_tile: int | None = None,
     ) -> "Runtime":
         """Fold the public flags. `device` None takes the best there is, of several GPUs the one numbered `local_rank`.
 
@@ -98,6 +104,7 @@ class Runtime:
             attention=attention,
             compile=compile,
             parallel=parallel,
+            vae_tile=vae_tile,
         )
 
 
