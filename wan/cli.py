@@ -192,20 +192,24 @@ def describe(job: Job) -> None:
 
 def expected_bytes(job: Job) -> int:
     """Peak memory to expect, from file headers and shapes: of the device, or on a CPU of the whole process."""
-    config, runtime = job.config, job.runtime
+    config, runtime, parallel = job.config, job.runtime, job.runtime.parallel
     experts = config.experts
     shapes = open_source(job.checkpoint / experts[0]).shapes().values()
     expert_bytes = sum(map(math.prod, shapes)) * runtime.dtype.itemsize
     text, vae = (part(job.checkpoint, name) for name in (config.t5_checkpoint, config.vae_checkpoint))
     text_bytes = text.stat().st_size if runtime.t5_device == runtime.device else 0
     vae_bytes = vae.stat().st_size
+    expert_bytes //= parallel.replica_size if parallel.dit_fsdp else 1
+    text_bytes //= parallel.replica_size if parallel.t5_fsdp else 1
 
     model = read_config(job.checkpoint / experts[0])
     size = job.request.framing.used
     latent = geometry.latent_shape(size, job.request.frame_num, config.vae_stride, config.z_dim)
-    tokens = geometry.token_count(latent, config.patch_size)
+    tokens = math.ceil(geometry.token_count(latent, config.patch_size) / parallel.ulysses_size)
     denoise = memory.denoise_bytes(0, tokens, model["dim"], model["ffn_dim"], runtime.dtype)
-    decode = memory.decode_bytes(0, *memory.decoded_at_once(size, config.vae_stride, runtime.vae_tile), config.vae_dim)
+    width, height = memory.decoded_at_once(size, config.vae_stride, runtime.vae_tile)
+    rows = height if runtime.vae_tile else math.ceil(height / parallel.replica_size)
+    decode = memory.decode_bytes(0, width, rows, config.vae_dim)
     if runtime.offload is Offload.NONE:
         resident = text_bytes + len(experts) * expert_bytes + vae_bytes + max(denoise, decode)
     else:

@@ -51,14 +51,17 @@ def test_bands_decode_to_the_same_chunks_on_the_first_rank(size, kind):
         assert (torch.from_numpy(a) - b).abs().max() <= 1e-5 * b.abs().max()
 
 
-def few_rows():
+def calls_of_the_decoder(tiling, rows):
     vae, latent = make("2.1")
-    mesh = init_device_mesh("cpu", (4,))
-    return [len(list(decode_in_bands(vae, latent[:, :1, :rows], mesh))) for rows in (3, 4)]
+    vae.tiling, calls = tiling, []
+    vae.model.decoder.conv1.register_forward_hook(lambda *_: calls.append(1))
+    chunks = list(decode_in_bands(vae, latent[:, :1, :rows], init_device_mesh("cpu", (4,))))
+    return len(chunks), len(calls)
 
 
-def test_fewer_rows_than_ranks_are_decoded_by_the_first_alone():
-    assert launch(4, few_rows) == [[1, 1], [0, 0], [0, 0], [0, 0]]
+@pytest.mark.parametrize("tiling, rows", [(None, 3), (64, 4)])
+def test_few_rows_and_tiles_are_decoded_by_the_first_alone(tiling, rows):
+    assert launch(4, calls_of_the_decoder, tiling, rows) == [[1, 1], [0, 0], [0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("kind", VAES)

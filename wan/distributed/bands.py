@@ -25,12 +25,11 @@ from wan.parallel import shares
 def decode_in_bands(vae: VideoVAE, latent: Tensor, mesh: DeviceMesh) -> Iterator[Tensor]:
     """`vae.decode_stream(latent)` on all ranks of a one-dimensional mesh; only the first one gets the frames.
 
-    The others yield nothing, but must be iterated: they compute as the first one asks for frames. A latent with fewer
-    rows than there are ranks is decoded by the first one alone.
+    The others yield nothing, but must be iterated: they compute as the first one asks for frames. In tiles, or when a
+    latent has fewer rows than there are ranks, the first one decodes alone.
     """
-    assert vae.tiling is None, "a band is a tile already"
     group, rows = mesh.get_group(), shares(latent.shape[2], mesh.size())
-    if rows[-1] == 0 or mesh.size() == 1:
+    if vae.tiling is not None or rows[-1] == 0 or mesh.size() == 1:
         if group.rank() == 0:
             yield from vae.decode_stream(latent)
         return
