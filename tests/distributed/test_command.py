@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from functools import partial
 
@@ -16,7 +15,6 @@ from wan.distributed import util
 from wan.nano.random import write_random_checkpoint
 
 REQUEST = ["--prompt", "a red circle", "--base_seed", "5", "--device", "cpu", "--dtype", "fp32", "--frame_num", "5"]
-SOON = 15  # seconds, on a busy machine; nobody waits for a time limit
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +98,10 @@ def test_a_drawn_seed_is_that_of_rank_0(tmp_path, request_flags):
 # ---- one fails, all end ----
 
 
-def ended_promptly(run, start):
+def ended(run):
+    """The exit codes: `finish` fails when somebody goes on waiting for a process that is gone."""
     codes = run.finish()
-    assert 0 not in codes and time.monotonic() - start < SOON, codes
+    assert 0 not in codes, run
     return codes
 
 
@@ -118,10 +117,9 @@ def break_weights(rank, at):
 
 
 def test_a_corrupt_shard_on_one_rank_ends_all_with_its_error(tmp_path, request_flags):
-    start = time.monotonic()
     arguments = [*request_flags(), "--dit_fsdp", "--save_file", "all.mp4"]
     with command(2, arguments, tmp_path, prepare=partial(break_weights, at=1)) as run:
-        ended_promptly(run, start)
+        ended(run)
     assert run.error(1).strip().endswith("generate.py: failed: rank 1: shard-2 is truncated: download it again")
     assert "failed" not in run.error(0) and "Traceback" not in run.error(0) and files(tmp_path) == []
 
@@ -138,18 +136,16 @@ def test_a_wrong_plan_is_one_line_of_one_process(tmp_path, request_flags):
 def test_a_killed_rank_ends_the_others(tmp_path, request_flags):
     with command(2, [*request_flags(steps=500), "--progress", "plain", "--save_file", "all.mp4"], tmp_path) as run:
         run.wait_for("step 1/500")
-        start = time.monotonic()
         run.send(signal.SIGKILL, rank=1)
-        assert ended_promptly(run, start)[1] == -signal.SIGKILL
+        assert ended(run)[1] == -signal.SIGKILL
     assert "failed: rank 0: another process is gone, probably killed" in run.error(0) and files(tmp_path) == []
 
 
 def test_an_interrupt_of_one_ends_all(tmp_path, request_flags):
     with command(2, [*request_flags(steps=500), "--progress", "plain", "--save_file", "all.mp4"], tmp_path) as run:
         run.wait_for("step 1/500")
-        start = time.monotonic()
         run.send(signal.SIGINT, rank=0)
-        ended_promptly(run, start)
+        ended(run)
     assert "generate.py: interrupted; nothing was written" in run.error(0) and files(tmp_path) == []
     assert "Traceback" not in str(run)
 
@@ -162,7 +158,6 @@ def stuck_while_writing(rank):
         from wan.files import atomic_file
 
         with atomic_file(path, True):
-            threading.Thread(target=time.sleep, args=(0,)).start()
             os.read(os.pipe()[0], 1)  # for ever
 
     def decode(*_):
@@ -177,9 +172,8 @@ def stuck_while_writing(rank):
 
 
 def test_a_process_that_cannot_notice_is_ended_without_partial_files(tmp_path, request_flags):
-    start = time.monotonic()
     with command(2, [*request_flags(steps=1), "--save_file", "all.mp4"], tmp_path, prepare=stuck_while_writing) as run:
-        assert ended_promptly(run, start) == [1, 1]
+        assert ended(run) == [1, 1]
     assert "failed: rank 1: no frames on rank 1" in run.error(1)
     assert [name for name in files(tmp_path) if "partial" in name or name.endswith(".mp4")] == []
 
