@@ -50,7 +50,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.bench
-	for name in dit vae t5 load; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in dit vae t5 load parallel; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
