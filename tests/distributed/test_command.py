@@ -41,10 +41,10 @@ def files(folder):
 
 
 def assert_same_video(path, expected):
-    """Equal but for the few values that lie between two levels of brightness, where the last bit decides, and for what
-    the video codec makes of them."""
+    """Equal but for values that lie between two levels of brightness, where the last bit decides, and for what the
+    video codec makes of them: 50 dB at least, where another seed is below 20."""
     difference = abs(frames(path) - frames(expected))
-    assert difference.max() <= 16 and (difference > 0).mean() < 0.01
+    assert difference.max() <= 16 and (difference.astype(float) ** 2).mean() < 255**2 / 10**5
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.parity import assert_equal, assert_near, numbered, under
 from wan import framing, geometry, sampling
 from wan.configs import WAN_CONFIGS
+from wan.distributed.replica import Replica
 from wan.image2video import WanI2V, condition_clip, condition_mask, resize_first_frame
 from wan.media import from_uint8, to_uint8
 from wan.memory import Weights
@@ -161,6 +162,7 @@ def recorded_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], cal
     pipeline = object.__new__(kind)
     pipeline.config, pipeline.phases = config, {}
     pipeline.runtime = Runtime.from_flags(device="cpu", dtype="fp32")
+    pipeline.replica = Replica(pipeline.runtime.parallel, pipeline.runtime.device)
     pipeline.weights = Weights(pipeline.runtime.device, Offload.NONE)
     for expert in config.experts:
         prefix = "weights/" if expert == "." else f"weights/{expert.partition('_')[0]}."
