@@ -1,7 +1,8 @@
-"""VAE 2.1 against diffusers' AutoencoderKLWan, same random weights, alternating in one run: `python -m benchmarks.vae`.
+"""Either VAE against diffusers' AutoencoderKLWan, same random weights, alternating in one run.
 
-Both decode one latent of the released widths; ours also whole against tiled. Peak memory is that of the call, without
-weights, which both share. The rate counts the multiplications of plain 3-D convolutions for either side.
+`python -m benchmarks.vae --vae 2.2`. Both decode one latent of the released widths; ours also whole against tiled. Peak
+memory is that of the call, without weights, which both share. The rate counts the multiplications of plain 3-D
+convolutions for either side.
 """
 
 import argparse
@@ -16,10 +17,25 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import alternate, default_device, gemm_ceiling, peak_memory, seconds, synchronize, write_result
-from wan.modules.vae import VAEConfig
+from wan.modules.vae import CausalVAE
 from wan.modules.vae2_1 import CausalVAE2_1
+from wan.modules.vae2_2 import CausalVAE2_2
 
 KEYMAP = Path(__file__).parents[1] / "tests" / "data" / "state_dict" / "vae_diffusers_keymap.json"
+NETWORKS = {"2.1": CausalVAE2_1, "2.2": CausalVAE2_2}
+DIFFUSERS_CONFIG = {
+    "2.1": {},
+    "2.2": {
+        "base_dim": 160,
+        "decoder_base_dim": 256,
+        "z_dim": 48,
+        "is_residual": True,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_spatial": 16,
+    },
+}
 GIB = 2**30
 HEADER = ("call", "ours s", "diffusers s", "ratio", "ours peak GiB", "diffusers peak GiB", "max difference", "TFLOP/s")
 
@@ -28,23 +44,27 @@ def main() -> None:
     args = parse_args()
     torch.set_grad_enabled(False)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    ours, theirs = build_pair(device, dtype)
+    ours, theirs = build_pair(args.vae, device, dtype)
     time, height, width = ours.config.stride
     shape = (1, ours.z_dim, (args.frames - 1) // time + 1, args.height // height, args.width // width)
     latent = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     calls = {"decode": (lambda: ours.decode(latent, chunk=args.chunk), lambda: theirs.decode(latent).sample)}
     if args.encode:
         video = ours.decode(latent, chunk=args.chunk).clamp(-1, 1)
-        calls["encode"] = (lambda: ours.encode(video, chunk=time), lambda: theirs.encode(video).latent_dist.mode())
+        calls["encode"] = (
+            lambda: ours.encode(video, chunk=args.chunk * time),
+            lambda: theirs.encode(video).latent_dist.mode(),
+        )
     ceiling = gemm_ceiling(device, dtype)
     rows = [
-        compare(name, *pair, decode_or_encode_flops(name, shape), device, args.rounds) for name, pair in calls.items()
+        compare(name, *pair, decode_or_encode_flops(type(ours), name, shape), device, args.rounds)
+        for name, pair in calls.items()
     ]
     notes = [f"- Ceiling of a matrix product in this type: {ceiling / 1e12:.3g} TFLOP/s."]
     notes += tiling_notes(ours, latent, args, device)
     write_result(
-        args.out or f"vae-{device.type}.md",
-        title="VAE 2.1 against diffusers",
+        args.out or f"vae{args.vae.replace('.', '_')}-{device.type}.md",
+        title=f"VAE {args.vae} against diffusers",
         device=device,
         settings={
             "video": f"{args.width}x{args.height}, {args.frames} frames",
@@ -61,12 +81,13 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vae", description=__doc__.splitlines()[0])
+    parser.add_argument("--vae", choices=tuple(NETWORKS), default="2.1")
     parser.add_argument("--device", default=str(default_device()))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--frames", type=int, default=17)
-    parser.add_argument("--chunk", type=int, default=4, help="latent frames that ours decodes together")
+    parser.add_argument("--chunk", type=int, default=4, help="latent frames that ours takes together")
     parser.add_argument("--tile", type=int, default=256, help="tile edge in pixels; 0 leaves tiling out")
     parser.add_argument("--encode", action="store_true", help="compare encoding, too")
     parser.add_argument("--rounds", type=int, default=3)
@@ -74,16 +95,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_pair(device: torch.device, dtype: torch.dtype) -> tuple[CausalVAE2_1, nn.Module]:
+def build_pair(vae: str, device: torch.device, dtype: torch.dtype) -> tuple[CausalVAE, nn.Module]:
     """Our model with random weights, and diffusers' with the same tensors under its names."""
     from diffusers import AutoencoderKLWan
 
-    ours = CausalVAE2_1(VAEConfig())
+    ours = NETWORKS[vae]()
     ours.init_weights(torch.Generator().manual_seed(0))
     ours.to(device, dtype).eval()
-    names = json.loads(KEYMAP.read_text())["map"]["wan2_1_vae"]
+    names = json.loads(KEYMAP.read_text())["map"][f"wan{vae.replace('.', '_')}_vae"]
     with torch.device("meta"):
-        theirs = AutoencoderKLWan()
+        theirs = AutoencoderKLWan(**DIFFUSERS_CONFIG[vae])
     theirs.load_state_dict({names[name]: weight for name, weight in ours.state_dict().items()}, assign=True)
     return ours, theirs.eval()
 
@@ -115,10 +136,10 @@ def compare(
     return name, timing.ours, timing.reference, timing.ratio, *memory, difference, rates
 
 
-def decode_or_encode_flops(name: str, latent_shape: tuple[int, ...]) -> int:
+def decode_or_encode_flops(network: type[CausalVAE], name: str, latent_shape: tuple[int, ...]) -> int:
     """Multiplications and additions of one call, counted on tensors without data."""
     with torch.device("meta"):
-        model = CausalVAE2_1(VAEConfig())
+        model = network()
     b, _, t, h, w = latent_shape
     time, height, width = model.config.stride
     video = (b, 3, (t - 1) * time + 1, h * height, w * width)
@@ -129,7 +150,7 @@ def decode_or_encode_flops(name: str, latent_shape: tuple[int, ...]) -> int:
     return counter.get_total_flops()
 
 
-def tiling_notes(model: CausalVAE2_1, latent: Tensor, args: argparse.Namespace, device: torch.device) -> list[str]:
+def tiling_notes(model: CausalVAE, latent: Tensor, args: argparse.Namespace, device: torch.device) -> list[str]:
     if not args.tile:
         return []
     tile = args.tile // model.config.stride[1]
