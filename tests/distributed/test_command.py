@@ -40,11 +40,12 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".log")
 
 
-def assert_same_video(path, expected):
-    """Equal but for values that lie between two levels of brightness, where the last bit decides, and for what the
-    video codec makes of them: 50 dB at least, where another seed is below 20."""
+def assert_same_video(path, expected, share=0.01):
+    """Equal but for a share of values that lie between two levels of brightness, where the last bit decides, and for
+    what the video codec makes of them: 50 dB at least, where other seeds are at 18 to 23."""
     difference = abs(frames(path) - frames(expected))
-    assert difference.max() <= 16 and (difference.astype(float) ** 2).mean() < 255**2 / 10**5
+    assert difference.max() <= 16 and (difference > 0).mean() < share
+    assert (difference.astype(float) ** 2).mean() < 255**2 / 10**5
 
 
 @pytest.mark.parametrize(
