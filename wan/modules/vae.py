@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wan.checkpoint.formats import describe_contents
 from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, FrameCache, Resample, RMS_norm
-from wan.modules.vae_coders import Decoder3d, Encoder3d
+from wan.modules.vae_coders import Decoder3d, Encoder3d, join
 
 PIXEL_CHANNELS = 3
 LATENTS_AT_ONCE = 4  # latent frames decoded together: enough to filter in groups of 4, few enough to be small
@@ -142,8 +142,9 @@ class CausalVAE(nn.Module):
     def encode_moments(self, video: Tensor, chunk: int | None = None, tile: int | None = None) -> tuple[Tensor, Tensor]:
         """[B, 3, T, H, W] -> mean and log-variance, each [B, z, T', h, w]; frames after the last group are ignored.
 
-        `chunk` is how many frames (a multiple of the temporal stride) are encoded at a time, None for all at once;
-        `tile` the edge of a tile in latent pixels, None for whole frames. Neither changes more than rounding.
+        `chunk` is how many frames (a multiple of the temporal stride) pass the lowest resolution together; higher ones
+        take 4 at a time. None encodes everything at once. `tile` is the edge of a tile in latent pixels, None for whole
+        frames. Neither changes more than rounding.
         """
         frames = self._usable_frames(video)
         if chunk is not None and (chunk < 1 or chunk % self.config.stride[0]):
@@ -304,10 +305,6 @@ def chunks(x: Tensor, size: int | None) -> Iterator[Tensor]:
     yield x[:, :, :1]
     for start in range(1, x.shape[2], size):
         yield x[:, :, start : start + size]
-
-
-def join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def fold(x: Tensor, patch: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 from torch import nn
@@ -27,10 +28,11 @@ class CausalVAE2_1(CausalVAE):
     def __init__(self, config: VAEConfig | None = None):
         super().__init__(config or VAEConfig())
         config = self.config
-        widths, channels = config.encoder_widths, config.folded_channels
-        self.encoder = Encoder3d(channels, widths, downsamples(config), config.z_dim, config.dropout)
-        widths = config.decoder_widths
-        self.decoder = FlatDecoder3d(config.z_dim, widths, upsamples(config), channels, config.dropout)
+        z_dim, channels, temporal = config.z_dim, config.folded_channels, config.temporal_downsample
+        self.encoder = FlatEncoder3d(
+            channels, config.encoder_widths, downsamples(config), temporal, z_dim, config.dropout
+        )
+        self.decoder = FlatDecoder3d(z_dim, config.decoder_widths, upsamples(config), channels, config.dropout)
 
 
 class Wan2_1_VAE(VideoVAE):
@@ -64,14 +66,22 @@ def upsamples(config: VAEConfig) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class FlatEncoder3d(Encoder3d):
+    def stages(self) -> list[list[nn.Module]]:
+        return cut(self.downsamples)
+
+
 class FlatDecoder3d(Decoder3d):
     def stages(self) -> list[Stage]:
-        """`upsamples`, cut behind each change of resolution."""
-        stages, blocks = [], []
-        for layer in self.upsamples:
-            if isinstance(layer, Resample):
-                stages.append(Stage(blocks, layer))
-                blocks = []
-            else:
-                blocks.append(layer)
-        return [*stages, Stage(blocks, None)]
+        *stages, last = cut(self.upsamples)
+        return [*(Stage(layers[:-1], layers[-1]) for layers in stages), Stage(last, None)]
+
+
+def cut(layers: Iterable[nn.Module]) -> list[list[nn.Module]]:
+    """The layers of each resolution: a cut behind every change."""
+    stages: list[list[nn.Module]] = [[]]
+    for layer in layers:
+        stages[-1].append(layer)
+        if isinstance(layer, Resample):
+            stages.append([])
+    return stages

@@ -82,10 +82,11 @@ class CausalVAE2_2(CausalVAE):
     def __init__(self, config: VAE2_2Config | None = None):
         super().__init__(config or VAE2_2Config())
         config = self.config
-        widths, channels = config.encoder_widths, config.folded_channels
-        self.encoder = Encoder3d(channels, widths, downsamples(config), config.z_dim, config.dropout)
-        widths = config.decoder_widths
-        self.decoder = StagedDecoder3d(config.z_dim, widths, upsamples(config), channels, config.dropout)
+        z_dim, channels, temporal = config.z_dim, config.folded_channels, config.temporal_downsample
+        self.encoder = StagedEncoder3d(
+            channels, config.encoder_widths, downsamples(config), temporal, z_dim, config.dropout
+        )
+        self.decoder = StagedDecoder3d(z_dim, config.decoder_widths, upsamples(config), channels, config.dropout)
 
     def _usable_frames(self, video: Tensor) -> Tensor:
         frames = super()._usable_frames(video)
@@ -168,6 +169,11 @@ class UpStage(nn.Module):
         if self.shortcut is None:
             return Stage(list(self.upsamples), None)
         return Stage(list(self.upsamples[:-1]), self.upsamples[-1], self.shortcut)
+
+
+class StagedEncoder3d(Encoder3d):
+    def stages(self) -> list[list[nn.Module]]:
+        return [[stage] for stage in self.downsamples]
 
 
 class StagedDecoder3d(Decoder3d):

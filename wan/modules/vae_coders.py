@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from wan.modules.vae_blocks import (
@@ -22,24 +23,49 @@ FRAMES_AT_ONCE = 4  # frames that a decoder stage processes together when stream
 
 
 class Encoder3d(nn.Module):
-    """[B, channels, T, H, W] -> moments [B, 2z, T', h, w] through `downsamples`, which lead from the first width to
-    the last. `local` sees a neighbourhood, `context` at latent resolution whole frames."""
+    """[B, channels, T, H, W] -> moments [B, 2z, T', h, w] through `downsamples`, in two steps: `local`, then `context`.
 
-    def __init__(self, channels: int, widths: Sequence[int], downsamples: nn.Sequential, z_dim: int, dropout: float):
+    `temporal` says for each change of resolution whether it halves the frame rate, too.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        widths: Sequence[int],
+        downsamples: nn.Sequential,
+        temporal: Sequence[bool],
+        z_dim: int,
+        dropout: float,
+    ):
         super().__init__()
         self.conv1 = CausalConv3d(channels, widths[0], 3, padding=1)
         self.downsamples = downsamples
         self.middle = middle(widths[-1], dropout)
         self.head = OutputHead(widths[-1], z_dim * 2)
+        # frames of the video that reach each stage as FRAMES_AT_ONCE
+        self.frames_at_once = [FRAMES_AT_ONCE * 2 ** sum(temporal[:stage]) for stage in range(len(temporal) + 1)]
 
     def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
         return self.context(self.local(x, cache), cache)
 
     def local(self, x: Tensor, cache: FrameCache | None) -> Tensor:
-        return run_chunk(self.downsamples, self.conv1(x, cache), cache)
+        """The last stage takes all of x; earlier ones a few frames at a time if there is a cache: theirs are larger."""
+        return self._through(self.stages(), x, cache)
 
     def context(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         return self.head(run_chunk(self.middle, x, cache), cache)
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The layers of each resolution; the last one of a stage leads to the next."""
+        raise NotImplementedError
+
+    def _through(self, stages: list[list[nn.Module]], x: Tensor, cache: FrameCache | None) -> Tensor:
+        *earlier, last = stages
+        if not earlier:
+            return run_chunk(last, self.conv1(x, cache), cache)
+        size = x.shape[2] if cache is None else self.frames_at_once[len(earlier) - 1]
+        parts = x.split(size, dim=2)
+        return run_chunk(last, join([self._through(earlier, part, cache) for part in parts]), cache)
 
 
 class Decoder3d(nn.Module):
@@ -95,6 +121,11 @@ def run_stages(stages: Sequence[Stage], x: Tensor, cache: FrameCache | None) -> 
         frames = slice(start, start + size)
         before = None if given is None else given[:, :, frames]
         yield from run_stages(later, stage.finish(x[:, :, frames], before, cache), cache)
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Consecutive parts of a video -> the whole."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def middle(dim: int, dropout: float) -> nn.Sequential:

@@ -12,7 +12,7 @@ from torch import Tensor
 from wan.checkpoint.formats import released_names
 from wan.checkpoint.loading import load_module
 from wan.checkpoint.source import open_source
-from wan.modules.vae import PIXEL_CHANNELS, CausalVAE
+from wan.modules.vae import LATENTS_AT_ONCE, PIXEL_CHANNELS, CausalVAE
 
 
 class VideoVAE:
@@ -81,7 +81,7 @@ class VideoVAE:
         if video.ndim != 4:
             raise ValueError(f"encode takes a list of videos [3, T, H, W], got an element of shape {list(video.shape)}")
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            frames = self.model.config.stride[0]
+            frames = LATENTS_AT_ONCE * self.model.config.stride[0]
             mean = self.model.encode(video[None], chunk=frames, tile=self._tile())[0].float()
         return (mean - self.mean) * self.inverse_std
 
