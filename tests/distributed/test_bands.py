@@ -5,6 +5,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from tests.distributed.launch import launch
+from wan.distributed import bands
 from wan.distributed.bands import decode_in_bands, exchanging_rows
 from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
@@ -37,6 +38,7 @@ def make(kind):
 
 
 def in_bands(kind):
+    bands.SMALL = 0
     vae, latent = make(kind)
     return list(decode_in_bands(vae, latent, init_device_mesh("cpu", (dist.get_world_size(),))))
 
@@ -51,7 +53,8 @@ def test_bands_decode_to_the_same_chunks_on_the_first_rank(size, kind):
         assert (torch.from_numpy(a) - b).abs().max() <= 1e-5 * b.abs().max()
 
 
-def calls_of_the_decoder(tiling, rows):
+def calls_of_the_decoder(small, tiling, rows):
+    bands.SMALL = small
     vae, latent = make("2.1")
     vae.tiling, calls = tiling, []
     vae.model.decoder.conv1.register_forward_hook(lambda *_: calls.append(1))
@@ -59,9 +62,13 @@ def calls_of_the_decoder(tiling, rows):
     return len(chunks), len(calls)
 
 
-@pytest.mark.parametrize("tiling, rows", [(None, 3), (64, 4)])
-def test_few_rows_and_tiles_are_decoded_by_the_first_alone(tiling, rows):
-    assert launch(4, calls_of_the_decoder, tiling, rows) == [[1, 1], [0, 0], [0, 0], [0, 0]]
+@pytest.mark.parametrize("small, tiling, rows", [(0, None, 3), (0, 64, 4), (20, None, 4)])
+def test_small_frames_and_tiles_are_decoded_by_the_first_alone(small, tiling, rows):
+    assert launch(4, calls_of_the_decoder, small, tiling, rows) == [[1, 1], [0, 0], [0, 0], [0, 0]]
+
+
+def test_larger_frames_are_decoded_by_all():
+    assert launch(4, calls_of_the_decoder, 19, None, 4) == [[1, 1], [0, 1], [0, 1], [0, 1]]
 
 
 @pytest.mark.parametrize("kind", VAES)

@@ -5,9 +5,8 @@ import signal
 import time
 from functools import partial
 
-import av
-import numpy as np
 import pytest
+import torch
 
 from tests.distributed.command import command
 from wan import cli
@@ -31,21 +30,18 @@ def request_flags(checkpoints):
     return flags
 
 
-def frames(path):
-    with av.open(str(path)) as file:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]).astype(int)
-
-
 def files(folder):
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".log")
 
 
-def assert_same_video(path, expected, share=0.01):
-    """Equal but for a share of values that lie between two levels of brightness, where the last bit decides, and for
-    what the video codec makes of them: 50 dB at least, where other seeds are at 18 to 23."""
-    difference = abs(frames(path) - frames(expected))
-    assert difference.max() <= 16 and (difference > 0).mean() < share
-    assert (difference.astype(float) ** 2).mean() < 255**2 / 10**5
+def alone(arguments):
+    """The command in this process, with one thread as each of several has: kernels of more round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert cli.main([*arguments, "--progress", "none"]) == cli.DONE
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
@@ -58,21 +54,21 @@ def assert_same_video(path, expected, share=0.01):
     ],
 )
 def test_several_processes_make_the_video_of_one(tmp_path, request_flags, size, task, flags):
-    assert cli.main([*request_flags(task), "--save_file", str(tmp_path / "one.mp4"), "--progress", "none"]) == cli.DONE
+    alone([*request_flags(task), "--save_file", str(tmp_path / "one.mp4")])
     with command(size, [*request_flags(task), *flags, "--save_file", "all.mp4"], tmp_path) as run:
         assert run.finish() == [0] * size, str(run)
     assert files(tmp_path) == ["all.mp4", "one.mp4"]
-    assert_same_video(tmp_path / "all.mp4", tmp_path / "one.mp4")
+    assert (tmp_path / "all.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
     assert "saved all.mp4" in run.error(0) and not any(run.error(rank) for rank in range(1, size))
 
 
 def test_replicas_make_different_videos(tmp_path, request_flags):
     flags = [*request_flags(), "--num_videos", "3"]
-    assert cli.main([*flags, "--save_file", str(tmp_path / "one.mp4"), "--progress", "none"]) == cli.DONE
+    alone([*flags, "--save_file", str(tmp_path / "one.mp4")])
     with command(4, [*flags, "--ulysses_size", "2", "--save_file", "all.mp4"], tmp_path) as run:
         assert run.finish() == [0] * 4, str(run)
     for number in (1, 2, 3):
-        assert_same_video(tmp_path / f"all-{number}.mp4", tmp_path / f"one-{number}.mp4")
+        assert (tmp_path / f"all-{number}.mp4").read_bytes() == (tmp_path / f"one-{number}.mp4").read_bytes()
     assert len(files(tmp_path)) == 6
     assert "2 videos at a time" in run.error(0) and "--num_videos 4 costs no more time" in run.error(0)
 

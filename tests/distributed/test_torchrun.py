@@ -8,8 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.distributed.test_command import assert_same_video
-from wan import cli
+from tests.distributed.test_command import alone
 
 ROOT = Path(__file__).parents[2]
 REQUEST = ["--prompt", "a red circle moves left", "--base_seed", "5", "--device", "cpu", "--dtype", "fp32"]
@@ -35,10 +34,8 @@ def test_two_nodes_make_the_video_of_one_process(tmp_path):
     nodes = [torchrun(tmp_path, meeting, flags) for _ in range(2)]
     texts = [node.communicate(timeout=SECONDS)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(texts)
-    one = ["--sample_steps", "3", "--save_file", str(tmp_path / "one.mp4"), "--progress", "none"]
-    assert cli.main([*REQUEST, *one]) == cli.DONE
-    # one process with two threads instead of one differs as much: the codec spreads a last bit over this noisy video
-    assert_same_video(tmp_path / "both.mp4", tmp_path / "one.mp4", share=0.2)
+    alone([*REQUEST, "--sample_steps", "3", "--save_file", str(tmp_path / "one.mp4")])
+    assert (tmp_path / "both.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
     assert sum("2 processes, the two guidance branches side by side" in text for text in texts) == 1
 
 

@@ -21,15 +21,18 @@ from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, Resample
 from wan.modules.vae_wrapper import VideoVAE
 from wan.parallel import shares
 
+SMALL = 32 * 32  # positions of a latent frame up to which one rank decodes sooner than rows could change places
+
 
 def decode_in_bands(vae: VideoVAE, latent: Tensor, mesh: DeviceMesh) -> Iterator[Tensor]:
     """`vae.decode_stream(latent)` on all ranks of a one-dimensional mesh; only the first one gets the frames.
 
     The others yield nothing, but must be iterated: they compute as the first one asks for frames. In tiles, or when a
-    latent has fewer rows than there are ranks, the first one decodes alone.
+    latent has small frames, the first one decodes alone: then the frames are those of one process to the last bit.
     """
     group, rows = mesh.get_group(), shares(latent.shape[2], mesh.size())
-    if vae.tiling is not None or rows[-1] == 0 or mesh.size() == 1:
+    small = latent.shape[2:].numel() <= SMALL or rows[-1] == 0
+    if vae.tiling is not None or small or mesh.size() == 1:
         if group.rank() == 0:
             yield from vae.decode_stream(latent)
         return
