@@ -42,6 +42,17 @@ def test_a_model_that_was_fetched_ahead_is_loaded_once():
     assert loads == ["a"]
 
 
+def test_fetching_ahead_works_on_the_device_of_the_process(monkeypatch):
+    """`fully_shard` asks CUDA for the current device, and a new thread's is the first one."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    weights = Weights(torch.device("cuda:3"), Offload.NONE)
+    weights.add("a", lambda: calls.append("load"))
+    weights.prefetch("a")
+    weights.get("a")
+    assert calls == [torch.device("cuda:3"), "load"]
+
+
 def test_an_error_while_fetching_ahead_is_raised_by_the_use():
     weights = Weights(torch.device("meta"), Offload.NONE)
     weights.add("a", lambda: 1 / 0)

@@ -74,6 +74,8 @@ class Weights:
 
         def load() -> None:
             try:
+                if self.device.type == "cuda":  # each thread has a current device of its own, at first cuda:0
+                    torch.cuda.set_device(self.device)
                 future.set_result(self._loaders[name]())
             except BaseException as error:
                 future.set_exception(error)
