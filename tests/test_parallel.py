@@ -67,5 +67,23 @@ def test_one_line_says_how_the_work_is_divided():
     assert line.endswith("transformer spread over 4")
 
 
+def test_without_guidance_all_processes_of_a_replica_share_the_tokens():
+    parallel = Parallel(8, 2, 4)
+    assert parallel.describe(guided=False) == "8 processes, tokens in 8 parts"
+    assert parallel.remarks(num_videos=1, num_heads=12) == []
+    assert parallel.remarks(num_videos=1, num_heads=12, guided=False) == [
+        "12 attention heads in 8 parts are 2 or 1 each: attention works at 75%; parts that divide the heads are "
+        "1, 2, 3, 4, 6, 12"
+    ]
+
+
+def test_tiles_leave_the_others_waiting():
+    assert Parallel(4, 4 // 2, 2).remarks(num_videos=1, num_heads=4, tiled=True) == [
+        "--vae_tile: one process decodes, tile by tile, and 3 wait for it; without the flag each decodes a band of "
+        "every frame, in about 1/4 of the memory"
+    ]
+    assert Parallel(4, 1, 1).remarks(num_videos=4, num_heads=4, tiled=True) == []
+
+
 def test_shares_are_as_even_as_possible():
     assert shares(40, 8) == [5] * 8 and shares(40, 3) == [14, 13, 13] and shares(2, 4) == [1, 1, 0, 0]

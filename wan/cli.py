@@ -69,6 +69,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         is_first_failure(error)
         return INTERRUPTED
+    except Exception as error:  # of several processes another may have ended before all had planned
+        if is_first_failure(error):
+            _report_failure(error)
+        return FAILED
     code = run(job)
     if code == DONE:
         part_from_processes()
@@ -178,9 +182,13 @@ def describe(job: Job) -> None:
     if job.num_videos > 1:
         log.info("%d videos with this seed and the following ones: %s ...", job.num_videos, job.variant(0).video)
     if runtime.parallel.world_size > 1:
-        log.info("%s", runtime.parallel.describe())
+        guided = any(scale != 1 for scale in request.guidance)
+        log.info("%s", runtime.parallel.describe(guided))
         num_heads = read_config(job.checkpoint / job.config.experts[0])["num_heads"]
-        for remark in runtime.parallel.remarks(num_videos=job.num_videos, num_heads=num_heads):
+        tiled = runtime.vae_tile is not None
+        for remark in runtime.parallel.remarks(
+            num_videos=job.num_videos, num_heads=num_heads, guided=guided, tiled=tiled
+        ):
             log.warning("%s", remark)
     if request.shape_image is not None:
         log.info("size: %s (fit %s)", request.framing, request.fit)

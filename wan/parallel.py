@@ -90,24 +90,28 @@ class Parallel:
             ulysses_size = max(1, group // replicas)
         return cls(world_size, cfg_size, ulysses_size, dit_fsdp, t5_fsdp)
 
-    def describe(self) -> str:
-        """One line for the log, empty for one process."""
+    def token_parts(self, guided: bool) -> int:
+        """Processes that share the tokens of a forward; without guidance those of the other branch help."""
+        return self.ulysses_size if guided else self.replica_size
+
+    def describe(self, guided: bool = True) -> str:
+        """One line for the log, empty for one process. `guided`: whether any step has two branches."""
         if self.world_size == 1:
             return ""
         parts = [f"{self.world_size} processes"]
         if self.replicas > 1:
             parts.append(f"{self.replicas} videos at a time")
-        if self.cfg_size > 1:
+        if self.cfg_size > 1 and guided:
             parts.append("the two guidance branches side by side")
-        if self.ulysses_size > 1:
-            parts.append(f"tokens in {self.ulysses_size} parts")
+        if self.token_parts(guided) > 1:
+            parts.append(f"tokens in {self.token_parts(guided)} parts")
         spread = [name for name, given in (("transformer", self.dit_fsdp), ("text encoder", self.t5_fsdp)) if given]
         if spread:
             parts.append(f"{' and '.join(spread)} spread over {self.replica_size}")
         return ", ".join(parts)
 
-    def remarks(self, *, num_videos: int, num_heads: int) -> list[str]:
-        """Where processes have less to do than they could, and what to pass instead."""
+    def remarks(self, *, num_videos: int, num_heads: int, guided: bool = True, tiled: bool = False) -> list[str]:
+        """Where processes have less to do than they could, and what to pass instead. `tiled`: decoding is."""
         remarks = []
         if num_videos < self.replicas:
             idle = (self.replicas - num_videos) * self.replica_size
@@ -121,13 +125,19 @@ class Parallel:
                 f"{num_videos} videos are no multiple of {self.replicas} at a time: in the last round some processes "
                 f"wait; --num_videos {math.ceil(num_videos / self.replicas) * self.replicas} costs no more time"
             )
-        heads = shares(num_heads, self.ulysses_size)
+        token_parts = self.token_parts(guided)
+        heads = shares(num_heads, token_parts)
         if heads[0] != heads[-1]:
             even = ", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
             remarks.append(
-                f"{num_heads} attention heads in {self.ulysses_size} parts are {heads[0]} or {heads[-1]} each: "
-                f"attention works at {num_heads / (heads[0] * self.ulysses_size):.0%}; parts that divide the heads are "
+                f"{num_heads} attention heads in {token_parts} parts are {heads[0]} or {heads[-1]} each: "
+                f"attention works at {num_heads / (heads[0] * token_parts):.0%}; parts that divide the heads are "
                 f"{even}"
+            )
+        if tiled and self.replica_size > 1:
+            remarks.append(
+                f"--vae_tile: one process decodes, tile by tile, and {self.replica_size - 1} wait for it; without the "
+                f"flag each decodes a band of every frame, in about 1/{self.replica_size} of the memory"
             )
         return remarks
 
