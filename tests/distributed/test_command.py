@@ -1,16 +1,21 @@
 """The command in several processes: the same videos as one, and a prompt end when one of them fails."""
 
+import ctypes
 import os
+import shutil
 import signal
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.distributed.command import command
-from wan import cli
-from wan.distributed import util
+from wan import cli, media
+from wan.distributed import bands, util
 from wan.nano.random import write_random_checkpoint
 
 REQUEST = ["--prompt", "a red circle", "--base_seed", "5", "--device", "cpu", "--dtype", "fp32", "--frame_num", "5"]
@@ -19,7 +24,14 @@ REQUEST = ["--prompt", "a red circle", "--base_seed", "5", "--device", "cpu", "-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
-    return {task: str(write_random_checkpoint(root / task, task)) for task in ("t2v-A14B", "ti2v-5B")}
+    return {task: str(write_random_checkpoint(root / task, task)) for task in ("t2v-A14B", "i2v-A14B", "ti2v-5B")}
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "image.png"
+    Image.linear_gradient("L").convert("RGB").rotate(30).save(path)
+    return str(path)
 
 
 @pytest.fixture
@@ -51,15 +63,46 @@ def alone(arguments):
         (4, "t2v-A14B", ["--cfg_parallel", "--dit_fsdp"]),
         (4, "ti2v-5B", ["--cfg_parallel", "--t5_fsdp"]),
         (4, "t2v-A14B", []),  # more processes than heads
+        (4, "i2v-A14B", ["--cfg_parallel", "--dit_fsdp", "--t5_fsdp", "--ulysses_size", "2", "--image"]),
+        (2, "ti2v-5B", ["--ulysses_size", "2", "--dit_fsdp", "--image"]),
     ],
 )
-def test_several_processes_make_the_video_of_one(tmp_path, request_flags, size, task, flags):
-    alone([*request_flags(task), "--save_file", str(tmp_path / "one.mp4")])
-    with command(size, [*request_flags(task), *flags, "--save_file", "all.mp4"], tmp_path) as run:
+def test_several_processes_make_the_video_of_one(tmp_path, request_flags, image, size, task, flags):
+    request = request_flags(task)
+    if flags[-1:] == ["--image"]:
+        request, flags = [*request, "--image", image], flags[:-1]
+    alone([*request, "--save_file", str(tmp_path / "one.mp4")])
+    with command(size, [*request, *flags, "--save_file", "all.mp4"], tmp_path) as run:
         assert run.finish() == [0] * size, str(run)
     assert files(tmp_path) == ["all.mp4", "one.mp4"]
     assert (tmp_path / "all.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
     assert "saved all.mp4" in run.error(0) and not any(run.error(rank) for rank in range(1, size))
+
+
+def keep_decoded(rank, folder):
+    """Decode in bands whatever the size, and keep the frames as they are before the encoder."""
+    bands.SMALL, to_uint8, chunks = 0, media.to_uint8, []
+
+    def keep(chunk):
+        chunks.append(chunk)
+        torch.save(torch.cat(chunks, dim=1), folder / f"decoded-{rank}.pt")
+        return to_uint8(chunk)
+
+    media.to_uint8 = keep
+
+
+@pytest.mark.parametrize("task", ["t2v-A14B", "ti2v-5B"])
+def test_frames_that_all_decode_are_those_of_one_process(tmp_path, monkeypatch, request_flags, task):
+    monkeypatch.setattr(media, "to_uint8", media.to_uint8)  # is put back
+    monkeypatch.setattr(bands, "SMALL", bands.SMALL)
+    keep_decoded("alone", tmp_path)
+    alone([*request_flags(task), "--save_file", str(tmp_path / "one.mp4")])
+    prepare = partial(keep_decoded, folder=tmp_path)
+    with command(2, [*request_flags(task), "--save_file", "all.mp4"], tmp_path, prepare=prepare) as run:
+        assert run.finish() == [0, 0], str(run)
+    found, expected = (torch.load(tmp_path / f"decoded-{name}.pt", weights_only=True) for name in (0, "alone"))
+    assert found.shape == expected.shape and (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert not (tmp_path / "decoded-1.pt").exists()
 
 
 def test_replicas_make_different_videos(tmp_path, request_flags):
@@ -102,23 +145,24 @@ def ended(run):
     return codes
 
 
-def break_weights(rank, at):
-    """The copy of the checkpoint that rank `at` reads is cut off."""
+def cut_off_weights(rank, at, checkpoint):
+    """Rank `at` reads a copy of the checkpoint in which the weights of an expert end early."""
+    os.mkdir(f"machine-{rank}")
+    os.chdir(f"machine-{rank}")
+    shutil.copytree(checkpoint, "weights")
     if rank == at:
-        import wan.checkpoint.source as source
-
-        def damaged(self, name):
-            raise ValueError("shard-2 is truncated: download it again")
-
-        source.SafetensorsSource.get = damaged
+        (path,) = Path("weights/low_noise_model").glob("*.safetensors")
+        os.truncate(path, path.stat().st_size - 1000)
 
 
-def test_a_corrupt_shard_on_one_rank_ends_all_with_its_error(tmp_path, request_flags):
-    arguments = [*request_flags(), "--dit_fsdp", "--save_file", "all.mp4"]
-    with command(2, arguments, tmp_path, prepare=partial(break_weights, at=1)) as run:
+def test_a_corrupt_shard_on_one_rank_ends_all_with_its_error(tmp_path, checkpoints):
+    flags = ["--task", "t2v-A14B", "--ckpt_dir", "weights", "--dit_fsdp", "--save_file", "all.mp4"]
+    prepare = partial(cut_off_weights, at=1, checkpoint=checkpoints["t2v-A14B"])
+    with command(2, [*REQUEST, *flags], tmp_path, prepare=prepare) as run:
         ended(run)
-    assert run.error(1).strip().endswith("generate.py: failed: rank 1: shard-2 is truncated: download it again")
-    assert "failed" not in run.error(0) and "Traceback" not in run.error(0) and files(tmp_path) == []
+    assert "low_noise_model" in run.error(1) and "truncated" in run.error(1)
+    assert not any(word in run.error(0) for word in ("error", "failed", "Traceback"))
+    assert not any(tmp_path.glob("machine-*/all*"))
 
 
 def test_a_wrong_plan_is_one_line_of_one_process(tmp_path, request_flags):
@@ -145,6 +189,28 @@ def test_an_interrupt_of_one_ends_all(tmp_path, request_flags):
         ended(run)
     assert "generate.py: interrupted; nothing was written" in run.error(0) and files(tmp_path) == []
     assert "Traceback" not in str(run)
+
+
+def stuck_in_a_kernel(rank):
+    """All ranks come to a place where no handler of signals runs."""
+    import wan.pipeline
+
+    def denoise(*_):
+        signal.siginterrupt(signal.SIGTERM, False)  # the call below is resumed after a signal, as a kernel is
+        print("waiting for ever", file=sys.stderr)
+        ctypes.CDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
+
+    wan.pipeline.denoise = denoise
+
+
+def test_a_request_to_end_reaches_a_process_in_a_kernel(tmp_path, request_flags):
+    with command(2, [*request_flags(), "--save_file", "all.mp4"], tmp_path, prepare=stuck_in_a_kernel) as run:
+        for rank in (0, 1):
+            run.wait_for("waiting for ever", rank)
+        for rank in (0, 1):  # what torchrun does when another process has ended
+            run.send(signal.SIGTERM, rank)
+        assert ended(run) == [1, 1]
+    assert files(tmp_path) == []
 
 
 def stuck_while_writing(rank):
@@ -176,10 +242,11 @@ def test_a_process_that_cannot_notice_is_ended_without_partial_files(tmp_path, r
 
 
 def impatient(rank):
-    util.JOIN_SECONDS = 2
+    util.JOIN_SECONDS, util.PATIENCE = 2, 1
 
 
 def test_a_world_size_that_nobody_fills_ends_soon(tmp_path, request_flags):
     with command(2, request_flags(), tmp_path, world_size=3, prepare=impatient) as run:
         assert run.finish() == [cli.WRONG] * 2
+    assert "waiting up to 2 s for rank 2 of 3 processes" in run.error(0) and "waiting" not in run.error(1)
     assert "the 3 processes that WORLD_SIZE announces did not all meet at 127.0.0.1" in run.error(0)

@@ -1,4 +1,5 @@
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -80,6 +81,21 @@ def rows_read(folder):
 
 def test_each_process_reads_its_rows_only(folder):
     launch(4, rows_read, folder)
+
+
+def fetched_ahead(folder):
+    """What each unit asks for while it works, by name."""
+    from torch.distributed.fsdp import FSDPModule
+
+    order = []
+    with mock.patch.object(FSDPModule, "set_modules_to_forward_prefetch", lambda *call: order.append(call)):
+        model = load(folder, None, init_device_mesh("cpu", (dist.get_world_size(),)))
+    names = {id(module): name for name, module in model.named_modules()}
+    return [[names[id(unit)], [names[id(module)] for module in following]] for unit, following in order]
+
+
+def test_the_next_block_is_fetched_while_one_works(folder):
+    assert launch(2, fetched_ahead, folder) == [[["", ["blocks.0"]], ["blocks.0", ["blocks.1"]]]] * 2
 
 
 T5 = T5Config(vocab_size=30, dim=16, dim_attn=24, dim_ffn=20, num_heads=3, num_layers=2)

@@ -29,14 +29,15 @@ def free_port():
 
 
 def test_two_nodes_make_the_video_of_one_process(tmp_path):
-    meeting = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{free_port()}"]
-    flags = ["--sample_steps", "3", "--cfg_parallel", "--save_file", "both.mp4"]
+    meeting = ["--nnodes=2", "--nproc_per_node=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{free_port()}"]
+    flags = ["--sample_steps", "3", "--cfg_parallel", "--ulysses_size", "2", "--dit_fsdp", "--t5_fsdp"]
+    flags += ["--save_file", "both.mp4"]
     nodes = [torchrun(tmp_path, meeting, flags) for _ in range(2)]
     texts = [node.communicate(timeout=SECONDS)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(texts)
     alone([*REQUEST, "--sample_steps", "3", "--save_file", str(tmp_path / "one.mp4")])
     assert (tmp_path / "both.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
-    assert sum("2 processes, the two guidance branches side by side" in text for text in texts) == 1
+    assert sum("4 processes, the two guidance branches side by side, tokens in 2 parts" in text for text in texts) == 1
 
 
 def children(pid):

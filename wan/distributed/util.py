@@ -5,6 +5,7 @@ All of it is a no-op in a program that one process runs alone.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,11 @@ from wan.distributed.watch import Watch
 
 BACKENDS = {"cuda": "nccl"}  # every other device: gloo
 JOIN_SECONDS = 120
+PATIENCE = 5  # seconds after which somebody says who is missing
 # A wait is no failure: one rank may load or write for long. The watch notices when a process is gone.
 WAIT = timedelta(hours=6)
+log = logging.getLogger(__name__)
+
 NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -100,7 +104,15 @@ def _meet(store: dist.Store, rank: int, size: int) -> None:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     here = [f"wan/{attempt}/here/{other}" for other in range(size)]
     store.set(here[rank], "")
-    store.wait(here, timedelta(seconds=JOIN_SECONDS))
+    patience = min(PATIENCE, JOIN_SECONDS)
+    try:
+        store.wait(here, timedelta(seconds=patience))
+    except dist.DistStoreError:
+        missing = [other for other in range(size) if not store.check([here[other]])]
+        if rank == min(set(range(size)) - set(missing)):
+            absent = ", ".join(map(str, missing))
+            log.error("waiting up to %d s for rank %s of %d processes ...", JOIN_SECONDS, absent, size)
+        store.wait(here, timedelta(seconds=JOIN_SECONDS - patience))
     store.set_timeout(WAIT)
 
 

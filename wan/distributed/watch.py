@@ -2,12 +2,14 @@
 
 A process that waits for a message cannot look around: on a GPU it waits inside a kernel. So a thread in every process
 looks at the store of the run once a second: there the first failure is written, and every process gives signs of life.
+It also sees when the process was asked to end: a handler of signals would have to wait for the kernel.
 """
 
 from __future__ import annotations
 
 import _thread
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,7 +21,7 @@ from torch.distributed import Store
 from wan.files import remove_partial_files
 
 PERIOD = 1.0  # seconds between two looks
-SILENCE = 60  # looks without a sign of life after which a process counts as gone
+SILENCE = 30  # looks without a sign of life after which a process counts as gone
 GRACE = 5.0  # seconds that a process has to clean up before it is ended
 FAILURE = "failure"
 
@@ -33,6 +35,10 @@ class Watch:
         self._alive = [f"alive/{other}" for other in range(size)]
         self._over = threading.Event()
         self._claimed = False  # the failure that ends the run is this process' own
+        self._signals, written = os.pipe()
+        for end in (self._signals, written):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self._thread.start()
 
@@ -55,6 +61,8 @@ class Watch:
         dist.barrier()
         self._over.set()
         self._thread.join()
+        os.close(signal.set_wakeup_fd(-1))
+        os.close(self._signals)
 
     def _claim(self, what: str) -> bool:
         """Write down a failure as the one that ends the run; False when there is one already."""
@@ -82,6 +90,8 @@ class Watch:
         signs, silent, looks = [b""] * len(self._alive), [0] * len(self._alive), 0
         while not self._over.wait(PERIOD):
             looks += 1
+            if self._asked_to_end():
+                return self._leave()
             try:
                 self._store.set(self._alive[self.rank], str(looks))
                 now = self._store.multi_get(self._alive) if self._store.check(self._alive) else signs
@@ -102,6 +112,18 @@ class Watch:
             print(f"generate.py: rank {self.rank} ends: {found}", file=sys.stderr, flush=True)
         if found is not None or not self._claimed:
             _thread.interrupt_main()
+        self._leave()
+
+    def _asked_to_end(self) -> bool:
+        """Whether torchrun or the keyboard sent a signal since the last look; its handler may not have run."""
+        try:
+            received = os.read(self._signals, 64)
+        except BlockingIOError:
+            return False
+        return bool({signal.SIGTERM, signal.SIGINT} & set(received))
+
+    def _leave(self) -> None:
+        """The main thread has time to clean up and end the process; then it ends without it."""
         self._over.wait(GRACE)
         remove_partial_files()
         os._exit(1)
