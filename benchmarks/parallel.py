@@ -110,6 +110,11 @@ def gathered_bytes(config: WanModelConfig, ranks: int, itemsize: int = 2) -> int
     return (ranks - 1) * held
 
 
+def latent_bytes(config: WanModelConfig, grid: tuple[int, int, int]) -> int:
+    """Bytes that a rank sends in one step when the branches of guidance are computed side by side."""
+    return 4 * math.prod(grid) * math.prod(config.patch_size) * config.out_dim
+
+
 # Prediction ----------------------------------------------------------------------------------------------------------
 
 
@@ -132,9 +137,8 @@ def step_seconds(config: WanModelConfig, grid: tuple[int, int, int], parallel: P
     forward = forward_seconds(forward_work(config, grid, ranks), ranks, link)
     if parallel.cfg_size == 1:
         return 2 * forward
-    latent = 4 * math.prod(grid) * math.prod(config.patch_size) * config.out_dim  # bytes
     rate = NETWORK if parallel.world_size > MACHINE else link.rate
-    return forward + link.start + latent / rate
+    return forward + link.start + latent_bytes(config, grid) / rate
 
 
 def best_division(config: WanModelConfig, grid: tuple[int, int, int], gpus: int, link: Link) -> Parallel:
@@ -165,7 +169,7 @@ def predictions(task: TaskConfig, size: str, frame_num: int) -> Iterator[list[ob
                 f"{alone / step / gpus:.0%}",
                 work.flops * branches / 1e15,
                 f"{work.repeated / work.flops:.2%}",
-                work.exchanged * branches / 1e9,
+                (work.exchanged * branches + (division.cfg_size > 1) * latent_bytes(config, grid)) / 1e9,
                 spread,
                 f"{spread * 1e9 / link.rate / step:.0%}",
             ]

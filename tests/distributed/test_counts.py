@@ -1,5 +1,6 @@
 """The counts of benchmarks/parallel.py against what runs."""
 
+from dataclasses import replace
 from functools import partial
 from unittest import mock
 
@@ -9,12 +10,13 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from benchmarks.parallel import forward_work, gathered_bytes
+from benchmarks.parallel import forward_work, gathered_bytes, latent_bytes
 from tests.distributed.launch import launch
 from tests.distributed.tiny import CASES, CONFIG, tiny_model
 from wan.checkpoint.loading import load_module
 from wan.checkpoint.source import MemorySource
 from wan.configs import WAN_CONFIGS
+from wan.distributed.cfg_parallel import side_by_side
 from wan.distributed.fsdp import shard_model
 from wan.distributed.sequence_parallel import parallelize
 from wan.modules.model import WanModel, WanModelConfig
@@ -66,17 +68,30 @@ def counted(run):
     return flops.get_total_flops(), sent_bytes(calls)
 
 
-def counts_of_a_forward():
-    model = tiny_model()
+def counts_of_a_forward(config):
+    model = tiny_model(config)
     parallelize(model, init_device_mesh("cpu", (dist.get_world_size(),)))
     return [counted(lambda case=case: model(*CASES[case])) for case in GRIDS]
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_flops_and_bytes_of_a_forward(size):
-    expected = [forward_work(CONFIG, grid, size, itemsize=4) for grid in GRIDS.values()]
-    found, *_ = launch(size, counts_of_a_forward)
+@pytest.mark.parametrize(
+    "size, config", [(1, CONFIG), (2, CONFIG), (4, CONFIG), (2, replace(CONFIG, dim=48, num_heads=3))]
+)
+def test_flops_and_bytes_of_a_forward(size, config):
+    expected = [forward_work(config, grid, size, itemsize=4) for grid in GRIDS.values()]
+    found, *others = launch(size, counts_of_a_forward, config)
     assert found == [[work.flops, work.exchanged] for work in expected]
+    assert all(flops <= work.flops for counts in others for (flops, _), work in zip(counts, expected))
+
+
+def counts_of_guidance():
+    latent = torch.randn(CONFIG.out_dim, 2, 4, 8)
+    pair = side_by_side(init_device_mesh("cpu", (2,)))
+    return counted(lambda: pair(lambda condition: latent * condition, torch.tensor(1.0), torch.tensor(2.0)))[1]
+
+
+def test_bytes_of_the_two_branches():
+    assert launch(2, counts_of_guidance) == [latent_bytes(CONFIG, GRIDS["even"])] * 2
 
 
 def counts_of_gathering(config):
