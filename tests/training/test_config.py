@@ -30,6 +30,7 @@ def test_toml_becomes_a_checked_config(tmp_path):
     "build, message",
     [
         (lambda: LoopConfig(steps=0), "steps must be at least 1, got 0"),
+        (lambda: FlowConfig(channels=0), "channels must be at least 1, got 0"),
         (lambda: LoopConfig(steps=5, warmup_steps=5), "warmup_steps 5 must be below steps 5"),
         (lambda: LoopConfig(steps=5, precision="fp8"), "precision must be one of float32, bfloat16, got 'fp8'"),
         (lambda: FlowConfig(t_min=900, t_max=875), "875-1000"),

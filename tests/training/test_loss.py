@@ -54,6 +54,21 @@ def test_the_true_velocity_has_no_loss_and_timesteps_are_in_thousands():
     torch.testing.assert_close(loss.errors.mean(), loss.total)
 
 
+def test_silent_channels_are_neither_seen_nor_asked_for():
+    data = torch.randn(8, 4, 1, 2, 2, generator=generator())
+    seen = {}
+
+    def model(noisy, timesteps):
+        seen["noisy"] = noisy
+        sigma = (timesteps / 1000).view(-1, 1, 1, 1, 1)
+        velocity = (noisy - data) / sigma
+        return torch.cat([velocity[:, :3], torch.full_like(velocity[:, 3:], 7)], dim=1)
+
+    assert flow_loss(model, data, FlowConfig(t_min=500, channels=3), generator(1)).total < 1e-8
+    assert (seen["noisy"][:, 3:] == 0).all() and (seen["noisy"][:, :3] != 0).all()
+    assert flow_loss(model, data, FlowConfig(t_min=500), generator(1)).total > 1
+
+
 def test_a_given_first_frame_is_clean_and_has_no_loss():
     data = torch.randn(64, 4, 3, 2, 2, generator=generator())
     seen = {}

@@ -10,6 +10,7 @@ from wan.training.loop import fit
 from wan.training.vae import (
     VAELossConfig,
     contrast_weights,
+    fold_principal_axes,
     fold_statistics,
     init_as_resampler,
     latent_statistics,
@@ -53,6 +54,56 @@ def test_folding_standardises_latents_and_leaves_the_decoded_video_alone(kind):
     torch.testing.assert_close(found_std, target_std.double(), atol=1e-4, rtol=1e-4)
     scale = (target_std.double() / std).view(1, -1, 1, 1, 1)  # the drawn latent scales as its mean does
     torch.testing.assert_close((logvar_after / 2).exp(), (logvar / 2).exp() * scale.float(), atol=1e-4, rtol=1e-4)
+
+
+def smooth_video() -> torch.Tensor:
+    """Latents of its pixels lie near a subspace."""
+    colors = torch.rand(8, 3, 1, 1, 1, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    ramp = torch.linspace(-1, 1, 32)
+    return (colors + 0.3 * ramp[:, None] * colors.flip(0) - 0.2 * ramp).expand(8, 3, 5, 32, 32).contiguous()
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@torch.no_grad()
+def test_few_axes_carry_the_latents_and_the_other_channels_are_silent(kind):
+    vae, video = small_vae(kind).eval(), smooth_video()
+    vae.conv1.bias[vae.z_dim :] = -6
+    target_mean, target_std = (torch.tensor(values).double() for values in TARGETS[kind])
+    fold_statistics(vae, *latent_statistics([vae.encode(video)]), target_mean, target_std)
+    before, decoded = vae.encode(video), vae.decode(vae.encode(video))
+    kept = vae.z_dim // 2
+    variances = fold_principal_axes(vae, [vae.encode_moments(video)], kept, target_mean, target_std)
+
+    assert variances.sum() == pytest.approx(vae.z_dim, rel=1e-3)  # of standardised channels
+    assert (variances.diff() <= 0).all()
+    latents, logvar = vae.encode_moments(video)
+    normal = (latents.double() - target_mean.view(-1, 1, 1, 1)) / target_std.view(-1, 1, 1, 1)
+    flat = normal.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(flat @ flat.T / flat.shape[1], torch.diag_embed(
+        torch.cat([variances[:kept] ** 0.25, torch.zeros(vae.z_dim - kept)]).double()
+    ), atol=1e-3, rtol=1e-3)  # fmt: skip
+    spread = logvar.flatten(2).std(dim=2).max()
+    assert spread == 0 and (logvar[:, kept:] == -30).all() and (logvar[:, :kept] > -30).all()
+
+    lost = variances[kept:].sum() / variances.sum()
+    close = (vae.decode(latents) - decoded).square().mean() / decoded.var()
+    assert close < 10 * lost + 1e-6
+    noisy = latents.clone()
+    noisy[:, kept:] += torch.randn(noisy[:, kept:].shape, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(vae.decode(noisy), vae.decode(latents))
+    assert not torch.equal(before, latents)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@torch.no_grad()
+def test_with_all_axes_kept_the_decoded_video_stays(kind):
+    vae = small_vae(kind).eval()
+    video = torch.rand(8, 3, 9, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    target_mean, target_std = (torch.tensor(values).double() for values in TARGETS[kind])
+    fold_statistics(vae, *latent_statistics([vae.encode(video)]), target_mean, target_std)
+    decoded = vae.decode(vae.encode(video))
+    fold_principal_axes(vae, [vae.encode_moments(video)], vae.z_dim, target_mean, target_std, evenness=0.5)
+    torch.testing.assert_close(vae.decode(vae.encode(video)), decoded, atol=1e-3, rtol=1e-3)
 
 
 def test_faint_clips_count_more_when_all_count_alike():

@@ -57,6 +57,7 @@ class FlowConfig:
     t_max: float = 1000.0
     text_dropout: float = 0.1
     first_frame_share: float = 0.0  # samples whose first latent frame is given clean, at timestep 0: TI2V's image mode
+    channels: int | None = None  # the first latent channels, if only they carry something; the others have no loss
     loss_bins: int = 10
 
     def __post_init__(self):
@@ -70,6 +71,7 @@ class FlowConfig:
         )
         _require(0 <= self.text_dropout < 1, f"text_dropout must be in [0, 1), got {self.text_dropout}; 0.1 is usual")
         _require(0 <= self.first_frame_share <= 1, f"first_frame_share must be in [0, 1], got {self.first_frame_share}")
+        _require(self.channels is None or self.channels >= 1, f"channels must be at least 1, got {self.channels}")
         _require(self.loss_bins >= 1, f"loss_bins must be at least 1, got {self.loss_bins}")
 
 

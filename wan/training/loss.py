@@ -26,7 +26,7 @@ def flow_loss(model: VelocityModel, data: Tensor, config: FlowConfig, generator:
     """Mean squared error of the predicted velocity `noise - data` at drawn noise levels; data [B, C, T, H, W] float32.
 
     A share `config.first_frame_share` of the samples has its first latent frame as it is, at timestep 0 and without a
-    loss; timesteps are then given by frame.
+    loss; timesteps are then given by frame. Of channels behind the first `config.channels` the model sees zeros.
     """
     sigma = draw_sigmas(data.shape[0], config, generator).to(data.device)
     noise = torch.randn(data.shape, generator=generator).to(data)
@@ -35,8 +35,11 @@ def flow_loss(model: VelocityModel, data: Tensor, config: FlowConfig, generator:
         given = torch.rand(data.shape[0], generator=generator) < config.first_frame_share
         levels = levels.repeat(1, data.shape[2])
         levels[given.to(data.device), 0] = 0
-    velocity = model(interpolate(data, noise, levels), (levels if levels.shape[1] > 1 else sigma) * 1000)
-    by_frame = (velocity.float() - (noise - data)).square().mean(dim=(1, 3, 4))  # [B, T]
+    noisy = interpolate(data, noise, levels)
+    noisy[:, noisy.shape[1] if config.channels is None else config.channels :] = 0
+    velocity = model(noisy, (levels if levels.shape[1] > 1 else sigma) * 1000)
+    by_channel = (velocity.float() - (noise - data))[:, : config.channels]
+    by_frame = by_channel.square().mean(dim=(1, 3, 4))  # [B, T]
     asked = (levels > 0).expand_as(by_frame)
     errors = (by_frame * asked).sum(1) / asked.sum(1).clamp_min(1)
     return Loss(errors.mean(), timesteps=sigma.detach() * 1000, errors=errors.detach())

@@ -5,6 +5,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from wan.modules.packed import has_bfloat16_products
 from wan.training.config import LoopConfig
 
 # Odd polynomial a x + b x^3 + c x^5 that drives singular values towards 1 in a few rounds.
@@ -89,7 +90,8 @@ def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
     """The nearest (semi-)orthogonal matrix of each [n, rows, columns], roughly: singular values end in 0.7..1.2."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    is_slow = matrices.device.type == "cpu" and not has_bfloat16_products()
+    x = (matrices.mT if tall else matrices).to(torch.float32 if is_slow else torch.bfloat16)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(rounds):
         gram = x @ x.mT

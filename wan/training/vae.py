@@ -177,6 +177,54 @@ def fold_statistics(vae: nn.Module, mean: Tensor, std: Tensor, target_mean: Tens
 
 
 @torch.no_grad()
+def fold_principal_axes(
+    vae: nn.Module,
+    moments: Iterable[tuple[Tensor, Tensor]],
+    kept: int,
+    target_mean: Tensor,
+    target_std: Tensor,
+    evenness: float = 0.75,
+) -> Tensor:
+    """Turn latents to their principal axes, keep the first `kept` of them, and return the variances along all axes.
+
+    moments: means and log-variances [B, z, T, h, w] whose means have the statistics `target_*` [z] already. What they
+    show decides the axes; the variance v along a kept one becomes v ** (1 - evenness), so that fine detail is not lost
+    in a diffusion model's noise. The other channels become the constant `target_mean`, which `decode` ignores.
+    The log-variances of kept channels become constants, too: noise that is independent along the old axes is not so
+    along the new ones.
+    """
+    target_mean, target_std = target_mean.double(), target_std.double()
+    count, products, uncertainty = 0, 0.0, 0.0
+    for mean, logvar in moments:
+        mean, logvar = (part.double().transpose(0, 1).flatten(1) for part in (mean, logvar))
+        mean = (mean - target_mean[:, None]) / target_std[:, None]
+        count, products = count + mean.shape[1], products + mean @ mean.T
+        uncertainty = uncertainty + logvar.exp().sum(1) / target_std.square()
+    variances, axes = (part.flip(-1) for part in torch.linalg.eigh(products / count))
+    scale = variances[:kept].clamp_min(1e-6).pow(-evenness / 2)
+    down = torch.zeros_like(axes)
+    down[:kept] = scale[:, None] * axes.T[:kept]
+    up = torch.zeros_like(axes)
+    up[:, :kept] = axes[:, :kept] / scale
+    down, up = (target_std[:, None] * turn / target_std for turn in (down, up))
+
+    z = len(target_mean)
+    weight, bias = vae.conv1.weight.double(), vae.conv1.bias.double()
+    weight[:z] = torch.einsum("oi,i...->o...", down, weight[:z])
+    bias[:z] = down @ (bias[:z] - target_mean) + target_mean
+    weight[z:] = 0
+    noise = scale.square() * (axes.T[:kept].square() @ (uncertainty / count)) * target_std[:kept].square()
+    bias[z : z + kept], bias[z + kept :] = noise.log(), -30
+    vae.conv1.weight.copy_(weight)
+    vae.conv1.bias.copy_(bias)
+    weight, bias = vae.conv2.weight.double(), vae.conv2.bias.double()
+    bias = bias + torch.einsum("oi...,i->o", weight, target_mean - up @ target_mean)
+    vae.conv2.weight.copy_(torch.einsum("oi...,ij->oj...", weight, up))
+    vae.conv2.bias.copy_(bias)
+    return variances
+
+
+@torch.no_grad()
 def reconstruction_psnr(vae: nn.Module, videos: np.ndarray, batch: int = 8) -> float:
     """PSNR in dB of decode(encode(x)), clamped as the pipeline clamps, over all pixels of uint8 [N, F, H, W, 3]."""
     total, count = 0.0, 0

@@ -14,6 +14,7 @@ from wan.training.config import LoopConfig
 from wan.training.loop import fit
 from wan.training.vae import (
     VAELossConfig,
+    fold_principal_axes,
     fold_statistics,
     init_as_resampler,
     latent_statistics,
@@ -76,7 +77,7 @@ def loop(steps: int, learning_rate: float) -> LoopConfig:
         warmup_steps=min(100, steps // 4),
         weight_decay=1e-4,
         ema_decay=0.998,
-        precision="bfloat16",
+        precision=common.PRECISION,
         seed=1,
         log_every=max(1, min(50, steps // 4)),
         checkpoint_every=250,
@@ -102,6 +103,16 @@ def standardise(vae: nn.Module, videos: np.ndarray, wrapper: type[VideoVAE]) -> 
     fold_statistics(vae, mean, std, torch.tensor(wrapper.latent_mean), torch.tensor(wrapper.latent_std))
 
 
+@torch.no_grad()
+def concentrate(vae: nn.Module, videos: np.ndarray, wrapper: type[VideoVAE], kept: int) -> None:
+    """Gather what standardised latents show of this world in the first `kept` channels; the others become constant."""
+    moments = (vae.encode_moments(to_unit(videos[i : i + 8])) for i in range(0, min(160, len(videos)), 8))
+    targets = torch.tensor(wrapper.latent_mean), torch.tensor(wrapper.latent_std)
+    variances = fold_principal_axes(vae, moments, kept, *targets)
+    print("variance along the axes:", " ".join(f"{v:.3f}" for v in variances.tolist()), flush=True)
+    print(f"{kept} channels hold {100 * variances[:kept].sum() / variances.sum():.1f} % of it", flush=True)
+
+
 def store(vae: nn.Module, path: Path, size: int) -> None:
     """Write in float16, and say what that keeps."""
     state = {name: tensor.contiguous().half() for name, tensor in vae.state_dict().items()}
@@ -113,7 +124,7 @@ def store(vae: nn.Module, path: Path, size: int) -> None:
 
 @torch.no_grad()
 def encode(vae: VideoVAE, videos: Tensor) -> Tensor:
-    """`vae.encode`, several videos [B, 3, F, H, W] at a time and in bfloat16."""
-    with torch.autocast("cpu", torch.bfloat16):
+    """`vae.encode`, several videos [B, 3, F, H, W] at a time and in bfloat16 where that is fast."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=common.IN_BFLOAT16):
         mean = vae.model.encode(videos.contiguous(memory_format=torch.channels_last_3d)).float()
     return (mean - vae.mean) * vae.inverse_std

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wan.configs import nano_checkpoint
 from wan.media import to_uint8
 from wan.modules.model import WanModel
+from wan.modules.packed import has_bfloat16_products
 from wan.modules.t5 import T5Config, T5Encoder
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.nano import worlds
@@ -26,6 +27,8 @@ from wan.training.vae import psnr
 
 FRAMES = 17
 TEXT_LEN, TEXT_DIM = 64, 96
+IN_BFLOAT16 = has_bfloat16_products()  # float32 is faster where the processor has none
+PRECISION = "bfloat16" if IN_BFLOAT16 else "float32"
 T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 
 
@@ -56,7 +59,7 @@ def dit_loop(steps: int, learning_rate: float = 2e-3) -> LoopConfig:
         warmup_steps=min(100, steps // 4),
         weight_decay=0.01,
         ema_decay=0.998,
-        precision="bfloat16",
+        precision=PRECISION,
         compile=True,
         seed=5,
         log_every=max(1, min(50, steps // 4)),
@@ -169,7 +172,7 @@ def heldout(count: int, seed: int = 6) -> tuple[list[worlds.Scene], list[str]]:
 def sample(noise: Tensor, velocity: Velocity, keep: Keep = identity) -> Tensor:
     """The latents [B, C, T, h, w] that a batch of noise becomes in the family's default 20 steps."""
     latent = keep(noise)
-    with torch.autocast("cpu", torch.bfloat16), torch.compiler.set_stance("force_eager"):
+    with torch.autocast("cpu", torch.bfloat16, enabled=IN_BFLOAT16), torch.compiler.set_stance("force_eager"):
         for step in denoise(latent, make_solver("unipc", 20, 3.0), velocity, keep):
             latent = step
     return latent
