@@ -53,6 +53,25 @@ def test_one_tiny_sample_is_learnt(tmp_path):
     assert not torch.equal(embedding, encoder.token_embedding.weight)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_model_learns_to_leave_silent_channels_alone(tmp_path, optimizer):
+    dit, encoder = models()
+    torch.nn.init.normal_(dit.head.head.weight, std=0.1, generator=torch.Generator().manual_seed(2))
+    text = TrainedText(encoder.requires_grad_(False), letters)
+    objective = flow_objective(dit, text, FlowConfig(channels=2))
+    batch = FlowBatch(torch.randn(4, 4, 1, 4, 4, generator=torch.Generator().manual_seed(1)), ["red"] * 4)
+    before = dit.head.head.weight.detach().clone()
+    fit(dit, objective, lambda index: batch, LoopConfig(steps=5, learning_rate=1e-2, optimizer=optimizer), tmp_path)
+    assert not torch.equal(before, dit.head.head.weight)
+    latent = batch.latents[0].clone()
+    with torch.no_grad():
+        velocity, t, context = [], torch.tensor([500]), text(["red"])
+        for _ in range(2):
+            velocity.append(dit([latent], t, context)[0])
+            latent[2:] += 1
+    assert torch.equal(*velocity) and (velocity[0][2:] == 0).all() and velocity[0][:2].abs().min() > 0
+
+
 def test_dropped_captions_become_the_empty_prompt():
     dit, _ = models()
     seen = []

@@ -26,7 +26,12 @@ class FlowBatch:
 
 
 def flow_objective(model: WanModel, text: TextStates, config: FlowConfig) -> Objective:
-    """`objective(FlowBatch, generator) -> Loss`; a dropped caption is the empty prompt, as at inference."""
+    """`objective(FlowBatch, generator) -> Loss`; a dropped caption is the empty prompt, as at inference.
+
+    With `config.channels` the model is cut off from the other channels, and as they have no loss it stays so.
+    """
+    if config.channels is not None:
+        ignore_channels(model, config.channels)
 
     def objective(batch: FlowBatch, generator: torch.Generator) -> Loss:
         dropped = torch.rand(len(batch.captions), generator=generator) < config.text_dropout
@@ -44,6 +49,15 @@ def flow_objective(model: WanModel, text: TextStates, config: FlowConfig) -> Obj
         return flow_loss(velocity, data, config, generator)
 
     return objective
+
+
+@torch.no_grad()
+def ignore_channels(model: WanModel, kept: int) -> None:
+    """Cut off the latent channels behind the first `kept`: they are neither read nor changed."""
+    channels = model.config.out_dim
+    model.patch_embedding.weight[:, kept:channels] = 0
+    for parameter in (model.head.head.weight, model.head.head.bias):
+        parameter.unflatten(0, (-1, channels))[:, kept:] = 0
 
 
 class TrainedText:

@@ -111,16 +111,7 @@ def from_text_expert(folder: Path) -> WanModel:
         block = common.part(stored, f"blocks.{old}.")
         state |= {f"blocks.{new}.{name}": tensor.float() for name, tensor in block.items()}
     model.load_state_dict(model.state_dict() | state)
-    ignore_channels(model, CHANNELS)
     return model
-
-
-@torch.no_grad()
-def ignore_channels(model: WanModel, kept: int) -> None:
-    """Cut off the latent channels behind the first `kept`: they are neither read nor changed."""
-    model.patch_embedding.weight[:, kept:] = 0
-    for parameter in (model.head.head.weight, model.head.head.bias):
-        parameter.unflatten(0, (-1, model.config.out_dim))[:, kept:] = 0
 
 
 @torch.no_grad()
