@@ -182,21 +182,28 @@ SMALL_GRID = (8, 16, 16)
 
 
 def measure(rounds: int) -> list[list[object]]:
-    """A small model in float32 on one process and on two: wall-clock, processor time, and what the counts predict."""
-    one, two = (_run_pinned(count, rounds) for count in (1, 2))
+    """A small model in float32 on one process and on two: wall-clock, processor time, and what the counts predict.
+
+    Two that do the same forward each tell how much busy cores slow each other down, whatever is shared out.
+    """
+    one, twice, two = (_run_pinned(count, parts, rounds) for count, parts in ((1, 1), (2, 1), (2, 2)))
     ratio = forward_work(SMALL, SMALL_GRID, 1).flops / forward_work(SMALL, SMALL_GRID, 2).flops
     rows: list[list[object]] = [["1 process", *one, 1.0, 1.0, 1.0]]
-    rows.append(["2 processes", *two, one[0] / two[0], one[1] / two[1], ratio])
+    rows.append(["2 processes, a forward each", *twice, one[0] / twice[0], one[1] / twice[1], 1.0])
+    rows.append(["2 processes, one forward", *two, one[0] / two[0], one[1] / two[1], ratio])
     return rows
 
 
-def _run_pinned(count: int, rounds: int) -> tuple[float, float]:
-    """Median seconds and processor seconds of a forward on the slowest of `count` processes, one core each."""
+def _run_pinned(count: int, parts: int, rounds: int) -> tuple[float, float]:
+    """Median seconds and processor seconds of a forward on the slowest of `count` processes, one core each; its tokens
+    are shared by `parts` of them."""
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{Path(folder) / 'meeting'}"
-        workers = [context.Process(target=_forwards, args=(i, count, meeting, rounds, results)) for i in range(count)]
+        workers = [
+            context.Process(target=_forwards, args=(i, count, parts, meeting, rounds, results)) for i in range(count)
+        ]
         for worker in workers:
             worker.start()
         found = [results.get() for _ in workers]
@@ -205,7 +212,7 @@ def _run_pinned(count: int, rounds: int) -> tuple[float, float]:
     return max(wall for wall, _ in found), max(processor for _, processor in found)
 
 
-def _forwards(rank: int, count: int, meeting: str, rounds: int, results: Any) -> None:
+def _forwards(rank: int, count: int, parts: int, meeting: str, rounds: int, results: Any) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
@@ -213,7 +220,7 @@ def _forwards(rank: int, count: int, meeting: str, rounds: int, results: Any) ->
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
     model = WanModel(SMALL).eval()
     model.init_weights(torch.Generator().manual_seed(0))
-    Replica(Parallel(count, ulysses_size=count), torch.device("cpu")).spread_tokens(model, scale=2.0)
+    Replica(Parallel(count, ulysses_size=parts), torch.device("cpu")).spread_tokens(model, scale=2.0)
     f, h, w = SMALL_GRID
     inputs = [torch.randn(SMALL.in_dim, f, 2 * h, 2 * w)], torch.tensor([500]), [torch.randn(64, SMALL.text_dim)]
     walls, processors = [], []
