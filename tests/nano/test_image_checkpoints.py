@@ -15,7 +15,7 @@ from wan.runtime import Runtime
 
 FOLDERS = [nano_checkpoint(family.task) for family in FAMILIES.values()]
 VIDEOS = 5
-MISSES = {("ti2v", "text", "shape"): 3}  # of five; of everything else one
+MISSES = 1  # of five, by every measure
 
 pytestmark = pytest.mark.skipif(
     not all(map(Path.is_dir, FOLDERS)), reason="this checkout lacks embedded checkpoints that start from an image"
@@ -51,7 +51,7 @@ def reports(pipelines):
 def test_videos_show_what_was_asked(reports):
     for key, report in reports.items():
         missed = {measure: VIDEOS - report.count(measure) for measure in report.measures}
-        assert all(count <= MISSES.get((*key, measure), 1) for measure, count in missed.items()), (key, missed)
+        assert max(missed.values()) <= MISSES, (key, missed)
 
 
 @pytest.mark.parametrize("name", ["i2v", "ti2v"])
