@@ -13,6 +13,7 @@ from wan.media import (
     read_video,
     save_image,
     to_uint8,
+    upright_rgb,
     write_video,
 )
 
@@ -210,6 +211,12 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, name):
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / name))[..., 0].ravel(), np.arange(256))
 
 
+def test_a_transparent_grey_level_of_sixteen_bits_becomes_white(tmp_path):
+    values = np.array([[0, 1000], [30_000, 65_535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=1000)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png"))[..., 0], [[0, 255], [117, 255]])
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
 def test_transparent_parts_become_white(tmp_path, mode, caplog):
     caplog.set_level("INFO")
@@ -241,8 +248,12 @@ def test_the_first_picture_of_an_animation_is_used(tmp_path, caplog, name):
 def test_images_that_cannot_be_used_say_why(tmp_path, photo, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"there is no image .*gone\.png"):
         read_image(tmp_path / "gone.png")
-    with pytest.raises(FileNotFoundError, match="there is no image"):
+    with pytest.raises(ValueError, match="is a folder; name one image in it"):
         read_image(tmp_path)
+    with pytest.raises(ValueError, match="the name of the image is empty"):
+        read_image("")
+    with pytest.raises(ValueError, match=r"nothing is fetched from the network; save http://a/b\.png as a file"):
+        read_image("http://a/b.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"text\.png is not an image that can be read; save it as PNG or JPEG"):
         read_image(tmp_path / "text.png")
@@ -252,6 +263,9 @@ def test_images_that_cannot_be_used_say_why(tmp_path, photo, monkeypatch):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(ValueError, match=r"float\.tiff has floating point values"):
         read_image(tmp_path / "float.tiff")
+    Image.fromarray(np.full((4, 4), 200, np.int32)).save(tmp_path / "int.tiff")
+    with pytest.raises(ValueError, match=r"int\.tiff has 32-bit values, whose range is not known; save it as 8-bit"):
+        read_image(tmp_path / "int.tiff")
     Image.fromarray(photo).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match=r"large\.png has more than 0 million pixels, .*; scale it down first"):
@@ -267,6 +281,14 @@ def test_incomplete_images_are_one_line(tmp_path, name, share):
     (tmp_path / name).write_bytes(content[: int(len(content) * share)])
     with pytest.raises(ValueError, match=r"is damaged or incomplete|is not an image that can be read"):
         read_image(tmp_path / name)
+
+
+def test_incomplete_images_that_were_opened_but_not_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"the image is damaged or incomplete .*; save it again"):
+        upright_rgb(Image.open(tmp_path / "a.jpg"))
 
 
 def test_random_bytes_after_a_header_never_escape_as_something_else(tmp_path, photo):

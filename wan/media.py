@@ -93,37 +93,29 @@ def read_image(path: str | Path) -> Any:
     EXIF orientation is applied, transparent parts become white, 16-bit values are scaled, and of several pictures the
     first is taken. Raises FileNotFoundError, and ValueError with the reason when there is no such picture to be had.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
+    if not str(path).strip():
+        raise ValueError("the name of the image is empty")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; name one image in it")
+    if "://" in str(path):
+        raise ValueError(f"nothing is fetched from the network; save {path} as a file and name that")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no image {path}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about oddities that Pillow knows to read
-            with Image.open(path) as image:
-                if getattr(image, "n_frames", 1) > 1:
-                    log.info("%s holds %d pictures; the first one is used", path, image.n_frames)
-                image.seek(0)
-                upright = ImageOps.exif_transpose(image)
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image that can be read; save it as PNG or JPEG") from None
-    except Image.DecompressionBombError:
-        raise ValueError(
-            f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, as files made to exhaust the "
-            "memory do; scale it down first, 4096 pixels a side are plenty"
-        ) from None
-    except Exception as error:  # the decoders raise whatever they stumble over in a damaged file
-        if isinstance(error, OSError) and error.errno:  # the disk or the rights, not the content
-            raise
-        raise ValueError(f"the image {path} is damaged or incomplete ({error}); save it again") from None
-    return _to_rgb(upright, path)
+    with _damage_reported(path):
+        image = Image.open(path)
+    with image:
+        with _damage_reported(path):
+            if getattr(image, "n_frames", 1) > 1:
+                log.info("%s holds %d pictures; the first one is used", path, image.n_frames)
+            image.seek(0)
+        return _upright_rgb(image, path)
 
 
 def upright_rgb(image: Any) -> Any:
-    """`read_image` for a PIL image that is in memory."""
-    from PIL import ImageOps
-
-    return _to_rgb(ImageOps.exif_transpose(image), "the image")
+    """`read_image` for a PIL image that is in memory, or was opened and not read yet."""
+    return _upright_rgb(image, "the image")
 
 
 def save_image(image: Frames, path: str | Path, overwrite: bool = True) -> None:
@@ -153,19 +145,57 @@ def contact_sheet(frames: Frames, path: str | Path, columns: int = 6, limit: int
     save_image(sheet, path)
 
 
-def _to_rgb(image: Any, name: str | Path) -> Any:
+def _upright_rgb(image: Any, name: str | Path) -> Any:
+    from PIL import Image, ImageOps
+
+    # Pillow reads 16 bits as "I;16", of PGM and (older versions) PNG as "I"; from elsewhere that may hold anything
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if image.mode == "F" or (image.mode.startswith("I") and not sixteen_bits):
+        kind = "floating point" if image.mode == "F" else "32-bit"
+        raise ValueError(f"{name} has {kind} values, whose range is not known; save it as 8-bit PNG or JPEG")
+    with _damage_reported(name):
+        image = ImageOps.exif_transpose(image)
+        if sixteen_bits:
+            image = _scaled_to_8_bits(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            if image.getextrema()[3][0] < 255:
+                log.info("%s is transparent in part; it is put on white", name)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+
+
+def _scaled_to_8_bits(image: Any) -> Any:
+    """A grey image of 16 bits, which Pillow would clip; the grey level that a PNG calls transparent becomes alpha."""
     from PIL import Image
 
-    if image.mode == "F":
-        raise ValueError(f"{name} has floating point values, whose range is not known; save it as 8-bit PNG or JPEG")
-    if image.mode.startswith("I"):  # 16 bits; Pillow would clip them
-        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
-            log.info("%s is transparent in part; it is put on white", name)
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    values = np.asarray(image)
+    grey = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+@contextmanager
+def _damage_reported(name: str | Path) -> Iterator[None]:
+    """Whatever Pillow stumbles over becomes a ValueError that says what to do."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about oddities that Pillow knows to read
+            yield
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} is not an image that can be read; save it as PNG or JPEG") from None
+    except Image.DecompressionBombError:
+        raise ValueError(
+            f"{name} has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, as files made to exhaust the "
+            "memory do; scale it down first, 4096 pixels a side are plenty"
+        ) from None
+    except Exception as error:  # the decoders raise whatever they stumble over in a damaged file
+        if isinstance(error, OSError) and error.errno:  # the disk or the rights, not the content
+            raise
+        raise ValueError(f"{name} is damaged or incomplete ({error}); save it again") from None
 
 
 @contextmanager
