@@ -42,19 +42,20 @@ def test_any_image_has_a_legal_size_in_the_area_or_is_refused_in_words(model_typ
     generator = random.Random(0)
     made = 0
     for image in random_sides(generator, 2000, 100_000):
-        area = round(10 ** generator.uniform(2, 7))
+        area = round(10 ** generator.uniform(1, 11))
+        least, most = steps[0] * steps[1], steps[0] * steps[1] * MAX_POSITION**2
         try:
             used = of_area(model_type, area, image, *tokens)
         except ValueError as error:
-            assert f"an image of {image[0]}x{image[1]} pixels is too elongated for a video of {area} pixels" in str(
-                error
-            )
+            elongated = f"an image of {image[0]}x{image[1]} pixels is too elongated for a video of {area} pixels"
+            refused = f"an area of {area} pixels is not possible: it must be {least} to {most}"
+            assert (elongated if least <= area <= most else refused) in str(error)
             continue
         made += 1
         check_size(used, *tokens)
         assert max(side / step for side, step in zip(used, steps)) <= MAX_POSITION
         assert used[0] * used[1] <= area
-    assert 600 < made < 1900, "both outcomes are tried"
+    assert 400 < made < 1900, "both outcomes are tried"
 
 
 @pytest.mark.parametrize("fit", SIZED)
@@ -188,6 +189,18 @@ def test_sizes_that_no_model_makes(fit, asked, text):
     assert text in str(error.value)
     with pytest.raises(ValueError, match="is not possible"):
         plain((16, 20_000), *MODELS["i2v"])
+
+
+@pytest.mark.parametrize(("area", "cure"), [(64 * 64, "larger"), (10**8, "smaller")])
+def test_an_elongated_image_needs_a_size_with_room_for_it(area, cure):
+    with pytest.raises(ValueError, match=f"1000x10 pixels is too elongated .*, ask for a {cure} size"):
+        of_area("i2v", area, (1000, 10), *MODELS["i2v"])
+
+
+@pytest.mark.parametrize(("area", "nearest"), [(-5, 256), (0, 256), (255, 256), (10**10, 2**28)])
+def test_areas_that_no_model_makes(area, nearest):
+    with pytest.raises(ValueError, match=f"an area of {area} pixels is not possible: it .*; try {nearest}"):
+        of_area("i2v", area, (100, 100), *MODELS["i2v"])
 
 
 def test_an_elongated_image_is_not_padded_to_nothing():

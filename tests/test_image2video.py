@@ -136,6 +136,7 @@ def test_every_image_makes_a_difference(pipeline):
     [
         ({}, (64, 48)),
         ({"max_area": 128 * 128}, (144, 96)),
+        ({"size": (128, 128)}, (144, 96)),  # before max_area
         ({"fit": "crop", "size": (50, 40)}, (50, 40)),
         ({"fit": "pad", "size": (50, 70)}, (50, 70)),
         ({"fit": "exact", "size": (33, 41)}, (34, 42)),

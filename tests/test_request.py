@@ -100,6 +100,11 @@ def test_a_boundary_and_a_pair_of_guidances_need_two_experts():
     assert Request.create(TI2V, guidance=(4, 4)).guidance == (4.0, 4.0)
 
 
+def test_a_size_may_be_typed_or_computed():
+    for size in ("832*480", np.array([832, 480]), [832, 480]):
+        assert Request.create(T2V, size=size).framing.asked == (832, 480)
+
+
 @pytest.mark.parametrize("frame_num", [1, 5, 81])
 def test_lengths_of_4n_plus_1_are_taken(frame_num):
     assert Request.create(T2V, frame_num=frame_num).frame_num == frame_num
@@ -236,6 +241,14 @@ def test_dictionary_round_trip_with_images(photo):
         (I2V, {"image": "photo", "fit": "crop", "max_area": 4096}, "fit crop needs a size, (width, height)"),
         (I2V, {"image": "photo", "fit": "crop", "size": (8, 8)}, "size 8*8 is not possible"),
         (T2V, {"size": (16, 32_000)}, "size 16*32000 is not possible"),
+        (I2V, {"image": "photo", "max_area": 0}, "an area of 0 pixels is not possible: it must be 256 to"),
+        (TI2V, {"image": "photo", "max_area": -5}, "an area of -5 pixels is not possible: it must be 1024 to"),
+        *(
+            (config, {"image": "photo", "size": size}, f"whole pixels, for example (1280, 720), got {size!r}")
+            for config in (I2V, TI2V)
+            for size in ((0, 0), (832,), 832, (832, 480, 3), (832.5, 480), (-832, 480))
+        ),
+        (T2V, {"size": "832by480"}, "size must be WIDTH*HEIGHT in pixels, for example 1280*720, got '832by480'"),
         (T2V, {"frame_num": 4097}, "frame_num can be at most 4093, got 4097"),
     ],
 )

@@ -71,11 +71,13 @@ AREA_RULES: dict[str, Callable[[Size, int, Stride, Stride], Size]] = {"i2v": wit
 
 def of_area(model_type: str, area: int, image: Size, vae_stride: Stride, patch: Stride) -> Size:
     """The size that a model generates for an image (width, height) in about `area` pixels."""
+    steps = geometry.token_size(vae_stride, patch)
+    geometry.check_area(area, steps)
     used = AREA_RULES[model_type](image, area, vae_stride, patch)
     try:
-        geometry.check_extent(used, geometry.token_size(vae_stride, patch))
+        geometry.check_extent(used, steps)
     except ValueError:
-        raise geometry.too_elongated(image, area) from None
+        raise geometry.too_elongated(image, area, "smaller") from None
     return used
 
 

@@ -69,6 +69,16 @@ def check_extent(size: Size, steps: Size) -> None:
         )
 
 
+def check_area(area: int, steps: Size) -> None:
+    """An area in pixels must be that of one to 1024 x 1024 tokens, of `steps` = (width, height) pixels."""
+    least = steps[0] * steps[1]
+    most = least * MAX_POSITION**2
+    if not least <= area <= most:
+        raise ValueError(
+            f"an area of {area} pixels is not possible: it must be {least} to {most}; try {min(max(area, least), most)}"
+        )
+
+
 def latent_shape(size: Size, frame_num: int, vae_stride: Stride = VAE_STRIDE, z_dim: int = 16) -> LatentShape:
     """Latent (channels, frames, rows, columns) of a video of `size` = (width, height) pixels and `frame_num` frames."""
     check_frame_num(frame_num, vae_stride[0])
@@ -151,8 +161,8 @@ def _check_image(width: int, height: int) -> None:
         raise ValueError(f"an image must have at least one pixel, got {width}x{height}")
 
 
-def too_elongated(image: Size, area: int) -> ValueError:
+def too_elongated(image: Size, area: int, size: str = "larger") -> ValueError:
     return ValueError(
         f"an image of {image[0]}x{image[1]} pixels is too elongated for a video of {area} pixels; crop the image, ask "
-        "for a larger size, or use --fit crop"
+        f"for a {size} size, or use --fit crop"
     )

@@ -43,10 +43,11 @@ class WanI2V(WanPipeline):
         """Generate one video [3, F, H, W] in [-1, 1], float32 on the CPU; argument names as upstream.
 
         img: the first frame, a PIL image or a path; last_image: the last one, beside `img` or without it. The size
-        follows the aspect ratio of the image within `max_area` pixels; the other fits of `wan.framing` save `size`,
-        (width, height), exactly. frame_num: 4n+1; guide_scale: one number, or (low-noise, high-noise expert);
-        n_prompt: what to avoid, the task's default when empty; seed: negative for a random one. Raises ValueError and
-        FileNotFoundError for what cannot work, before any weight is read.
+        follows the aspect ratio of the image within `max_area` pixels, or within the area of `size`, (width, height),
+        when that is given; the other fits of `wan.framing` save `size` exactly. frame_num: 4n+1; guide_scale: one
+        number, or (low-noise, high-noise expert); n_prompt: what to avoid, the task's default when empty; seed:
+        negative for a random one. Raises ValueError and FileNotFoundError for what cannot work, before any weight is
+        read.
         """
         request = Request.create(
             self.config,
@@ -54,7 +55,7 @@ class WanI2V(WanPipeline):
             image=img,
             last_image=last_image,
             size=size,
-            max_area=max_area,
+            max_area=max_area if size is None else None,
             fit=fit,
             frame_num=frame_num,
             shift=shift,

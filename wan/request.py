@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import operator
 import random
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -266,14 +267,28 @@ def _framing(config: TaskConfig, fit: str, size: Size | None, max_area: int | No
         raise ValueError(f"fit {fit} is about an image, and none was given; leave it out")
     if fit != "area" and size is None and max_area is not None:
         raise ValueError(f"fit {fit} needs a size, (width, height); an area alone does not say its shape")
-    asked = geometry.parse_size(config.size) if size is None else (int(size[0]), int(size[1]))
+    asked = geometry.parse_size(config.size) if size is None else _sides(size)
     tokens = config.vae_stride, config.patch_size
     if image is None:
         return framing.plain(asked, *tokens)
     if fit != "area":
         return framing.of_size(fit, asked, image.size, *tokens)
-    used = framing.of_area(config.model_type, max_area or asked[0] * asked[1], image.size, *tokens)
+    area = asked[0] * asked[1] if max_area is None else max_area
+    used = framing.of_area(config.model_type, area, image.size, *tokens)
     return Framing(asked if max_area is None else used, used, used)
+
+
+def _sides(size: Any) -> Size:
+    """(width, height) in pixels, from two whole numbers or as it is typed, "832*480"."""
+    if isinstance(size, str):
+        return geometry.parse_size(size)
+    try:
+        width, height = map(operator.index, size)
+    except (TypeError, ValueError):
+        width = height = 0
+    if width < 1 or height < 1:
+        raise ValueError(f"size is (width, height) in whole pixels, for example (1280, 720), got {size!r}")
+    return width, height
 
 
 def _pair(guidance: float | tuple[float, float]) -> tuple[float, float]:
