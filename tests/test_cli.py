@@ -183,7 +183,7 @@ def test_an_unreadable_file_is_one_line(capsys, monkeypatch):
     def unreadable(*_):
         raise PermissionError(13, "Permission denied", "high_noise_model/config.json")
 
-    monkeypatch.setattr(planning, "check_folder", unreadable)
+    monkeypatch.setattr(planning, "check_checkpoint", unreadable)
     assert cli.main(NANO) == cli.WRONG
     assert re.fullmatch(r"generate.py: error: .*Permission denied.*\n", capsys.readouterr().err.splitlines(True)[-1])
 
@@ -219,6 +219,7 @@ def test_a_nano_folder_is_recognised_by_its_config(checkpoint, monkeypatch, tmp_
 
 def test_a_released_folder_gets_the_released_config(checkpoint, monkeypatch):
     monkeypatch.setattr(planning, "_is_nano", lambda folder, config: False)
+    monkeypatch.setattr(planning, "check_checkpoint", lambda folder, config: None)  # a miniature stands in for it
     job = planned("--ckpt_dir", str(checkpoint), "--size", "832x480")
     assert job.request.framing.saved == (832, 480)
     assert (job.request.steps, job.request.shift, job.request.guidance) == (40, 12.0, (3.0, 4.0))

@@ -109,6 +109,7 @@ def test_tiny_images_are_enlarged():
 )
 def test_commands_written_for_upstream(checkpoints, monkeypatch, command, used, guidance):
     monkeypatch.setattr(planning, "_is_nano", lambda folder, config: False)
+    monkeypatch.setattr(planning, "check_checkpoint", lambda folder, config: None)  # miniatures stand in for it
     flags = [*command.split(), "--image", "photo.png", "--prompt", "A cat.", "--base_seed", "1", "--save_file", "a.mp4"]
     folder = checkpoints[flags[1]]
     job = planning.plan(build_parser().parse_args([*flags, "--ckpt_dir", str(folder), "--device", "cpu"]))
@@ -169,6 +170,30 @@ def test_repeating_with_a_changed_image_is_warned_about(caplog):
     assert "photo.png has changed since the video was made: expect another video" in caplog.text
 
 
+def test_repeating_from_another_folder_finds_the_image_beside_the_video(monkeypatch, caplog):
+    assert run("i2v-A14B", "--image", "photo.png") == cli.DONE
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert cli.main(["--from_video", "../a.mp4", *COMMON[:-2], "--save_file", "b.mp4"]) == cli.DONE
+    assert (media.read_video("../a.mp4")[0] == media.read_video("b.mp4")[0]).all()
+    save_photo("../photo.png", seed=1)
+    planning.plan(build_parser().parse_args(["--from_video", "../a.mp4", *COMMON]))
+    assert "photo.png has changed since the video was made" in caplog.text
+
+
+def test_repeating_with_the_aspect_of_the_image_leaves_the_stored_size():
+    assert run("i2v-A14B", "--image", "photo.png", "--fit", "pad", "--size", "100*90") == cli.DONE
+    again = planning.plan(build_parser().parse_args(["--from_video", "a.mp4", "--fit", "area", *COMMON]))
+    assert again.request.framing == Framing((64, 64), (64, 48), (64, 48))
+
+
+def test_another_tasks_checkpoint_is_refused_as_an_argument(tmp_path, capsys):
+    other = write_random_checkpoint(tmp_path / "other")
+    assert run("i2v-A14B", "--image", "photo.png", "--ckpt_dir", str(other)) == cli.WRONG
+    error = capsys.readouterr().err
+    assert "config.json has model_type 't2v', and --task i2v-A14B needs 'i2v': this is another model" in error
+
+
 def test_a_failed_decode_is_resumed_without_the_image(monkeypatch, capsys):
     flags = ["--image", "photo.png", "--fit", "pad", "--size", "100*90"]
     assert run("i2v-A14B", *flags) == cli.DONE
@@ -199,7 +224,7 @@ def test_resuming_takes_no_other_image(capsys):
         ([], "--task i2v-A14B needs --image FILE (or --last_image FILE)"),
         (["--image", "gone.png"], "there is no image gone.png"),
         (["--image", "text.png"], "text.png is not an image that can be read; save it as PNG or JPEG"),
-        (["--image", "cut.png"], "the image cut.png is damaged or incomplete"),
+        (["--image", "cut.png"], "cut.png is damaged or incomplete"),
         (
             ["--image", "line.png"],
             "an image of 1000x1 pixels is too elongated for a video of 4096 pixels; crop the image",

@@ -55,6 +55,25 @@ class Condition(NamedTuple):
     timesteps: Callable[[Tensor], Tensor] = lambda t: t[None]  # t [] -> [1], or per token [1, L]
 
 
+def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
+    """Whether a folder holds all of a task's files, and models of that task; `check_folder` tells what is raised.
+
+    A released model must be what its preset says in all it tells; of others, what decides the task.
+    """
+    check_folder(checkpoint_dir, config)
+    for expert in config.experts:
+        found, needed = read_config(checkpoint_dir / expert), config.architecture()
+        WanModelConfig.from_dict(found)  # refuses what no model can be
+        for field in needed if config.family == "wan2.2" else TASK_FIELDS:
+            value = found.get(field, needed[field])
+            value = tuple(value) if isinstance(value, list) else value
+            if value != needed[field]:
+                raise ValueError(
+                    f"{checkpoint_dir / expert}/config.json has {field} {value!r}, and --task {config.name} needs "
+                    f"{needed[field]!r}: this is another model"
+                )
+
+
 class WanPipeline:
     """A task's models and how they run. Nothing is read from the weight files until it is needed.
 
@@ -94,12 +113,11 @@ class WanPipeline:
         self.checkpoint_dir = Path(checkpoint_dir)
         self.phases: dict[str, PhaseStats] = {}
         check_backend(self.runtime.attention, self.runtime.device, self.runtime.dtype)
-        check_folder(self.checkpoint_dir, config)
+        check_checkpoint(self.checkpoint_dir, config)
 
         self.replica = Replica(self.runtime.parallel, self.runtime.device)
         self.weights = Weights(self.runtime.device, self.runtime.offload)
         for expert in self.config.experts:
-            self._check_expert(expert)
             self.weights.add(expert, partial(self._load_expert, expert))
 
     # ---- one run ----
@@ -245,19 +263,6 @@ class WanPipeline:
 
     _text_encoder: T5EncoderModel | None = None
     _vae: Wan2_1_VAE | Wan2_2_VAE | None = None
-
-    def _check_expert(self, expert: str) -> None:
-        """A released model must be what its preset says in all it tells; of others, what decides the task."""
-        found, needed = read_config(self.checkpoint_dir / expert), self.config.architecture()
-        WanModelConfig.from_dict(found)  # refuses what no model can be
-        for field in needed if self.config.family == "wan2.2" else TASK_FIELDS:
-            value = found.get(field, needed[field])
-            value = tuple(value) if isinstance(value, list) else value
-            if value != needed[field]:
-                raise ValueError(
-                    f"{self.checkpoint_dir / expert}/config.json has {field} {value!r}, and --task {self.task} needs "
-                    f"{needed[field]!r}: this is another model"
-                )
 
     def _prefetch_low_noise(self, request: Request, solver: Solver) -> None:
         """Read the second expert while the first one works, when both have steps to do."""

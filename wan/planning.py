@@ -11,13 +11,14 @@ from typing import Any
 
 from wan import media, output
 from wan.arguments import OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS
-from wan.checkpoint.layout import check_folder, part, repository
+from wan.checkpoint.layout import part, repository
 from wan.configs import TaskConfig, get_config, nano_checkpoint
 from wan.distributed.util import launched_size, local_rank
 from wan.files import check_writable
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.parallel import Parallel
+from wan.pipeline import check_checkpoint
 from wan.request import MAX_SEED, Picture, Request, check_supported_size
 from wan.runtime import Runtime
 
@@ -77,7 +78,7 @@ def plan(args: argparse.Namespace) -> Job:
     check_backend(runtime.attention, runtime.device, runtime.dtype)
     latent = Path(args.resume) if args.resume else None
     video = _video_path(args, request, latent)
-    check_folder(checkpoint, config)
+    check_checkpoint(checkpoint, config)
     if latent is None:
         _warn_about_long_prompts(request, config, checkpoint)
         _warn_about_other_noise(request, runtime, stored)
@@ -147,21 +148,27 @@ def _fill_from_stored(args: argparse.Namespace) -> dict[str, Any]:
 
 def _fill_from_request(args: argparse.Namespace, request: Request) -> None:
     known = vars(request) | {"size": request.framing.asked}
-    known |= {name: getattr(request, name) and getattr(request, name).path for name in ("image", "last_image")}
     if request.shape_image is None:
         del known["fit"]  # means nothing there
+    elif args.fit == "area" != request.fit:
+        del known["size"]  # made for another fit, and hardly one of the task's
     for flag, field in {**REQUEST_FLAGS, "fps": "fps"}.items():
         if getattr(args, flag) is None:
-            setattr(args, flag, known.get(field))
-            if flag in ("image", "last_image") and not args.resume:
-                _check_stored_image(getattr(request, field), flag)
+            value = known.get(field)
+            if isinstance(value, Picture):
+                value = value.path if args.resume else _find_stored_image(value, flag, Path(args.from_video).parent)
+            setattr(args, flag, value)
 
 
-def _check_stored_image(picture: Picture | None, flag: str) -> None:
-    if picture is not None and not (picture.path and Path(picture.path).is_file()):
-        raise FileNotFoundError(
-            f"the video was made from the image {picture.path}, which is not there; say where it is: --{flag} FILE"
-        )
+def _find_stored_image(picture: Picture, flag: str, folder: Path) -> str:
+    """The file that a video was made from: by the path of that time, seen from here or from the video's folder."""
+    for path in (Path(picture.path), folder / picture.path) if picture.path else ():
+        if path.is_file():
+            return str(path)
+    name = picture.path or "in memory"
+    raise FileNotFoundError(
+        f"the video was made from the image {name}, which is not there; say where it is: --{flag} FILE"
+    )
 
 
 def _parse_stored(text: str, source: str) -> dict[str, Any]:
@@ -268,5 +275,6 @@ def _warn_about_other_noise(request: Request, runtime: Runtime, stored: dict[str
 def _warn_about_other_images(request: Request, stored: dict[str, Any]) -> None:
     for name in ("image", "last_image"):
         picture, before = getattr(request, name), stored.get(name)
-        if picture and before and picture.path == before["path"] and picture.sha256 != before["sha256"]:
+        same_name = picture and before and before["path"] and Path(picture.path).name == Path(before["path"]).name
+        if same_name and picture.sha256 != before["sha256"]:
             log.warning("%s has changed since the video was made: expect another video", picture.path)
