@@ -133,3 +133,13 @@ def test_one_frame_is_the_image_itself(pipeline):
     asked = request(image=photo(), frame_num=1)
     latent = pipeline.sample(asked)
     assert torch.equal(latent, pipeline.vae.encode([given_frame(asked)[:, None]])[0])
+
+
+def test_the_two_modes_by_upstreams_names(pipeline):
+    values = {"frame_num": 5, "sampling_steps": 2, "seed": 3}
+    text = pipeline.t2v("a red circle", (96, 64), 5, 5.0, "unipc", 2, 5.0, "", 3)
+    assert torch.equal(text, pipeline.generate("a red circle", size=(96, 64), **values))
+    image = pipeline.i2v("a red circle", photo(), 128 * 128, 5, 5.0, "unipc", 2, 5.0, "", 3)
+    assert torch.equal(image, pipeline.generate("a red circle", photo(), max_area=128 * 128, **values))
+    with pytest.raises(ValueError, match="i2v needs img, an image or the path of one; t2v does without"):
+        pipeline.i2v("a red circle", None)

@@ -68,6 +68,30 @@ class WanTI2V(WanPipeline):
         )
         return self.run(request, offload_model=offload_model, on_step=on_step)
 
+    def t2v(
+        self, input_prompt: str, size: Size = (1280, 704), frame_num: int = 121, *settings: Any, **named: Any
+    ) -> Tensor | None:
+        """`generate` from text alone, with upstream's order of arguments: shift and what follows it come next."""
+        return self.generate(input_prompt, None, size, 704 * 1280, frame_num, *settings, **named)
+
+    def i2v(
+        self,
+        input_prompt: str,
+        img: Any,
+        max_area: int = 704 * 1280,
+        frame_num: int = 121,
+        shift: float = 5.0,
+        sample_solver: str = "unipc",
+        sampling_steps: int = 40,
+        *settings: Any,
+        **named: Any,
+    ) -> Tensor | None:
+        """`generate` from an image, with upstream's order of arguments and its 40 steps: guide_scale comes next."""
+        if img is None:
+            raise ValueError("i2v needs img, an image or the path of one; t2v does without")
+        schedule = shift, sample_solver, sampling_steps
+        return self.generate(input_prompt, img, (1280, 704), max_area, frame_num, *schedule, *settings, **named)
+
     def condition(self, request: Request) -> Condition:
         """With an image: its latent is the first frame throughout, and the tokens of that frame are at timestep 0."""
         if request.image is None:
