@@ -135,9 +135,8 @@ def random_crops(
 
 def to_unit(videos: np.ndarray) -> Tensor:
     """uint8 [B, F, H, W, 3] -> float32 [B, 3, F, H, W] in [-1, 1]."""
-    return (
-        torch.from_numpy(np.ascontiguousarray(videos)).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1).contiguous()
-    )
+    pixels = torch.from_numpy(np.require(videos, requirements=["C", "W"]))  # a file in memory is copied
+    return pixels.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1).contiguous()
 
 
 @torch.no_grad()
