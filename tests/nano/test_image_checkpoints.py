@@ -75,6 +75,16 @@ def test_the_autoencoder_of_the_hybrid_keeps_the_picture(pipelines):
     assert reconstruction(vae_round_trip(pipelines["ti2v"]), heldout_scenes(4, seed=2), 128).mean_psnr >= 29
 
 
+def test_the_hybrid_decodes_nothing_that_its_transformer_leaves_as_noise(pipelines):
+    """Channels without a part in training are not denoised."""
+    pipeline = pipelines["ti2v"]
+    model = pipeline.weights.get(pipeline.config.experts[0])
+    head = model.head.head.weight.unflatten(0, (-1, model.config.out_dim))
+    noisy = (head == 0).all(dim=(0, 2))
+    assert 0 < noisy.sum() < len(noisy)
+    assert not pipeline.vae.model.conv2.weight[:, noisy].any()
+
+
 def test_a_last_image_is_reached(pipelines):
     from PIL import Image
 

@@ -16,6 +16,7 @@ from wan.nano.worlds import (
     UNKNOWN,
     Scene,
     caption,
+    contrast,
     held_out,
     measure,
     render,
@@ -118,6 +119,14 @@ def test_splits_stay_in_the_frame_and_move_clearly(split):
         for border in (video[:, 0], video[:, -1], video[:, :, 0], video[:, :, -1]):
             assert (border == paper).all()
         assert scene.motion == "still" or scene.travel >= 0.3
+
+
+def test_contrast_orders_scenes_by_how_hard_they_are_to_see():
+    rng = np.random.default_rng(5)
+    by_pair = {f"{s.color} on {s.background}": contrast(s) for s in (sample_scene(rng, "all") for _ in range(1000))}
+    pairs = sorted(by_pair, key=by_pair.__getitem__)
+    assert (pairs[0], pairs[-1]) == ("green on grey", "yellow on black")
+    assert (round(by_pair[pairs[0]]), round(by_pair[pairs[-1]])) == (113, 296)
 
 
 def test_sampling_is_reproducible_and_sized():

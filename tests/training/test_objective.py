@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -155,6 +156,17 @@ def test_cache_draws_conditions_by_weight(tmp_path):
     assert batch.latents.shape == (400, 4, 1, 2, 2) and batch.conditions.shape == (400, 2, 1, 2, 2)
     kinds = batch.conditions[:, 0, 0, 0, 0] - 10 * batch.latents[:, 0, 0, 0, 0]
     assert 250 < (kinds == 0).sum() < 350 and (kinds == 0).sum() + (kinds == 1).sum() == 400
+
+
+def test_cache_draws_faint_samples_more_often(tmp_path):
+    writer = CacheWriter(tmp_path)
+    wave = torch.tensor([-1.0, 1.0]).repeat(4, 1, 2, 1)  # standard deviation 1
+    for scale in (1.0, 2.0, 0.0):
+        writer.add(scale * wave, [f"{scale}"], [torch.randn(2, 1, 2, 2)])
+    writer.close()
+    captions = LatentCache(tmp_path, evenness=1.0).draw(7000, 0, 0).captions
+    counts = np.array([captions.count(c) for c in ("1.0", "2.0", "0.0")])  # contrasts 1, 2, and 1/4 at least
+    np.testing.assert_allclose(counts / 1000, [7 / 5.5, 7 / 11, 7 / 5.5 * 4], rtol=0.1)
 
 
 def test_cache_groups_by_shape_and_draws_repeatably(tmp_path):

@@ -96,6 +96,11 @@ def held_out(scene: Scene) -> bool:
     return code % 7 == 0
 
 
+def contrast(scene: Scene) -> float:
+    """RGB distance of the shape from the background: from 113, green on grey, to 296, yellow on black."""
+    return float(np.linalg.norm(np.subtract(COLORS[scene.color], BACKGROUNDS[scene.background])))
+
+
 def sample_scene(rng: np.random.Generator, split: str = "train") -> Scene:
     """Draw a scene; `split` is "train", "heldout" (combinations never seen in training) or "all"."""
     if split not in ("train", "heldout", "all"):

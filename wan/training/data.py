@@ -50,9 +50,13 @@ class CacheWriter:
 
 
 class LatentCache:
-    """A folder of CacheWriter, read lazily. `weights` say how often each condition is drawn; None: all alike."""
+    """A folder of CacheWriter, read lazily.
 
-    def __init__(self, folder: Path, weights: Sequence[float] | None = None):
+    `weights` say how often each condition is drawn; None: all alike. With `evenness` samples of faint contrast are
+    drawn more often, in proportion to std ** -evenness of their latents: their errors count less in a squared loss.
+    """
+
+    def __init__(self, folder: Path, weights: Sequence[float] | None = None, evenness: float = 0.0):
         if not self.exists(folder):
             raise ValueError(f"{folder} holds no latent cache (no {INDEX_FILE}); encode the videos first")
         index = json.loads((folder / INDEX_FILE).read_text())
@@ -66,6 +70,11 @@ class LatentCache:
             np.memmap(folder / name, np.float16, "r", shape=(len(bucket["captions"]), *bucket["shape"]))
             for name, bucket in index.items()
         ]
+        self._odds: list[np.ndarray] | None = None
+        if evenness:
+            videos = (rows[:, : ends[0]] for rows, ends in zip(self._latents, self._splits, strict=True))
+            odds = (_contrast(latents) ** -evenness for latents in videos)
+            self._odds = [share / share.sum() for share in odds]
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -92,7 +101,11 @@ class LatentCache:
         rng = np.random.default_rng((seed, index))
         sizes = np.array([len(latents) for latents in self._latents])
         bucket = rng.choice(len(sizes), p=sizes / sizes.sum())
-        rows = rng.integers(sizes[bucket], size=batch_size)
+        rows = (
+            rng.integers(sizes[bucket], size=batch_size)
+            if self._odds is None
+            else rng.choice(sizes[bucket], size=batch_size, p=self._odds[bucket])
+        )
         samples = torch.from_numpy(self._latents[bucket][rows].astype(np.float32))
         captions = [self._captions[bucket][row] for row in rows]
         captions = [c[rng.integers(len(c))] for c in captions]
@@ -102,3 +115,9 @@ class LatentCache:
         chosen = rng.choice(len(ends) - 1, size=batch_size, p=self._shares)
         conditions = [s[ends[i] : ends[i + 1]] for s, i in zip(samples, chosen, strict=True)]
         return FlowBatch(samples[:, : ends[0]], captions, torch.stack(conditions))
+
+
+def _contrast(latents: np.ndarray) -> np.ndarray:
+    """Standard deviation of each of latents [N, C, T, H, W] around its channels' means; at least a quarter of usual."""
+    contrast = np.sqrt([latent.astype(np.float64).var(axis=(1, 2, 3)).mean() for latent in latents])
+    return np.maximum(contrast, contrast.mean() / 4 + 1e-12)

@@ -42,9 +42,14 @@ def train(vae: nn.Module, videos: np.ndarray, crops: Sequence[Crop], steps: int,
 
 
 def train_decoder(vae: nn.Module, videos: np.ndarray, crop: Crop, steps: int, folder: Path) -> None:
-    """Continue the decoder alone, for outlines of any contrast: it learns to draw what the encoder keeps."""
+    """Continue the decoder alone, for outlines of any contrast: it learns to draw what the encoder keeps.
+
+    Channels that it ignores stay so: to it they are constants that it could use, but a transformer leaves noise there.
+    """
     vae.decoder.requires_grad_(True)  # weights that were loaded ask for no gradient
     vae.conv2.requires_grad_(True)
+    read = (vae.conv2.weight.detach() != 0).any(dim=0, keepdim=True)
+    vae.conv2.weight.register_hook(lambda gradient: gradient * read)
     compile_parts(vae)
 
     def draw(index: int) -> Tensor:

@@ -1,6 +1,8 @@
 """What the recipes share: the world's sizes, the loop's settings, the text side, sampling for a score, export."""
 
+import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ FRAMES = 17
 TEXT_LEN, TEXT_DIM = 64, 96
 IN_BFLOAT16 = has_bfloat16_products()  # float32 is faster where the processor has none
 PRECISION = "bfloat16" if IN_BFLOAT16 else "float32"
+EVENNESS = 1.5  # of the draws of image tasks: faint scenes come up to three times as often as others
 T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 
 
@@ -145,16 +148,19 @@ def shipped_text(checkpoint: Path) -> TrainedText:
 # ---------------------------------------------------------------- videos
 
 
-def render_many(count: int, split: str, seed: int, size: int) -> np.ndarray:
+def render_many(count: int, split: str, seed: int, size: int, contrast: float = math.inf) -> np.ndarray:
+    """Videos of scenes whose contrast (`worlds.contrast`) is below a bound."""
     rng = np.random.default_rng(seed)
-    return np.stack([worlds.render(worlds.sample_scene(rng, split), FRAMES, size) for _ in range(count)])
+    drawn = (worlds.sample_scene(rng, split) for _ in itertools.count())
+    scenes = itertools.islice((scene for scene in drawn if worlds.contrast(scene) < contrast), count)
+    return np.stack([worlds.render(scene, FRAMES, size) for scene in scenes])
 
 
-def rendered(path: Path, count: int, split: str, seed: int, size: int) -> np.ndarray:
+def rendered(path: Path, count: int, split: str, seed: int, size: int, contrast: float = math.inf) -> np.ndarray:
     """Videos of a seed, kept in a file."""
     if not path.exists() or np.load(path, mmap_mode="r").shape[:3] != (count, FRAMES, size):
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, render_many(count, split, seed, size))
+        np.save(path, render_many(count, split, seed, size, contrast))
     return np.load(path, mmap_mode="r")
 
 

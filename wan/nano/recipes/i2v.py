@@ -97,7 +97,7 @@ def train_experts(folder: Path, budget: Budget) -> None:
     text = common.shipped_text(source)
     experts = {name: from_text_expert(source / name) for name in ("high_noise_model", "low_noise_model")}
     ranges = ((BOUNDARY, 1000.0), (0.0, BOUNDARY))
-    cache = LatentCache(folder / "i2v-latents", WEIGHTS)
+    cache = LatentCache(folder / "i2v-latents", WEIGHTS, evenness=common.EVENNESS)
     for (name, dit), (low, high), steps in zip(experts.items(), ranges, budget.expert_steps, strict=True):
         config = replace(common.dit_loop(steps), preview_every=max(1, steps // 4))
 

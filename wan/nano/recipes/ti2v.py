@@ -2,7 +2,7 @@
 
 vae      the video VAE on rendered videos of 128 x 128 pixels; its latents are standardised by the released constants,
          and turned so that the first 16 of the 48 channels show all there is to this world
-decoder  its decoder alone, from those channels and for outlines; the latents stay as they are
+decoder  its decoder alone, from those channels and for outlines, half of them faint; the latents stay as they are
 latents  6,000 training videos, encoded once, with eight captions each
 dit      one DiT for all timesteps; part of the samples have their first frame given, without noise
 export   the released folder layout, bfloat16
@@ -35,6 +35,7 @@ SIZE = 128
 CROPS = ((0.8, 9, 64, 8), (1.0, 17, 128, 1))
 DECODER_CROP = (1.0, 9, 128, 2)
 CHANNELS = 16  # that carry something; 4 x 48 values per token are more than a model of width 160 can free from noise
+FAINT = 200.0  # contrast below which outlines are hard to draw; half of the clips of the decoder stage have less
 VAE_FILE = "Wan2.2_VAE.pth"
 FIRST_FRAME_SHARE = 0.35
 KEPT_BLOCKS = (0, 1, 3, 4)  # of the five blocks of a text-to-video expert
@@ -66,6 +67,8 @@ def train_vae(folder: Path, budget: Budget) -> None:
 
 def train_decoder(folder: Path, budget: Budget) -> None:
     videos = common.rendered(folder / "videos-128.npy", budget.vae_videos, "train", seed=1, size=SIZE)
+    faint = common.rendered(folder / "faint-128.npy", budget.vae_videos, "train", seed=2, size=SIZE, contrast=FAINT)
+    videos = np.concatenate([videos, faint])
     vae = Wan2_2_VAE(vae_pth=folder / "ti2v-vae" / VAE_FILE).model
     autoencoder.train_decoder(vae, videos, DECODER_CROP, budget.decoder_steps, folder / "ti2v-decoder")
     autoencoder.store(vae, folder / VAE_FILE, SIZE)
@@ -98,7 +101,8 @@ def train_dit(folder: Path, budget: Budget) -> None:
         print(f"step {step}  image: {score(dit, text, folder, image=True)}", flush=True)
 
     flow = FlowConfig(shift=2.5, first_frame_share=FIRST_FRAME_SHARE, channels=CHANNELS)
-    common.fit_flow(dit, dit, text, flow, LatentCache(folder / "ti2v-latents"), folder / "ti2v-dit", config, preview)
+    cache = LatentCache(folder / "ti2v-latents", evenness=common.EVENNESS)
+    common.fit_flow(dit, dit, text, flow, cache, folder / "ti2v-dit", config, preview)
 
 
 def from_text_expert(folder: Path) -> WanModel:
