@@ -41,23 +41,36 @@ def train(vae: nn.Module, videos: np.ndarray, crops: Sequence[Crop], steps: int,
     fit(vae, objective, draw, loop(steps, 2e-3), folder, preview=preview(vae, videos.shape[2]))
 
 
-def train_decoder(vae: nn.Module, videos: np.ndarray, crop: Crop, steps: int, folder: Path) -> None:
-    """Continue the decoder alone, for outlines of any contrast: it learns to draw what the encoder keeps.
+def train_outlines(
+    vae: nn.Module, videos: np.ndarray, crop: Crop, steps: int, folder: Path, encoder: bool = False
+) -> None:
+    """Continue a trained autoencoder for outlines of any contrast: its decoder, or with `encoder` all of it.
 
-    Channels that it ignores stay so: to it they are constants that it could use, but a transformer leaves noise there.
+    The decoder alone learns to draw what the encoder keeps, and latents stay as they are. Channels that carry nothing
+    stay so: to a decoder they are constants that it could use, but a transformer leaves noise there.
     """
-    vae.decoder.requires_grad_(True)  # weights that were loaded ask for no gradient
-    vae.conv2.requires_grad_(True)
-    read = (vae.conv2.weight.detach() != 0).any(dim=0, keepdim=True)
-    vae.conv2.weight.register_hook(lambda gradient: gradient * read)
+    vae.requires_grad_(False)
+    for part in (vae.decoder, vae.conv2) + ((vae.encoder, vae.conv1) if encoder else ()):
+        part.requires_grad_(True)
+    update_only(vae.conv2.weight, (vae.conv2.weight != 0).any(dim=0, keepdim=True))
+    if encoder:
+        written = (vae.conv1.weight != 0).flatten(1).any(dim=1)
+        update_only(vae.conv1.weight, written.view(-1, 1, 1, 1, 1))
+        update_only(vae.conv1.bias, written)
     compile_parts(vae)
 
     def draw(index: int) -> Tensor:
         _, frames, size, batch = crop
-        return draw_crops(videos, batch, frames, size, (2, index))
+        return draw_crops(videos, batch, frames, size, (3 if encoder else 2, index))
 
     objective = vae_objective(vae, VAELossConfig(l1=1.0, l2=4.0, edge=1.0, noise=0.25, even=True))
     fit(vae, objective, draw, loop(steps, 1e-3), folder, preview=preview(vae, videos.shape[2]))
+
+
+def update_only(weight: nn.Parameter, where: Tensor) -> None:
+    """Gradients of `weight` are zero except `where`."""
+    if weight.requires_grad:
+        weight.register_hook(lambda gradient: gradient * where)
 
 
 def compile_parts(vae: nn.Module) -> None:

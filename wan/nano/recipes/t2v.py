@@ -68,7 +68,7 @@ def train_vae(folder: Path, budget: Budget) -> None:
 def train_decoder(folder: Path, budget: Budget) -> None:
     videos = common.rendered(folder / "videos.npy", budget.vae_videos, "train", seed=1, size=SIZE)
     vae = Wan2_1_VAE(vae_pth=folder / "vae" / VAE_FILE).model
-    autoencoder.train_decoder(vae, videos, DECODER_CROP, budget.decoder_steps, folder / "decoder")
+    autoencoder.train_outlines(vae, videos, DECODER_CROP, budget.decoder_steps, folder / "decoder")
     autoencoder.store(vae, folder / VAE_FILE, SIZE)
 
 

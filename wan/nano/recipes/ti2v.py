@@ -3,6 +3,7 @@
 vae      the video VAE on rendered videos of 128 x 128 pixels; its latents are standardised by the released constants,
          and turned so that the first 16 of the 48 channels show all there is to this world
 decoder  its decoder alone, from those channels and for outlines, half of them faint; the latents stay as they are
+outlines then the whole of it, with more clips of the faintest contrasts
 latents  6,000 training videos, encoded once, with eight captions each
 dit      one DiT for all timesteps; part of the samples have their first frame given, without noise
 export   the released folder layout, bfloat16
@@ -34,8 +35,10 @@ from wan.training.vae import to_unit
 SIZE = 128
 CROPS = ((0.8, 9, 64, 8), (1.0, 17, 128, 1))
 DECODER_CROP = (1.0, 9, 128, 2)
+OUTLINES_CROP = (1.0, 9, 96, 2)
 CHANNELS = 16  # that carry something; 4 x 48 values per token are more than a model of width 160 can free from noise
 FAINT = 200.0  # contrast below which outlines are hard to draw; half of the clips of the decoder stage have less
+FAINTEST = 120.0  # green on grey alone
 VAE_FILE = "Wan2.2_VAE.pth"
 FIRST_FRAME_SHARE = 0.35
 KEPT_BLOCKS = (0, 1, 3, 4)  # of the five blocks of a text-to-video expert
@@ -52,12 +55,13 @@ class Budget:
     vae_videos: int
     vae_steps: int
     decoder_steps: int
+    outlines_steps: int
     videos: int
     dit_steps: int
 
 
 def train_vae(folder: Path, budget: Budget) -> None:
-    videos = common.rendered(folder / "videos-128.npy", budget.vae_videos, "train", seed=1, size=SIZE)
+    videos = plain_videos(folder, budget)
     vae = CausalVAE2_2(VAE)
     autoencoder.train(vae, videos, CROPS, budget.vae_steps, folder / "ti2v-vae")
     autoencoder.standardise(vae, videos, Wan2_2_VAE)
@@ -66,12 +70,29 @@ def train_vae(folder: Path, budget: Budget) -> None:
 
 
 def train_decoder(folder: Path, budget: Budget) -> None:
-    videos = common.rendered(folder / "videos-128.npy", budget.vae_videos, "train", seed=1, size=SIZE)
-    faint = common.rendered(folder / "faint-128.npy", budget.vae_videos, "train", seed=2, size=SIZE, contrast=FAINT)
-    videos = np.concatenate([videos, faint])
     vae = Wan2_2_VAE(vae_pth=folder / "ti2v-vae" / VAE_FILE).model
-    autoencoder.train_decoder(vae, videos, DECODER_CROP, budget.decoder_steps, folder / "ti2v-decoder")
+    videos = np.concatenate([plain_videos(folder, budget), faint_videos(folder, budget)])
+    autoencoder.train_outlines(vae, videos, DECODER_CROP, budget.decoder_steps, folder / "ti2v-decoder")
+    autoencoder.store(vae, folder / "ti2v-decoder" / VAE_FILE, SIZE)
+
+
+def train_outlines(folder: Path, budget: Budget) -> None:
+    vae = Wan2_2_VAE(vae_pth=folder / "ti2v-decoder" / VAE_FILE).model
+    share = budget.vae_videos // 4
+    faintest = common.rendered(folder / "faintest-128.npy", share, "train", seed=3, size=SIZE, contrast=FAINTEST)
+    videos = np.concatenate([plain_videos(folder, budget)[:share], faint_videos(folder, budget)[:share], faintest])
+    autoencoder.train_outlines(
+        vae, videos, OUTLINES_CROP, budget.outlines_steps, folder / "ti2v-outlines", encoder=True
+    )
     autoencoder.store(vae, folder / VAE_FILE, SIZE)
+
+
+def plain_videos(folder: Path, budget: Budget) -> np.ndarray:
+    return common.rendered(folder / "videos-128.npy", budget.vae_videos, "train", seed=1, size=SIZE)
+
+
+def faint_videos(folder: Path, budget: Budget) -> np.ndarray:
+    return common.rendered(folder / "faint-128.npy", budget.vae_videos, "train", seed=2, size=SIZE, contrast=FAINT)
 
 
 def encode_latents(folder: Path, budget: Budget) -> None:
@@ -147,10 +168,19 @@ def export(folder: Path, budget: Budget) -> None:
 
 
 RECIPE = Recipe(
-    stages={"vae": train_vae, "decoder": train_decoder, "latents": encode_latents, "dit": train_dit, "export": export},
-    budgets={
-        "full": Budget(600, 2200, decoder_steps=2000, videos=6000, dit_steps=6000),
-        "smoke": Budget(16, 12, decoder_steps=8, videos=48, dit_steps=6),
+    stages={
+        "vae": train_vae,
+        "decoder": train_decoder,
+        "outlines": train_outlines,
+        "latents": encode_latents,
+        "dit": train_dit,
+        "export": export,
     },
-    with_steps=lambda budget, steps: replace(budget, vae_steps=steps, decoder_steps=steps, dit_steps=steps),
+    budgets={
+        "full": Budget(600, 2200, decoder_steps=2000, outlines_steps=1200, videos=6000, dit_steps=6000),
+        "smoke": Budget(16, 12, decoder_steps=8, outlines_steps=6, videos=48, dit_steps=6),
+    },
+    with_steps=lambda budget, steps: replace(
+        budget, vae_steps=steps, decoder_steps=steps, outlines_steps=steps, dit_steps=steps
+    ),
 )
