@@ -36,3 +36,8 @@ def test_text_of_the_user_stays_one_word(task):
     image, prompt = "my photo's $HOME.png", 'it\'s "$5" `date` & more'
     flags = demo(f"TASK={task}", f"IMAGE={image}", f"PROMPT={prompt}", "SEED=7")
     assert (flags["--image"], flags["--prompt"], flags["--base_seed"]) == (image, prompt, "7")
+
+
+def test_the_prompt_of_a_first_frame_is_of_what_it_shows():
+    asked = demo("TASK=ti2v", "IMAGE=examples/first_frame.png")["--prompt"]
+    assert asked == demo("TASK=i2v")["--prompt"] != demo("TASK=ti2v")["--prompt"]
