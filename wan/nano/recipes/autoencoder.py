@@ -69,8 +69,7 @@ def train_outlines(
 
 def update_only(weight: nn.Parameter, where: Tensor) -> None:
     """Gradients of `weight` are zero except `where`."""
-    if weight.requires_grad:
-        weight.register_hook(lambda gradient: gradient * where)
+    weight.register_hook(lambda gradient: gradient * where)
 
 
 def compile_parts(vae: nn.Module) -> None:
