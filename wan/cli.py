@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import logging
-import math
 import os
 import shlex
 import sys
@@ -18,21 +17,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from wan import geometry, media, memory, output
+from wan import media, output
 from wan.arguments import build_parser
-from wan.checkpoint.layout import part
 from wan.checkpoint.loading import read_config
-from wan.checkpoint.source import open_source
 from wan.distributed.util import broadcast_text, get_rank, is_first_failure, launched_rank, launched_size, local_rank
 from wan.distributed.util import start as join_processes
 from wan.distributed.util import stop as part_from_processes
 from wan.distributed.watch import is_lost_contact
+from wan.forecast import expected_bytes
 from wan.geometry import format_size
 from wan.image2video import WanI2V
 from wan.pipeline import WanPipeline
 from wan.planning import Job, plan
 from wan.request import format_guidance
-from wan.runtime import Offload, own_device
+from wan.runtime import own_device
 from wan.text2video import WanT2V
 from wan.textimage2video import WanTI2V
 from wan.version import VERSION
@@ -176,7 +174,7 @@ def describe(job: Job) -> None:
         runtime.dtype_name,
         runtime.attention,
         runtime.offload.value,
-        expected_bytes(job) / 2**30,
+        expected_bytes(job.config, job.checkpoint, request, runtime) / 2**30,
         job.video,
     )
     if job.num_videos > 1:
@@ -196,34 +194,6 @@ def describe(job: Job) -> None:
         if picture := getattr(request, name):
             log.info("%s: %s, %s", name.replace("_", " "), picture.path, format_size(picture.size))
     log.info("prompt: %s", request.prompt)
-
-
-def expected_bytes(job: Job) -> int:
-    """Peak memory to expect, from file headers and shapes: of the device, or on a CPU of the whole process."""
-    config, runtime, parallel = job.config, job.runtime, job.runtime.parallel
-    experts = config.experts
-    shapes = open_source(job.checkpoint / experts[0]).shapes().values()
-    expert_bytes = sum(map(math.prod, shapes)) * runtime.dtype.itemsize
-    text, vae = (part(job.checkpoint, name) for name in (config.t5_checkpoint, config.vae_checkpoint))
-    text_bytes = text.stat().st_size if runtime.t5_device == runtime.device else 0
-    vae_bytes = vae.stat().st_size
-    expert_bytes //= parallel.replica_size if parallel.dit_fsdp else 1
-    text_bytes //= parallel.replica_size if parallel.t5_fsdp else 1
-
-    model = read_config(job.checkpoint / experts[0])
-    size = job.request.framing.used
-    latent = geometry.latent_shape(size, job.request.frame_num, config.vae_stride, config.z_dim)
-    tokens = math.ceil(geometry.token_count(latent, config.patch_size) / parallel.ulysses_size)
-    denoise = memory.denoise_bytes(0, tokens, model["dim"], model["ffn_dim"], runtime.dtype)
-    width, height = memory.decoded_at_once(size, config.vae_stride, runtime.vae_tile)
-    rows = height if runtime.vae_tile else math.ceil(height / parallel.replica_size)
-    decode = memory.decode_bytes(0, width, rows, config.vae_dim)
-    if runtime.offload is Offload.NONE:
-        resident = text_bytes + len(experts) * expert_bytes + vae_bytes + max(denoise, decode)
-    else:
-        resident = max(text_bytes, expert_bytes + denoise, vae_bytes + decode)
-    program = (memory.peak_memory(runtime.device) or 0) if runtime.device.type == "cpu" else 0
-    return resident + program
 
 
 @contextlib.contextmanager
