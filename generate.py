@@ -2,7 +2,7 @@
 
 import sys
 
-from wan.cli import main
+from wan.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 # A file may import from its own layer and those below it. The first pattern that fits a module decides.
 LAYERS = [
-    (7, ["wan", "generate"]),
+    (7, ["wan", "wan.__main__", "generate"]),
     (6, ["wan.arguments", "wan.planning", "wan.cli"]),
     (6, ["wan.nano", "wan.nano.*", "wan.serving", "wan.serving.*", "wan.training", "wan.training.*"]),
     (6, ["wan.checkpoint.convert", "wan.modules.animate.preprocess", "wan.modules.animate.preprocess.*"]),
@@ -26,7 +26,7 @@ LAYERS = [
     (3, ["wan.utils.prompt_extend"]),
     (2, ["wan.modules", "wan.modules.*"]),
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
-    (0, ["wan.files", "wan.framing", "wan.geometry", "wan.media", "wan.output", "wan.parallel"]),
+    (0, ["wan.files", "wan.interrupts", "wan.framing", "wan.geometry", "wan.media", "wan.output", "wan.parallel"]),
     (0, ["wan.runtime", "wan.version"]),
     (0, ["wan.utils", "wan.utils.flow", "wan.utils.fm_solvers*", "wan.utils.system_prompt"]),
 ]

@@ -1,0 +1,16 @@
+"""The start of the program, before anything heavy is imported: `python -m wan`, `wan-generate` and `generate.py`."""
+
+import sys
+
+from wan.interrupts import leaving_at_once
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code. Ctrl-C while torch is imported ends it without a traceback."""
+    with leaving_at_once():
+        from wan.cli import main as run
+    return run(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Requests to end: Ctrl-C, SIGTERM and SIGHUP are one KeyboardInterrupt, which a short critical part can put off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+REQUESTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+INTERRUPTED = 130  # the exit code, as shells have it for Ctrl-C
+
+
+@contextmanager
+def as_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt for every request that would end the process; one that is ignored stays ignored."""
+    with _handled(_raise):
+        yield
+
+
+@contextmanager
+def put_off() -> Iterator[None]:
+    """Let a short part finish first: a request that comes meanwhile counts at its end."""
+    came: list[int] = []
+    with _handled(lambda number, _: came.append(number)):
+        yield
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """End the process without unwinding: for imports, where an exception could come out as another one."""
+    with _handled(_leave):
+        yield
+
+
+@contextmanager
+def _handled(handler: Any) -> Iterator[None]:
+    """Install `handler` for requests that are not ignored, as in background jobs and under nohup."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread has signals
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in REQUESTS}
+    before = {number: usual for number, usual in before.items() if usual not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, usual in before.items():
+            signal.signal(number, usual)
+
+
+def _raise(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _leave(*_: object) -> NoReturn:
+    os.write(2, b"interrupted; nothing was written\n")
+    os._exit(INTERRUPTED)
