@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from wan import geometry, memory
-from wan.checkpoint.layout import part
+from wan.checkpoint.layout import part, stored_bytes
 from wan.checkpoint.loading import read_config
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
@@ -18,8 +18,8 @@ def expected_bytes(config: TaskConfig, checkpoint: Path, request: Request, runti
     shapes = open_source(checkpoint / experts[0]).shapes().values()
     expert_bytes = sum(map(math.prod, shapes)) * runtime.dtype.itemsize
     text, vae = (part(checkpoint, name) for name in (config.t5_checkpoint, config.vae_checkpoint))
-    text_bytes = text.stat().st_size if runtime.t5_device == runtime.device else 0
-    vae_bytes = vae.stat().st_size
+    text_bytes = stored_bytes(text) if runtime.t5_device == runtime.device else 0
+    vae_bytes = stored_bytes(vae)
     expert_bytes //= parallel.replica_size if parallel.dit_fsdp else 1
     text_bytes //= parallel.replica_size if parallel.t5_fsdp else 1
 

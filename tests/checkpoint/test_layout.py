@@ -1,11 +1,19 @@
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from wan.checkpoint.layout import check_folder, repository
+from wan.checkpoint.layout import check_folder, part, repository, stored_bytes
 from wan.checkpoint.loading import save_safetensors_folder
+from wan.configs import NANO_CONFIGS
+from wan.modules.t5 import T5EncoderModel
+from wan.modules.vae2_1 import Wan2_1_VAE
+from wan.nano.random import write_random_checkpoint
+
+NANO = NANO_CONFIGS["t2v-A14B"]
 
 CONFIG = SimpleNamespace(
     name="t2v-A14B",
@@ -95,3 +103,45 @@ def test_a_diffusers_pipeline_is_recognised(tmp_path):
 )
 def test_repository(task, name):
     assert repository(SimpleNamespace(name=task)) == name
+
+
+@pytest.fixture
+def nano(tmp_path):
+    return write_random_checkpoint(tmp_path / "nano")
+
+
+@pytest.mark.parametrize("stand_in", ["Wan2.1_VAE.safetensors", "wan_2.1_vae.safetensors", "vae/model.safetensors"])
+def test_the_vae_under_another_name(nano, stand_in):
+    move(nano / "Wan2.1_VAE.pth", nano / stand_in)
+    check_folder(nano, NANO)
+    assert Wan2_1_VAE(vae_pth=part(nano, NANO.vae_checkpoint)).model.z_dim == 16
+
+
+@pytest.mark.parametrize(
+    "stand_in",
+    ["models_t5_umt5-xxl-enc-bf16.safetensors", "umt5_xxl_fp16.safetensors", "text_encoder/model.safetensors"],
+)
+def test_text_encoder_and_tokenizer_under_another_name(nano, stand_in):
+    move(nano / NANO.t5_checkpoint, nano / stand_in)
+    (nano / "google/umt5-xxl").rename(nano / "tokenizer")
+    check_folder(nano, NANO)
+    files = {"checkpoint_path": part(nano, NANO.t5_checkpoint), "tokenizer_path": part(nano, NANO.t5_tokenizer)}
+    assert T5EncoderModel(text_len=64, **files)(["a red circle"], "cpu")[0].shape == (4, 16)
+    assert stored_bytes(files["checkpoint_path"]) == (nano / stand_in).stat().st_size
+
+
+def test_a_released_name_goes_before_its_stand_ins(nano):
+    (nano / "vae").mkdir()
+    assert part(nano, "Wan2.1_VAE.pth") == nano / "Wan2.1_VAE.pth"
+
+
+def test_a_stand_in_is_checked(nano):
+    move(nano / "Wan2.1_VAE.pth", nano / "Wan2.1_VAE.safetensors")
+    os.truncate(nano / "Wan2.1_VAE.safetensors", 5000)
+    assert "Wan2.1_VAE.safetensors" in refused(nano, NANO, ValueError)
+
+
+def move(pickled, path):
+    path.parent.mkdir(exist_ok=True)
+    save_file(torch.load(pickled), path)
+    pickled.unlink()

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from wan.checkpoint.source import check_pickled, folder_shards, read_header
+from wan.checkpoint.source import PICKLED_SUFFIXES, check_pickled, folder_shards, read_header
+
+# Other published names of what a `TaskConfig` names, in the order in which they are looked for; a .pth may also be a
+# .safetensors of the same stem.
+STAND_INS: dict[str, tuple[str, ...]] = {
+    "models_t5_umt5-xxl-enc-bf16.pth": ("umt5-xxl-enc-bf16.safetensors", "umt5_xxl_fp16.safetensors", "text_encoder"),
+    "Wan2.1_VAE.pth": ("wan_2.1_vae.safetensors", "vae"),
+    "Wan2.2_VAE.pth": ("wan2.2_vae.safetensors", "vae"),
+    "google/umt5-xxl": ("tokenizer",),
+}
 
 
 def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
@@ -35,11 +44,11 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
         except ValueError as error:
             damaged.append(str(error))
     for file, role in ((config.t5_checkpoint, "the text encoder"), (config.vae_checkpoint, "the video autoencoder")):
-        if not part(folder, file).is_file():
-            missing.append(f"{file} ({role})")
-            continue
         try:
-            check_pickled(part(folder, file))
+            for weights in weight_files(part(folder, file)):
+                (read_header if weights.suffix == ".safetensors" else check_pickled)(weights)
+        except FileNotFoundError:
+            missing.append(f"{file} ({role})")
         except ValueError as error:
             damaged.append(str(error))
     if not (part(folder, config.t5_tokenizer) / "tokenizer.json").is_file():
@@ -54,10 +63,29 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
 def part(folder: str | Path, name: str) -> Path:
     """A file or folder of a checkpoint by its name in a `TaskConfig`, `file` or `../sibling/file`.
 
-    What a checkpoint shares with a sibling is taken from there, unless it has a copy of its own.
+    What a checkpoint shares with a sibling is taken from there, unless it has a copy of its own. `STAND_INS` says
+    under which other names it may lie; without any of them the result is the name of the `TaskConfig`.
     """
-    own = Path(folder) / own_name(name)
-    return own if own.exists() else Path(folder) / name
+    own = own_name(name)
+    names = [PurePosixPath(own), *map(PurePosixPath, STAND_INS.get(own, ()))]
+    if names[0].suffix in PICKLED_SUFFIXES:
+        names.insert(1, names[0].with_suffix(".safetensors"))
+    found = (Path(folder) / candidate for candidate in (*names, name) if (Path(folder) / candidate).exists())
+    return next(found, Path(folder) / name)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold the weights of a part: itself, or the shards in a folder. FileNotFoundError when absent."""
+    if path.is_dir():
+        return list(folder_shards(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    return [path]
+
+
+def stored_bytes(path: Path) -> int:
+    """Size of the weights of a part on the disk."""
+    return sum(file.stat().st_size for file in weight_files(path))
 
 
 def own_name(name: str) -> str:

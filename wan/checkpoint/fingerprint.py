@@ -1,0 +1,51 @@
+"""A short name for the weights of a checkpoint, made without reading them all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wan.checkpoint.layout import part, weight_files
+from wan.checkpoint.source import read_header
+
+WHOLE_BYTES = 8_000_000  # files up to this size are read whole
+EDGE_BYTES = 65_536  # read at both ends of larger ones: the header, and the checksums that end a .pth
+PLACES = 64  # evenly spread over the rest
+PLACE_BYTES = 4096
+TENSOR_BYTES = 256  # of every tensor of a safetensors file
+
+
+def fingerprint(checkpoint_dir: str | Path, config: Any) -> str:
+    """16 hex digits that another checkpoint of the task `config` hardly shares, wherever the folder lies.
+
+    They depend on the size of every file with weights and of the tokenizer, and on samples of its bytes, some of each
+    tensor: a fine-tune has the headers of its base. For 126 GB about 4 MB are read. The same weights in other shards
+    or formats have other digits. Raises FileNotFoundError when a file is missing.
+    """
+    parts = [*config.experts, config.t5_checkpoint, config.vae_checkpoint]
+    files = [(name, file) for name in parts for file in weight_files(part(checkpoint_dir, name))]
+    files.append(("tokenizer", part(checkpoint_dir, config.t5_tokenizer) / "tokenizer.json"))
+    digest = hashlib.sha256()
+    for role, path in files:
+        digest.update(f"{role} {path.stat().st_size}\n".encode())
+        with open(path, "rb") as file:
+            for start, length in _places(path):
+                file.seek(start)
+                digest.update(file.read(length))
+    return digest.hexdigest()[:16]
+
+
+def _places(path: Path) -> Iterator[tuple[int, int]]:
+    """What is read of a file: (start, length) pairs."""
+    size = path.stat().st_size
+    if size <= WHOLE_BYTES:
+        yield 0, size
+        return
+    yield 0, EDGE_BYTES
+    yield size - EDGE_BYTES, EDGE_BYTES
+    yield from ((size * place // PLACES, PLACE_BYTES) for place in range(PLACES))
+    if path.suffix == ".safetensors":
+        for entry in read_header(path).values():
+            yield (entry.start + entry.stop) // 2, min(TENSOR_BYTES, (entry.stop - entry.start + 1) // 2)
