@@ -1,10 +1,10 @@
-"""Files that appear whole or not at all; the writers of media, output and checkpoint use these."""
+"""Files that appear whole or not at all, which every writer uses, and text that strangers wrote."""
 
 import os
 
 import pytest
 
-from wan.files import atomic_file, check_writable
+from wan.files import atomic_file, check_writable, parse_json, read_json, shown
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -56,3 +56,31 @@ def test_atomic_file_without_links(tmp_path, monkeypatch):
     with atomic_file(tmp_path / "a.txt", overwrite=False) as temporary:
         temporary.write_text("done")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("a name, 名前", "a name, 名前"),
+        ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+        ("two\nlines\r\x9b", r"two\nlines\r\x9b"),
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("\udcba", r"\udcba"),
+        ("x" * 300, "x" * 200 + "... (300 characters)"),
+        (7, "7"),
+    ],
+)
+def test_what_strangers_wrote_is_shown_escaped_and_cut(text, safe):
+    assert shown(text) == safe
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, b"\xff", '{"a": NaN}', "1" * 5000, "", '{"a": "\x00"}'])
+def test_bad_json_is_a_value_error(tmp_path, text):
+    with pytest.raises(ValueError):
+        parse_json(text)
+    path = tmp_path / "x\x1b.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"x\\x1b\.json is not valid JSON"):
+        read_json(path, 1_000_000)
+    with pytest.raises(ValueError, match="at most -1"):
+        read_json(path, -1)

@@ -1,9 +1,11 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and text from files of strangers."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -69,3 +71,39 @@ def _link(temporary: Path, path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+# ---- what strangers wrote ----
+
+
+def shown(text: Any, limit: int = 200) -> str:
+    """`text` as a log or a message may show it: what a terminal would obey is escaped, beyond `limit` it is cut.
+
+    Line breaks are escaped as well; a surrogate of an undecodable byte becomes its escape.
+    """
+    text = str(text)
+    cut = text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text in UTF-8. Raises ValueError whatever is wrong with it, bad nesting and NaN included."""
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path, max_bytes: int) -> Any:
+    """The value of a JSON file. Raises ValueError that names the file, also when it has more than `max_bytes`."""
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"{shown(path)} has {path.stat().st_size} bytes; such a file has at most {max_bytes}")
+    try:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{shown(path)} is not valid JSON: {shown(error)}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
