@@ -8,6 +8,7 @@ from wan.configs import WAN_CONFIGS
 from wan.framing import FITS
 from wan.geometry import parse_size
 from wan.modules.attention import BACKEND_NAMES
+from wan.program import program_name, torchrun_line
 from wan.request import NOISE_DEVICES, parse_guidance
 from wan.runtime import DTYPE_NAMES, DTYPES
 from wan.sampling import SOLVERS
@@ -76,7 +77,7 @@ def str2bool(value: str | bool) -> bool:
 def build_parser() -> argparse.ArgumentParser:
     """Every flag, grouped as the help shows them."""
     parser = Parser(
-        prog="generate.py",
+        prog=program_name(),
         usage="%(prog)s [--task TASK] [--ckpt_dir DIR] --prompt TEXT [flags]",
         description="Make a video from a prompt, an image or both. Without --ckpt_dir a small embedded model runs.",
         epilog="Exit codes: 0 done, 1 failed while running, 2 wrong arguments, 130 interrupted.",
@@ -86,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_images(parser.add_argument_group("image-to-video (i2v-A14B, ti2v-5B)"))
     _add_output(parser.add_argument_group("output"))
     _add_runtime(parser.add_argument_group("how to run"))
-    _add_several_gpus(parser.add_argument_group("several GPUs: torchrun --nproc_per_node=N generate.py ..."))
+    _add_several_gpus(parser.add_argument_group(f"several GPUs: {torchrun_line('N')}"))
     _add_prompt_extension(parser.add_argument_group("prompt extension (comes later)"))
     _add_other_tasks(parser)
     return parser

@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from wan.geometry import format_size
 from wan.image2video import WanI2V
 from wan.pipeline import WanPipeline
 from wan.planning import Job, plan
+from wan.program import command_line, open_closed_streams, print_error
 from wan.request import format_guidance
 from wan.runtime import own_device
 from wan.text2video import WanT2V
@@ -46,13 +46,14 @@ def main(argv: list[str] | None = None) -> int:
 
     Of several processes one shows an error, wherever it happened, and rank 0 logs.
     """
+    open_closed_streams()
     try:
         rank = launched_rank()
         args = _parse(argv, is_quiet=rank > 0)
     except SystemExit as stop:  # argparse has printed help or the error
         return int(stop.code or 0)
     except ValueError as error:
-        print(f"generate.py: error: {error}", file=sys.stderr)
+        print_error(f"error: {error}")
         return WRONG
     level = logging.INFO if rank == 0 else logging.ERROR
     logging.basicConfig(level=level, format="[%(asctime)s] %(levelname)s: %(message)s", datefmt="%H:%M:%S")
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         job = agreed(plan(args))
     except (ValueError, OSError) as error:
         if is_first_failure(error):
-            print(f"generate.py: error: {error}", file=sys.stderr)
+            print_error(f"error: {error}")
         return WRONG
     except KeyboardInterrupt as error:
         is_first_failure(error)
@@ -107,13 +108,13 @@ def run(job: Job) -> int:
     except KeyboardInterrupt as error:
         hint = _how_to_resume(current, kept)
         if is_first_failure(error) or hint:
-            print(f"generate.py: interrupted{hint or '; nothing was written'}", file=sys.stderr)
+            print_error(f"interrupted{hint or '; nothing was written'}")
         return INTERRUPTED
     except Exception as error:  # the outermost frame of the program: report and leave
         if is_first_failure(error):
             _report_failure(error)
         if hint := _how_to_resume(current, kept):
-            print(f"generate.py: the sampled video is not lost{hint}", file=sys.stderr)
+            print_error(f"the sampled video is not lost{hint}")
         return FAILED
     return DONE
 
@@ -253,8 +254,8 @@ def _tags(job: Job) -> dict[str, str]:
 def _how_to_resume(job: Job, kept: list[Path]) -> str:
     if not kept or not kept[-1].exists():
         return ""
-    ckpt = "" if job.config.family == "nano" else f" --ckpt_dir {shlex.quote(str(job.checkpoint))}"
-    return f"; finish it with: python generate.py --resume {shlex.quote(str(kept[-1]))}{ckpt}"
+    ckpt = () if job.config.family == "nano" else ("--ckpt_dir", job.checkpoint)
+    return f"; finish it with: {command_line('--resume', kept[-1], *ckpt)}"
 
 
 def _report_failure(error: Exception) -> None:
@@ -262,12 +263,12 @@ def _report_failure(error: Exception) -> None:
     where = f"rank {get_rank()}: " if launched_size() > 1 else ""
     if is_lost_contact(error):
         reason = str(error).partition(". ")[0]  # the rest is advice to programmers
-        print(f"generate.py: failed: {where}another process is gone, probably killed ({reason})", file=sys.stderr)
+        print_error(f"failed: {where}another process is gone, probably killed ({reason})")
         return
     expected = isinstance(error, (OSError, ValueError, MemoryError, FloatingPointError, torch.OutOfMemoryError))
     if not expected:
         log.error("this is a defect, please report it with the following lines", exc_info=error)
-    print(f"generate.py: failed: {where}{str(error) or type(error).__name__}", file=sys.stderr)
+    print_error(f"failed: {where}{str(error) or type(error).__name__}")
 
 
 def _summarize(job: Job, phases: dict[str, Any], count: int, decode_and_write: float) -> None:
@@ -282,3 +283,7 @@ def _summarize(job: Job, phases: dict[str, Any], count: int, decode_and_write: f
         ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()),
         f"; peak memory {max(peaks) / 2**30:.2f} GiB" if peaks else "",
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from wan.program import torchrun_line
+
 
 @dataclass(frozen=True)
 class Parallel:
@@ -64,8 +66,7 @@ class Parallel:
         if wanted:
             count = max(2, self.replica_size)
             raise ValueError(
-                f"{', '.join(wanted)} needs several processes, and this is one; start with torchrun "
-                f"--nproc_per_node={count} generate.py ..."
+                f"{', '.join(wanted)} needs several processes, and this is one; start with {torchrun_line(count)}"
             )
 
     @classmethod

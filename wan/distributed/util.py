@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from wan.distributed.watch import Watch
+from wan.program import torchrun_line
 
 BACKENDS = {"cuda": "nccl"}  # every other device: gloo
 JOIN_SECONDS = 120
@@ -47,7 +48,7 @@ def launched_size(environ: Mapping[str, str] = os.environ) -> int:
     size = int(text)
     if size == 1:
         return 1
-    command = f"torchrun --nproc_per_node={size} generate.py ..., or unset WORLD_SIZE to run one process"
+    command = f"{torchrun_line(size)}, or unset WORLD_SIZE to run one process"
     missing = [name for name in NEEDED if not environ.get(name)]
     if missing:
         raise ValueError(f"WORLD_SIZE is {size}, but {', '.join(missing)} not set; start with {command}")

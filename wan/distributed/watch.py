@@ -10,7 +10,6 @@ from __future__ import annotations
 import _thread
 import os
 import signal
-import sys
 import threading
 import time
 from datetime import timedelta
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed import Store
 
 from wan.files import remove_partial_files
+from wan.program import print_error
 
 PERIOD = 1.0  # seconds between two looks
 SILENCE = 30  # looks without a sign of life after which a process counts as gone
@@ -109,7 +109,7 @@ class Watch:
     def _end(self, found: str | None = None) -> None:
         """Wake the main thread, which can clean up; if it does not end, end the process without it."""
         if found is not None and self._claim(f"failed: {found}"):
-            print(f"generate.py: rank {self.rank} ends: {found}", file=sys.stderr, flush=True)
+            print_error(f"rank {self.rank} ends: {found}")
         if found is not None or not self._claimed:
             _thread.interrupt_main()
         self._leave()
