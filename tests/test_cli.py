@@ -3,21 +3,25 @@
 import json
 import logging
 import re
+import time
 from datetime import datetime
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from wan import cli, media, output, planning
 from wan.arguments import build_parser, str2bool
-from wan.configs import get_config
+from wan.configs import NANO_CONFIGS, get_config
 from wan.distributed.replica import Replica
 from wan.framing import Framing
 from wan.memory import PhaseStats
 from wan.nano.random import write_random_checkpoint
 from wan.request import Request
 
+ROOT = Path(__file__).parents[1]
 NANO = ["--prompt", "a red circle", "--device", "cpu", "--progress", "none"]
 
 
@@ -217,6 +221,48 @@ def test_a_nano_folder_is_recognised_by_its_config(checkpoint, monkeypatch, tmp_
     assert planned("--ckpt_dir", str(checkpoint)).config.family == "nano"
 
 
+@pytest.mark.parametrize("task, place", [(task, config.experts[-1]) for task, config in NANO_CONFIGS.items()])
+@pytest.mark.parametrize(
+    "content, family",
+    [
+        ('{"family": "nano"}', "nano"),
+        ('{"family": "nano-2"}', "wan2.2"),
+        ('{"family": "wan2.2"}', "wan2.2"),
+        ("{}", "wan2.2"),
+        ('["family", "nano"]', "wan2.2"),
+        ('{"family": "nano"', "wan2.2"),
+        (None, "wan2.2"),
+    ],
+)
+def test_the_family_is_read_from_the_config_beside_the_weights(monkeypatch, tmp_path, task, place, content, family):
+    """Whatever follows, the folder is checked as what its own words make it."""
+    folder = tmp_path / "mine"
+    (folder / place).mkdir(parents=True)
+    if content is not None:
+        (folder / place / "config.json").write_text(content)
+
+    class Seen(Exception):
+        pass
+
+    def check(folder, config):
+        raise Seen(config.family)
+
+    monkeypatch.setattr(planning, "check_checkpoint", check)
+    size = {"nano": [], "wan2.2": ["--size", "1280*704" if task == "ti2v-5B" else "1280*720"]}[family]
+    image = ["--image", str(ROOT / "examples" / "first_frame.png")] if task == "i2v-A14B" else []
+    with pytest.raises(Seen, match=f"^{re.escape(family)}$"):
+        planned("--task", task, "--ckpt_dir", str(folder), *size, *image)
+
+
+def test_the_embedded_folder_is_nano_by_any_path(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr(Path, "read_text", lambda *_: pytest.fail("its config need not say so"))
+    monkeypatch.setattr(planning, "check_checkpoint", lambda folder, config: None)
+    monkeypatch.setattr(planning, "_warn_about_long_prompts", lambda *_: None)
+    (tmp_path / "link").symlink_to(checkpoint)
+    for path in (checkpoint, tmp_path / "link", Path("link"), checkpoint / "low_noise_model" / ".."):
+        assert planned("--ckpt_dir", str(path)).config.family == "nano"
+
+
 def test_a_released_folder_gets_the_released_config(checkpoint, monkeypatch):
     monkeypatch.setattr(planning, "_is_nano", lambda folder, config: False)
     monkeypatch.setattr(planning, "check_checkpoint", lambda folder, config: None)  # a miniature stands in for it
@@ -402,6 +448,53 @@ def test_progress(stub, caplog, capsys):
     caplog.clear()
     assert cli.main([*flags, "--progress", "none", "--save_file", "c.mp4"]) == cli.DONE
     assert "20/20" not in capsys.readouterr().err and "step 1" not in caplog.text
+
+
+def lines_of(progress, monkeypatch, caplog, ticks, total):
+    """What is logged when the steps end at the seconds `ticks` of a clock that starts anywhere."""
+    clock = iter(ticks)
+    monkeypatch.setattr(time, "perf_counter", lambda: 1000.0 + next(clock))
+    caplog.clear()
+    with cli.reporter(progress) as on_step:
+        for done in range(1, total + 1):
+            on_step(done, total, torch.zeros(1))
+    return [record.getMessage() for record in caplog.records if "step" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    "ticks, lines",
+    [
+        ([70], ["step 1/1"]),
+        ([70, 73], ["step 1/2", "step 2/2, 0 s left"]),
+        ([70, 73, 78], ["step 1/3", "step 2/3, 3 s left", "step 3/3, 0 s left"]),  # loading does not count
+        (
+            range(100, 163, 3),  # 21 steps of 3 s, the first of which came after 100 s
+            ["step 1/21", *(f"step {n}/21, {3 * (21 - n)} s left" for n in range(2, 21, 2)), "step 21/21, 0 s left"],
+        ),
+        (
+            [10, *range(30, 410, 20)],
+            ["step 1/20", *(f"step {n}/20, {20 * (20 - n)} s left" for n in range(2, 21, 2))],
+        ),
+    ],
+)
+def test_plain_lines_come_at_every_tenth_with_the_time_left(monkeypatch, caplog, ticks, lines):
+    assert lines_of("plain", monkeypatch, caplog, ticks, len(ticks)) == lines
+
+
+def test_the_bar_counts_every_step_and_reckons_from_the_second(monkeypatch, capsys):
+    class Bar(tqdm):
+        seen: ClassVar = []
+
+        def update(self, n=1):
+            super().update(n)
+            Bar.seen.append((self.n, self.total, self.initial))
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    with cli.reporter("bar") as on_step:
+        for done in (1, 2, 3):
+            on_step(done, 3, torch.zeros(1))
+    assert Bar.seen == [(1, 3, 1), (2, 3, 1), (3, 3, 1)]
+    assert "denoising" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- when things break

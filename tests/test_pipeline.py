@@ -1,13 +1,15 @@
 """The pipeline on random miniatures: every component is real, only the pictures are noise."""
 
+import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
-from wan import WanT2V
+from wan import WanI2V, WanT2V, WanTI2V
 from wan.configs import NANO_CONFIGS, WAN_CONFIGS
 from wan.nano.random import write_random_checkpoint
 from wan.request import Request
@@ -15,6 +17,7 @@ from wan.runtime import Runtime
 
 CONFIG = NANO_CONFIGS["t2v-A14B"]
 FLOAT32 = Runtime.from_flags(device="cpu", dtype="fp32")
+WIDE = Image.new("RGB", (1280, 720))
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,58 @@ def test_generate_returns_the_video_that_upstreams_users_expect(folder):
     assert video.min() >= -1 and video.max() <= 1
     assert list(pipeline.phases) == ["encode", "denoise", "decode"]
     assert all(stats.seconds > 0 for stats in pipeline.phases.values())
+
+
+COMMON = {"shift": 5.0, "solver": "unipc", "guidance": (5.0, 5.0)}
+UPSTREAM = [  # a call with what has no default, and what upstream's library then makes
+    (WanT2V, "generate", (), {"frame_num": 81, "steps": 50, "asked": (1280, 720)}),
+    (WanI2V, "generate", (WIDE,), {"frame_num": 81, "steps": 40, "used": (1280, 720)}),
+    (WanTI2V, "generate", (), {"frame_num": 81, "steps": 50, "asked": (1280, 704)}),
+    (WanTI2V, "generate", (WIDE,), {"frame_num": 81, "steps": 50, "used": (1248, 704)}),
+    (WanTI2V, "t2v", (), {"frame_num": 121, "steps": 50, "asked": (1280, 704)}),
+    (WanTI2V, "i2v", (WIDE,), {"frame_num": 121, "steps": 40, "used": (1248, 704)}),
+]
+
+
+@pytest.mark.parametrize("pipeline, method, inputs, expected", UPSTREAM, ids=lambda value: getattr(value, "task", None))
+def test_what_a_call_leaves_out_is_as_upstream(monkeypatch, pipeline, method, inputs, expected):
+    monkeypatch.setattr(pipeline, "run", lambda self, request, **how: (request, how))
+    ours = pipeline.__new__(pipeline)
+    ours.config = WAN_CONFIGS[pipeline.task]
+    requests = [getattr(ours, method)("a fox", *inputs) for _ in range(2)]
+    request, how = requests[0]
+    seen = vars(request) | {"asked": request.framing.asked, "used": request.framing.used}
+    assert {name: seen[name] for name in COMMON | expected} == COMMON | expected
+    assert request.negative_prompt == ours.config.sample_neg_prompt and request.fit == "area"
+    assert how == {"offload_model": True, "on_step": None}
+    assert request.seed != requests[1][0].seed, "the seed is drawn"
+
+
+ORDER = "shift sample_solver sampling_steps guide_scale n_prompt seed offload_model".split()
+LAST = ["init_on_cpu", "convert_model_dtype"]
+
+
+@pytest.mark.parametrize(
+    "method, names",
+    [
+        (WanT2V.generate, ["input_prompt", "size", "frame_num", *ORDER]),
+        (WanI2V.generate, ["input_prompt", "img", "max_area", "frame_num", *ORDER]),
+        (WanTI2V.generate, ["input_prompt", "img", "size", "max_area", "frame_num", *ORDER]),
+        (WanTI2V.t2v, ["input_prompt", "size", "frame_num", "settings"]),
+        (WanTI2V.i2v, ["input_prompt", "img", "max_area", "frame_num", *ORDER[:3], "settings"]),
+        (WanT2V.__init__, [*"config checkpoint_dir device_id rank t5_fsdp dit_fsdp use_sp t5_cpu".split(), *LAST]),
+    ],
+)
+def test_arguments_come_in_upstreams_order(method, names):
+    _, *parameters = inspect.signature(method).parameters.values()
+    assert [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)] == names
+
+
+def test_what_a_constructor_leaves_out_is_as_upstream():
+    parameters = inspect.signature(WanT2V).parameters.values()
+    given = {p.name: p.default for p in parameters if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    flags = dict.fromkeys("t5_fsdp dit_fsdp use_sp t5_cpu convert_model_dtype".split(), False)
+    assert given == {"device_id": 0, "rank": 0, "init_on_cpu": True} | flags
 
 
 def test_the_same_seed_gives_the_same_frames_and_another_does_not(folder, pipeline):

@@ -1,7 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from wan.modules import attention as module
 from wan.modules.attention import BACKENDS, PACKAGES, attention, check_backend, flash_attention, resolve_backend
 
 
@@ -74,6 +77,51 @@ def test_auto_stands_for_a_kernel_that_takes_the_operands(monkeypatch):
     assert resolve_backend("sdpa", cuda, half, 128) == "sdpa", "a named kernel is that kernel"
     for operands in ((cuda, torch.float32, 128), (cuda, half, 384), (torch.device("mps"), half, 128)):
         assert resolve_backend("auto", *operands) == "sdpa"
+
+
+@pytest.mark.parametrize("name, index", [("cuda", 0), ("cuda:0", 0), ("cuda:3", 3)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_device_of_the_operands_is_probed(monkeypatch, name, index, dtype):
+    probed = []
+    monkeypatch.setattr(module, "_probe", lambda *operands: probed.append(operands) or "flash2")
+    assert resolve_backend("auto", torch.device(name), dtype, 256) == "flash2"
+    assert resolve_backend("auto", torch.device(name), dtype, 257) == "sdpa"
+    assert probed == [(index, dtype)]
+
+
+@pytest.mark.parametrize(
+    "installed, broken, expected",
+    [
+        (("flash2", "flash3"), (), "flash3"),
+        (("flash2", "flash3"), ("flash3",), "flash2"),
+        (("flash2", "flash3"), ("flash2", "flash3"), "sdpa"),
+        (("flash2",), (), "flash2"),
+        (("sage",), (), "sdpa"),
+    ],
+)
+def test_a_probe_tries_exact_kernels_on_the_device_itself(monkeypatch, caplog, installed, broken, expected):
+    tried = []
+
+    def kernel(name, q, k, v, kv_lens):
+        tried.append(name)
+        assert q.shape == k.shape == v.shape == (1, 16, 1, 128) and q.dtype == torch.bfloat16 and kv_lens is None
+        if name in broken:
+            raise RuntimeError("no kernel image")
+
+    def zeros(*shape, device, dtype, make=torch.zeros):
+        assert device == torch.device("cuda:3")
+        return make(shape, dtype=dtype)
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    monkeypatch.setattr(module, "_installed", installed.__contains__)
+    for name in PACKAGES:
+        monkeypatch.setitem(BACKENDS, name, partial(kernel, name))
+    caplog.set_level("INFO")
+    assert module._probe.__wrapped__(3, torch.bfloat16) == expected
+    assert tried == [*sorted(broken, reverse=True), *({expected} - {"sdpa"})]
+    for name in broken:
+        assert f"{name} is installed but does not run on cuda:3 (no kernel image); not used" in caplog.text
+    assert ("using " + expected in caplog.text) == (expected != "sdpa")
 
 
 @pytest.mark.gpu
