@@ -17,6 +17,9 @@ from wan.modules import vae_kernels
 from wan.modules.vae_kernels import NORM_FLOOR
 
 HISTORY = 2  # frames a temporal kernel of 3 looks back
+QUERIES_AT_ONCE = (
+    4096  # where no fused kernel exists, attention in the middle block needs memory for these, not for all
+)
 
 
 class FrameCache:
@@ -151,14 +154,16 @@ class AttentionBlock(nn.Module):
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
-        b, c, t, h, w = x.shape
-        frames = x.transpose(1, 2).reshape(b * t, c, h, w)
-        tokens = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2)  # [B*T, H*W, 3C]
-        q, k, v = tokens.unsqueeze(1).chunk(3, dim=-1)
+        b, _, t, h, w = x.shape
+        # Channels last, and 1x1 convolutions as products of matrices: a fused kernel, on any device, asks for operands
+        # whose last stride is 1. Any other goes to the plain one, which writes a matrix of H*W x H*W numbers a frame.
+        frames = self.norm(x.transpose(1, 2).flatten(0, 1))
+        tokens = frames.flatten(2).transpose(1, 2).contiguous()  # [B*T, H*W, C]
+        q, k, v = F.linear(tokens, self.to_qkv.weight.flatten(1), self.to_qkv.bias).unsqueeze(1).chunk(3, dim=-1)
         # The head size is C (384 and more): beyond flash kernels, so this is PyTorch's own attention on every device.
-        mixed = F.scaled_dot_product_attention(q, k, v).squeeze(1)  # [B*T, H*W, C]
-        frames = self.proj(mixed.transpose(1, 2).reshape(b * t, c, h, w))
-        return x + frames.reshape(b, t, c, h, w).transpose(1, 2)
+        parts = [F.scaled_dot_product_attention(part, k, v) for part in q.split(QUERIES_AT_ONCE, dim=2)]
+        mixed = F.linear(torch.cat(parts, dim=2).squeeze(1), self.proj.weight.flatten(1), self.proj.bias)
+        return x + mixed.unflatten(1, (h, w)).unflatten(0, (b, t)).permute(0, 4, 1, 2, 3)
 
 
 class Resample(nn.Module):
