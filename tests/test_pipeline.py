@@ -4,6 +4,7 @@ import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -267,3 +268,20 @@ def test_a_gpu_computes_what_a_cpu_does(folder, pipeline, flags):
         latent = on_gpu.sample(request(noise_device="cpu"))
         torch.testing.assert_close(latent, expected, atol=1e-3, rtol=1e-3)
         assert torch.cat(list(on_gpu.decode(latent)), dim=1).shape == (3, 5, 32, 32)
+
+
+def test_a_changed_config_counts(folder):
+    cfg = NANO_CONFIGS["t2v-A14B"]
+    cfg.param_dtype, cfg.num_train_timesteps, cfg.boundary = torch.float32, 500, 0.5
+    pipeline = WanT2V(cfg, folder)
+    assert pipeline.runtime.dtype == torch.float32
+    seen = {}
+
+    def note(_, inputs, name):
+        seen.setdefault(name, []).append(inputs[1].item())
+
+    for name in cfg.experts:
+        pipeline.weights.get(name).register_forward_pre_hook(partial(note, name=name))
+    cfg.sample_steps = 4
+    pipeline.sample(Request.create(cfg, prompt="a red circle", size=(32, 32), frame_num=5, shift=1.0, guidance=1.0))
+    assert seen == {"high_noise_model": [499, 374], "low_noise_model": [249, 124]}

@@ -101,6 +101,9 @@ class WanPipeline:
         *,
         runtime: Runtime | None = None,
     ):
+        if not isinstance(config, TaskConfig):
+            raise ValueError(f"config is an entry of WAN_CONFIGS, or a changed one, got {type(config).__name__}")
+        config.check()
         self.config = config
         if runtime is None:
             runtime = Runtime.default(
@@ -109,6 +112,7 @@ class WanPipeline:
                 convert_model_dtype=convert_model_dtype,
                 parallel=_all_together(use_sp, dit_fsdp, t5_fsdp),
             )
+            runtime = replace(runtime, dtype=config.param_dtype)
         self.runtime = runtime
         self.checkpoint_dir = Path(checkpoint_dir)
         self.phases: dict[str, PhaseStats] = {}
@@ -167,7 +171,8 @@ class WanPipeline:
 
     def denoise(self, request: Request, contexts: Contexts, condition: Condition, on_step: OnStep | None) -> Tensor:
         """From noise to the latent [z, T, H, W] of one clip."""
-        solver = make_solver(request.solver, request.steps, request.shift, self.runtime.device)
+        schedule = request.steps, request.shift, self.runtime.device, self.config.num_train_timesteps
+        solver = make_solver(request.solver, *schedule)
         velocity = self.velocity(request, contexts, condition)
         start = condition.keep(self.noise(request))
         for done, latent in enumerate(denoise(start, solver, velocity, condition.keep), start=1):

@@ -135,6 +135,7 @@ class Request:
         takes the place of the area of `size`. An empty prompt is refused unless there is an image, an empty negative
         prompt is meant. Raises ValueError with the nearest valid choice, and FileNotFoundError for a missing image.
         """
+        config.check()
         pictures = _pictures(config, image=image, last_image=last_image)
         frame_num = config.frame_num if frame_num is None else frame_num
         geometry.check_frame_num(frame_num, config.vae_stride[0])

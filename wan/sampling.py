@@ -77,10 +77,16 @@ def keep_first_frame(z0: Tensor, mask: Tensor) -> Keep:
     return lambda latent: known + mask * latent
 
 
-def make_solver(name: str, num_steps: int, shift: float, device: torch.device | str | None = None) -> Solver:
+def make_solver(
+    name: str,
+    num_steps: int,
+    shift: float,
+    device: torch.device | str | None = None,
+    num_train_timesteps: int = 1000,
+) -> Solver:
     """The named solver with its schedule set; its timesteps are on `device`."""
     if name not in SOLVERS:
         raise ValueError(f"unknown solver {name!r}; choose one of {', '.join(SOLVERS)}")
-    solver = SOLVERS[name]()
+    solver = SOLVERS[name](num_train_timesteps)
     solver.set_timesteps(num_steps, device=device, shift=shift)
     return solver

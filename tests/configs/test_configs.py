@@ -5,10 +5,13 @@
 import os
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
+from wan import WanT2V
 from wan.checkpoint.loading import read_config
 from wan.configs import (
     IMPLEMENTED_TASKS,
@@ -19,9 +22,12 @@ from wan.configs import (
     WAN_CONFIGS,
     get_config,
     nano_checkpoint,
+    wan_shared_cfg,
 )
+from wan.configs.wan_t2v_A14B import t2v_A14B
 from wan.geometry import parse_size
 from wan.modules.model import WanModelConfig
+from wan.request import Request
 
 # task: VAE stride, shift, steps, guidance, boundary, frames, fps (the reference page)
 VALUES = {
@@ -42,7 +48,7 @@ def test_sampling_values(task):
 
 def test_every_task_has_a_config_under_its_name():
     assert set(WAN_CONFIGS) == set(VALUES)
-    assert all(task == config.name for task, config in (WAN_CONFIGS | NANO_CONFIGS).items())
+    assert all(task == config.name for configs in (WAN_CONFIGS, NANO_CONFIGS) for task, config in configs.items())
 
 
 def test_negative_prompts():
@@ -78,9 +84,56 @@ def test_architecture_builds_the_released_model(task):
     assert config.head_dim == 128 and config.model_type == task.partition("-")[0]
 
 
-def test_configs_are_frozen():
-    with pytest.raises(FrozenInstanceError):
-        WAN_CONFIGS["t2v-A14B"].frame_num = 5
+def test_a_config_is_read_and_changed_as_attributes_and_as_items():
+    cfg = WAN_CONFIGS["t2v-A14B"]
+    assert cfg["dim"] == cfg.dim == cfg.get("dim") == dict(cfg)["dim"] == 5120
+    assert "num_heads" in cfg and "nothing" not in cfg and cfg.get("nothing", 3) == 3
+    assert len(cfg) == len(list(cfg)) == len({**cfg})
+    cfg.sample_steps = 20
+    cfg["sample_fps"] = 24
+    cfg.update(frame_num=5, sample_guide_scale=[3.0, 5.0])
+    assert (cfg["sample_steps"], cfg.sample_fps, cfg.frame_num, cfg.guidance) == (20, 24, 5, (3.0, 5.0))
+    assert cfg.copy() == cfg != WAN_CONFIGS["t2v-A14B"]
+
+
+@pytest.mark.parametrize("configs", [WAN_CONFIGS, NANO_CONFIGS])
+def test_a_change_stays_in_its_copy(configs):
+    taken = [configs["t2v-A14B"], get_config("t2v-A14B", configs["t2v-A14B"].family), *configs.values()]
+    taken += [configs.get("t2v-A14B"), dict(configs)["t2v-A14B"], t2v_A14B]
+    before = [config.sample_steps for config in configs.values()]
+    for config in taken:
+        config.sample_steps = 3
+    t2v_A14B.sample_steps = 40
+    assert [config.sample_steps for config in configs.values()] == before
+
+
+def test_names_that_are_no_field_are_refused_with_the_nearest():
+    cfg = WAN_CONFIGS["t2v-A14B"]
+    for wrong in (
+        lambda: cfg.sample_step,
+        lambda: setattr(cfg, "sample_step", 3),
+        lambda: cfg["sample_step"],
+        lambda: cfg.update(sample_step=3),
+    ):
+        with pytest.raises((AttributeError, KeyError), match="no 'sample_step'; did you mean 'sample_steps'"):
+            wrong()
+    with pytest.raises(TypeError, match="not removed"):
+        del cfg.dim
+    with pytest.raises(KeyError, match="unknown task 't2v'; the tasks are t2v-A14B"):
+        WAN_CONFIGS["t2v"]
+
+
+def test_what_upstreams_scripts_read_is_there():
+    shared = "t5_model t5_dtype text_len param_dtype num_train_timesteps sample_fps sample_neg_prompt frame_num".split()
+    names = """t5_checkpoint t5_tokenizer vae_checkpoint vae_stride patch_size dim ffn_dim freq_dim num_heads num_layers
+        window_size qk_norm cross_attn_norm eps low_noise_checkpoint high_noise_checkpoint sample_shift sample_steps
+        boundary sample_guide_scale""".split()
+    assert list(wan_shared_cfg) == shared
+    for cfg in WAN_CONFIGS.values():
+        assert all(name in cfg for name in [*shared, *names])
+        cfg.check()
+    assert (cfg.t5_model, cfg.t5_dtype, cfg.param_dtype) == ("umt5_xxl", torch.bfloat16, torch.bfloat16)
+    assert (cfg.window_size, cfg.qk_norm, cfg.cross_attn_norm, cfg.eps) == ((-1, -1), True, True, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +143,43 @@ def test_configs_are_frozen():
         ({"boundary": None}, "belong together"),
         ({"boundary": 875.0}, "0..1"),
         ({"size": "64*64"}, "none of"),
-        ({"sample_guide_scale": (1.0, 2.0, 3.0)}, "low, high"),
+        ({"sample_guide_scale": (1.0, 2.0, 3.0)}, "a number or \\(a number, a number\\), got"),
+        ({"sample_steps": "20"}, "sample_steps of the config must be a whole number, got '20'"),
+        ({"sample_steps": 20.5}, "a whole number, got 20.5"),
+        ({"sample_shift": True}, "a number, got True"),
+        ({"sample_neg_prompt": None}, "sample_neg_prompt of the config must be text, got None"),
+        ({"vae_stride": (4, 8)}, "\\(a whole number, a whole number, a whole number\\)"),
+        ({"patch_size": (1, 0, 2)}, "count from 1"),
+        ({"t5_dtype": "bf16"}, "a torch.dtype"),
+        ({"window_size": (7, 7)}, "window_size is \\(-1, -1\\) in every model"),
+        ({"qk_norm": False}, "qk_norm is True in every model"),
     ],
 )
 def test_contradictions_are_refused(change, text):
     with pytest.raises(ValueError, match=text):
         replace(WAN_CONFIGS["t2v-A14B"], **change)
+    cfg = WAN_CONFIGS["t2v-A14B"]
+    cfg.update(change)  # refused where it is used, not here
+    with pytest.raises(ValueError, match=text):
+        Request.create(cfg, prompt="a cat")
+    with pytest.raises(ValueError, match=text):
+        WanT2V(cfg, "no folder")
+
+
+def test_values_of_a_request_are_checked_by_it():
+    cfg = WAN_CONFIGS["t2v-A14B"]
+    cfg.sample_steps = np.int64(3)  # a number of numpy is a number
+    assert Request.create(cfg, prompt="a cat").steps == 3
+    for name, value in {"sample_steps": 0, "sample_shift": -1.0, "sample_fps": 0, "sample_guide_scale": -2.0}.items():
+        cfg = WAN_CONFIGS["t2v-A14B"]
+        cfg[name] = value
+        with pytest.raises(ValueError, match=name.removeprefix("sample_")):
+            Request.create(cfg, prompt="a cat")
+
+
+def test_something_else_is_no_config():
+    with pytest.raises(ValueError, match=r"an entry of WAN_CONFIGS, .* got str"):
+        WanT2V("t2v-A14B", "no folder")
 
 
 def test_guidance_is_always_a_pair():
@@ -104,8 +188,8 @@ def test_guidance_is_always_a_pair():
 
 
 def test_lookup():
-    assert get_config("t2v-A14B") is WAN_CONFIGS["t2v-A14B"]
-    assert get_config("t2v-A14B", "nano") is NANO_CONFIGS["t2v-A14B"]
+    assert get_config("t2v-A14B") == WAN_CONFIGS["t2v-A14B"]
+    assert get_config("t2v-A14B", "nano") == NANO_CONFIGS["t2v-A14B"]
     with pytest.raises(ValueError, match="unknown task 't2v'; the tasks are t2v-A14B"):
         get_config("t2v")
     for task in set(WAN_CONFIGS) - set(IMPLEMENTED_TASKS):

@@ -1,16 +1,14 @@
 """The tasks and their sizes: values only, looked up by the names users type."""
 
 from wan.configs.nano import NANO_CONFIGS, nano_checkpoint
-from wan.configs.shared_config import KNOWN_SIZES, TaskConfig
+from wan.configs.shared_config import KNOWN_SIZES, Presets, TaskConfig, wan_shared_cfg
 from wan.configs.wan_animate_14B import animate_14B
 from wan.configs.wan_i2v_A14B import i2v_A14B
 from wan.configs.wan_s2v_14B import s2v_14B
 from wan.configs.wan_t2v_A14B import t2v_A14B
 from wan.configs.wan_ti2v_5B import ti2v_5B
 
-WAN_CONFIGS: dict[str, TaskConfig] = {
-    config.name: config for config in (t2v_A14B, i2v_A14B, ti2v_5B, animate_14B, s2v_14B)
-}
+WAN_CONFIGS = Presets(t2v_A14B, i2v_A14B, ti2v_5B, animate_14B, s2v_14B)
 
 # Tasks with a pipeline in this version; the others have their values above and are refused by name.
 IMPLEMENTED_TASKS: tuple[str, ...] = ("t2v-A14B", "i2v-A14B", "ti2v-5B")
@@ -32,11 +30,15 @@ __all__ = [
     "TaskConfig",
     "get_config",
     "nano_checkpoint",
+    "wan_shared_cfg",
 ]
 
 
 def get_config(task: str, family: str = "wan2.2") -> TaskConfig:
-    """The config of a task, real or `family="nano"`. Raises ValueError for names nobody knows or nobody built yet."""
+    """A copy of the config of a task, real or `family="nano"`.
+
+    Raises ValueError for unknown tasks and for those that come later.
+    """
     if task not in WAN_CONFIGS:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(WAN_CONFIGS)}")
     if task not in IMPLEMENTED_TASKS:

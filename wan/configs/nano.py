@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wan.configs.shared_config import Presets
 from wan.configs.wan_i2v_A14B import i2v_A14B
 from wan.configs.wan_t2v_A14B import t2v_A14B
 from wan.configs.wan_ti2v_5B import ti2v_5B
@@ -31,8 +32,8 @@ SHARED_TEXT: dict[str, Any] = {
     "t5_tokenizer": f"{SHARED}/{t2v_A14B.t5_tokenizer}",
 }
 
-NANO_CONFIGS = {
-    "t2v-A14B": replace(
+NANO_CONFIGS = Presets(
+    replace(
         t2v_A14B,
         sizes=("64*64",),
         size="64*64",
@@ -41,7 +42,7 @@ NANO_CONFIGS = {
         num_layers=5,
         **COMMON,
     ),
-    "i2v-A14B": replace(
+    replace(
         i2v_A14B,
         sizes=("64*64",),
         size="64*64",
@@ -52,7 +53,7 @@ NANO_CONFIGS = {
         **SHARED_TEXT,
         **COMMON,
     ),
-    "ti2v-5B": replace(
+    replace(
         ti2v_5B,
         sizes=("128*128",),
         size="128*128",
@@ -62,7 +63,7 @@ NANO_CONFIGS = {
         **SHARED_TEXT,
         **COMMON,
     ),
-}
+)
 
 
 def nano_checkpoint(task: str) -> Path:

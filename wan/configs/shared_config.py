@@ -1,12 +1,18 @@
 """TaskConfig: everything a task fixes before a user speaks. The values are in one file per task."""
 
-
 # ruff: noqa: RUF001 - the full-width commas are data
 
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from difflib import get_close_matches
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
+
+from wan.geometry import check_frame_num
 
 DEFAULT_NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
@@ -17,8 +23,91 @@ DEFAULT_NEGATIVE_PROMPT = (
 KNOWN_SIZES = ("720*1280", "1280*720", "480*832", "832*480", "704*1280", "1280*704", "1024*704", "704*1024")
 
 
-@dataclass(frozen=True)
-class TaskConfig:
+# How the type of a field is checked and named; a bool is no number.
+KINDS: dict[Any, tuple[type, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "text"),
+    bool: (bool, "True or False"),
+    torch.dtype: (torch.dtype, "a torch.dtype"),
+    NoneType: (NoneType, "None"),
+}
+
+
+class Settings(MutableMapping[str, Any]):
+    """Values under fixed names, read and changed as attributes or as items: `cfg.dim`, `cfg["dim"]`, `dict(cfg)`.
+
+    The base of dataclasses. A name that is no field is refused at once, with the nearest one; a value only by `check`,
+    which whoever uses the settings calls. Lists become tuples.
+    """
+
+    def check(self) -> None:
+        """Raise ValueError for a value of another type than its field."""
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not _fits(value, hint):
+                raise ValueError(f"{name} of the config must be {_in_words(hint)}, got {value!r}")
+
+    def copy(self) -> "Settings":
+        return copy.copy(self)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(self._unknown(name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self:
+            raise AttributeError(self._unknown(name))
+        object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+
+    def __contains__(self, name: object) -> bool:
+        return name in type(self).__dataclass_fields__
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            raise KeyError(self._unknown(name))
+        return getattr(self, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in self:
+            raise KeyError(self._unknown(name))
+        setattr(self, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"{name} can be changed, but not removed")
+
+    def __delattr__(self, name: str) -> None:
+        del self[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(type(self).__dataclass_fields__)
+
+    def __len__(self) -> int:
+        return len(type(self).__dataclass_fields__)
+
+    def _unknown(self, name: str) -> str:
+        nearest = get_close_matches(str(name), self, n=1)
+        return f"the config has no {name!r}" + "".join(f"; did you mean {other!r}?" for other in nearest)
+
+
+@dataclass(kw_only=True)
+class SharedConfig(Settings):
+    """What all tasks have in common unless they say otherwise; `wan_shared_cfg` holds it under upstream's name."""
+
+    t5_model: str = "umt5_xxl"
+    t5_dtype: torch.dtype = torch.bfloat16
+    text_len: int = 512
+    param_dtype: torch.dtype = torch.bfloat16
+    num_train_timesteps: int = 1000
+    sample_fps: int = 16
+    sample_neg_prompt: str = DEFAULT_NEGATIVE_PROMPT
+    frame_num: int = 81
+
+
+wan_shared_cfg = SharedConfig()
+
+
+@dataclass(kw_only=True)
+class TaskConfig(SharedConfig):
     """Defaults and file names of one task, under the attribute names upstream's users know.
 
     `sizes` are `W*H` texts. `vae_stride` and `patch_size` are (frames, rows, columns). `sample_guide_scale` is one
@@ -53,33 +142,38 @@ class TaskConfig:
     boundary: float | None = None
     low_noise_checkpoint: str | None = None
     high_noise_checkpoint: str | None = None
-    frame_num: int = 81
-    sample_fps: int = 16
-    sample_neg_prompt: str = DEFAULT_NEGATIVE_PROMPT
-    num_train_timesteps: int = 1000
     t5_checkpoint: str = "models_t5_umt5-xxl-enc-bf16.pth"
     t5_tokenizer: str = "google/umt5-xxl"
-    t5_dtype: torch.dtype = torch.bfloat16
     vae_dim: int = 96  # width of the VAE at full resolution, see memory.decode_bytes; only estimates read it
-    text_len: int = 512
     text_dim: int = 4096
-    param_dtype: torch.dtype = torch.bfloat16
     freq_dim: int = 256
     patch_size: tuple[int, int, int] = (1, 2, 2)
+    window_size: tuple[int, int] = (-1, -1)
+    qk_norm: bool = True
+    cross_attn_norm: bool = True
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError for values that contradict each other, or that no released model has."""
+        super().check()
+        for name in ("t5_model", "window_size", "qk_norm", "cross_attn_norm"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} is {getattr(type(self), name)!r} in every model, got {getattr(self, name)!r}")
+        if min(*self.vae_stride, *self.patch_size) < 1:
+            raise ValueError(
+                f"{self.name}: vae_stride and patch_size count from 1, got {self.vae_stride} {self.patch_size}"
+            )
         if self.size not in self.sizes:
             raise ValueError(f"{self.name}: the default size {self.size} is none of {', '.join(self.sizes)}")
-        if self.frame_num % self.vae_stride[0] != 1:
-            raise ValueError(f"{self.name}: frame_num must be {self.vae_stride[0]}n+1, got {self.frame_num}")
+        check_frame_num(self.frame_num, self.vae_stride[0])
         has_experts = bool(self.low_noise_checkpoint and self.high_noise_checkpoint)
         if has_experts != (self.boundary is not None):
             raise ValueError(f"{self.name}: a boundary and the two expert folders belong together")
         if self.boundary is not None and not 0 <= self.boundary <= 1:
             raise ValueError(f"{self.name}: boundary must lie in 0..1, got {self.boundary}")
-        if isinstance(self.sample_guide_scale, tuple) and len(self.sample_guide_scale) != 2:
-            raise ValueError(f"{self.name}: guidance is one number or (low, high), got {self.sample_guide_scale}")
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -97,3 +191,41 @@ class TaskConfig:
         names = ("model_type", "in_dim", "out_dim", "dim", "ffn_dim", "num_heads", "num_layers")
         names += ("freq_dim", "text_dim", "text_len", "patch_size", "eps")
         return {name: getattr(self, name) for name in names}
+
+
+class Presets(Mapping[str, TaskConfig]):
+    """Configs by the names of their tasks. Each lookup gives a copy, so that whoever changes one changes no other."""
+
+    def __init__(self, *configs: TaskConfig):
+        self._configs = {config.name: config.copy() for config in configs}
+
+    def __getitem__(self, task: str) -> TaskConfig:
+        if task not in self._configs:
+            raise KeyError(f"unknown task {task!r}; the tasks are {', '.join(self)}")
+        return self._configs[task].copy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._configs)
+
+    def __len__(self) -> int:
+        return len(self._configs)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a field of a dataclass declares."""
+    kinds = get_args(hint)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = kinds[:1] * len(value) if kinds[-1] is ... else kinds
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kinds:  # a union
+        return any(_fits(value, kind) for kind in kinds)
+    return isinstance(value, KINDS[hint][0]) and (hint is bool or not isinstance(value, bool))
+
+
+def _in_words(hint: Any) -> str:
+    kinds = get_args(hint)
+    if get_origin(hint) is tuple:
+        return f"({', '.join('...' if kind is ... else _in_words(kind) for kind in kinds)})"
+    return " or ".join(map(_in_words, kinds)) if kinds else KINDS[hint][1]
