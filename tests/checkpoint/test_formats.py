@@ -1,27 +1,11 @@
 """The rename rules against the published key maps, name by name, at the released sizes."""
 
 import json
-from pathlib import Path
 
 import pytest
 
+from tests.checkpoint.published import DATA, core_map, manifest
 from wan.checkpoint.formats import COMFYUI_PREFIX, describe_contents, released_names
-
-DATA = Path(__file__).parents[1] / "data" / "state_dict"
-
-
-def manifest(name: str) -> dict[str, tuple[int, ...]]:
-    content = json.loads((DATA / f"{name}.json").read_text())
-    return {key: tuple(shape) for key, shape in content.get("tensors", content).items()}
-
-
-def core_map(part: str, blocks: int) -> dict[str, str]:
-    """Released name -> foreign name for every tensor of a model with that many blocks."""
-    table = json.loads((DATA / "diffusers_keymap_core.json").read_text())[part]
-    per_block = {
-        ours.format(i=i): theirs.format(i=i) for i in range(blocks) for ours, theirs in table["per_block"].items()
-    }
-    return {**table["top_level"], **per_block}
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("wan_t2v_A14B", 40), ("wan_i2v_A14B", 40), ("wan_ti2v_5B", 30)])

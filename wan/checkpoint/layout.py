@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from wan.checkpoint.loading import inferred_config
 from wan.checkpoint.source import PICKLED_SUFFIXES, check_pickled, folder_shards, read_header
 
 # Other published names of what a `TaskConfig` names, in the order in which they are looked for; a .pth may also be a
@@ -35,7 +36,12 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
             missing.append(f"{where} (a diffusion model)")
             continue
         if not (folder / expert / "config.json").is_file():
-            missing.append(f"{where}config.json")
+            try:
+                inferred_config(folder / expert)
+            except FileNotFoundError:
+                missing.append(f"{where}config.json")
+            except ValueError as error:
+                missing.append(f"{where}config.json, and {error}")
         try:
             for shard in folder_shards(folder / expert):
                 read_header(shard)

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from wan.checkpoint.architecture import inferred_fields, released_fields
 from wan.checkpoint.formats import describe_contents, released_names
 from wan.checkpoint.source import INDEX_SUFFIX, TensorSource, in_file_order, open_source
-from wan.files import atomic_file
+from wan.files import atomic_file, read_json
 
 Module = TypeVar("Module", bound=nn.Module)
 
 STEM = "diffusion_pytorch_model"
+MAX_CONFIG_BYTES = 1_000_000
 READABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -212,18 +214,35 @@ def _ranges(numbers: list[int]) -> str:
 # ---- the released folder layout ----
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The fields of `config.json` in a model folder. Raises FileNotFoundError or ValueError naming the file."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The released fields of a model: of the `config.json` in its folder, or beside a single file.
+
+    Diffusers' fields are understood; without a config.json the tensors may tell them. Raises FileNotFoundError or
+    ValueError naming the file.
+    """
+    path = Path(path)
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        try:
+            return inferred_config(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{file.parent} has no config.json") from None
+        except ValueError as error:
+            raise FileNotFoundError(f"{file.parent} has no config.json, and {error}") from None
+    config = read_json(file, MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold an object, not a {type(config).__name__}")
-    return config
+        raise ValueError(f"{file} must hold an object, not a {type(config).__name__}")
+    try:
+        return released_fields(config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def inferred_config(path: Path) -> dict[str, Any]:
+    """The fields that the tensors of a folder or file tell; FileNotFoundError or ValueError when that is not enough."""
+    source = open_source(path)
+    names, _ = released_names(source.names())
+    return inferred_fields({name: source.shape(stored) for name, stored in names.items()})
 
 
 def save_safetensors_folder(

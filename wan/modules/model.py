@@ -405,17 +405,19 @@ class WanModel(nn.Module):
         torch_dtype: torch.dtype | None = None,
         shard: Callable[[nn.Module], nn.Module] | None = None,
     ) -> WanModel:
-        """Load a released folder (`config.json` and safetensors); `dtype` of the matrices, None as stored.
+        """Load a model folder or a single file of one; `dtype` of the matrices, None as stored.
 
-        `torch_dtype` is the name of `dtype` in other libraries. `shard` spreads the empty model over processes
-        (`distributed.fsdp.shard_model`), each of which then reads its part.
+        `config.json`, in the folder or beside the file, says the architecture; for published sizes the tensors may. Its
+        fields and the names of the tensors may be Diffusers'. `torch_dtype` is the name of `dtype` in other libraries.
+        `shard` spreads the empty model over processes (`distributed.fsdp.shard_model`), each of which then reads its
+        part.
         """
         from wan.checkpoint.loading import load_module, read_config
 
-        folder = Path(folder) / (subfolder or "")
-        config = WanModelConfig.from_dict(read_config(folder))
+        path = Path(folder) / (subfolder or "")
+        config = WanModelConfig.from_dict(read_config(path))
         policy = {"dtype": dtype or torch_dtype, "keep_float32": cls.keeps_float32}
-        return load_module(lambda: cls(config), folder, device=device, shard=shard, **policy)
+        return load_module(lambda: cls(config), path, device=device, shard=shard, **policy)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw weights for training from scratch: Xavier for matrices, zero output, so that the first velocity is 0."""

@@ -1,0 +1,85 @@
+"""The fields of a released `config.json`, from what else says them: Diffusers' own, or the shapes of the tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from wan.checkpoint.formats import Shapes, describe_contents
+from wan.files import shown
+
+RENAMED = {"num_attention_heads": "num_heads", "in_channels": "in_dim", "out_channels": "out_dim"}
+KEPT = ("ffn_dim", "num_layers", "text_dim", "freq_dim", "cross_attn_norm", "eps", "patch_size", "family")
+QK_NORMS = ("rms_norm_across_heads", True, False, None)  # the last two: none
+# Fields of parts that no supported model has; null or absent otherwise.
+UNSUPPORTED = ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len", "vace_layers", "motion_encoder_channel_sizes")
+
+MODEL_TYPES = {(16, 16): "t2v", (36, 16): "i2v", (48, 48): "ti2v"}  # by channels in and out
+HEAD_DIM = 128  # of every published size:
+PUBLISHED = {(5120, 13824, 40), (3072, 14336, 30), (1536, 8960, 30)}  # dim, ffn_dim, num_layers
+TEXT_LEN = 512  # of every published model; stands in no Diffusers config and in no shape
+
+
+def released_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `config.json` under their released names; what is no transformer of Diffusers stays as it is.
+
+    Raises ValueError for a transformer of Diffusers that has parts which this version does not know.
+    """
+    if "num_attention_heads" not in values or "attention_head_dim" not in values:
+        return dict(values)
+    parts = [name for name in UNSUPPORTED if values.get(name) is not None]
+    if parts:
+        which = ", ".join(f"{name} {values[name]!r}" for name in parts)
+        raise ValueError(
+            f"{values.get('_class_name', 'the model')} with {shown(which)} is another model: Wan2.1 image-to-video, "
+            "Animate or VACE, which this version does not read"
+        )
+    if (norm := values.get("qk_norm", "rms_norm_across_heads")) not in QK_NORMS:
+        raise ValueError(f"qk_norm {norm!r} is not known; the published models have rms_norm_across_heads")
+    fields = {ours: values[theirs] for theirs, ours in RENAMED.items() if theirs in values}
+    fields |= {name: values[name] for name in KEPT if name in values} | {"qk_norm": bool(norm)}
+    heads, size = values["num_attention_heads"], values["attention_head_dim"]
+    if not (isinstance(heads, int) and isinstance(size, int)):
+        raise ValueError(f"num_attention_heads {heads!r} and attention_head_dim {size!r} must be whole numbers")
+    for channels, model_type in MODEL_TYPES.items():
+        if channels == (fields.get("in_dim"), fields.get("out_dim")):
+            fields["model_type"] = model_type
+    return fields | {"dim": heads * size}
+
+
+def inferred_fields(shapes: Shapes) -> dict[str, Any]:
+    """All fields, from tensors under released names. The number of heads leaves no trace in them.
+
+    Raises ValueError when they are no transformer, or of a size that was not published.
+    """
+    needed = ("patch_embedding.weight", "head.head.weight", "blocks.0.ffn.0.weight", "text_embedding.0.weight")
+    missing = [name for name in (*needed, "time_embedding.0.weight") if len(shapes.get(name, ())) < 2]
+    if missing:
+        contents = describe_contents(shapes) or "nothing that this version knows"
+        raise ValueError(f"the tensors are not those of a Wan transformer, they look like {contents}")
+    dim, in_dim, *patch_size = shapes["patch_embedding.weight"]
+    ffn_dim = shapes["blocks.0.ffn.0.weight"][0]
+    num_layers = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+    out_dim = shapes["head.head.weight"][0] // max(1, math.prod(patch_size))
+    if (dim, ffn_dim, num_layers) not in PUBLISHED or (in_dim, out_dim) not in MODEL_TYPES:
+        raise ValueError(
+            f"no published model has dim {dim}, ffn_dim {ffn_dim}, {num_layers} layers, {in_dim} channels in and "
+            f"{out_dim} out, and shapes do not tell the number of attention heads: a config.json must"
+        )
+    return {
+        "model_type": MODEL_TYPES[in_dim, out_dim],
+        "dim": dim,
+        "ffn_dim": ffn_dim,
+        "num_heads": dim // HEAD_DIM,
+        "num_layers": num_layers,
+        "in_dim": in_dim,
+        "out_dim": out_dim,
+        "text_len": TEXT_LEN,
+        "freq_dim": shapes["time_embedding.0.weight"][1],
+        "eps": 1e-6,
+        "text_dim": shapes["text_embedding.0.weight"][1],
+        "patch_size": patch_size,
+        "qk_norm": "blocks.0.self_attn.norm_q.weight" in shapes,
+        "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
+    }
