@@ -8,12 +8,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from wan import media, output
@@ -26,11 +25,12 @@ from wan.distributed.watch import is_lost_contact
 from wan.forecast import expected_bytes
 from wan.geometry import format_size
 from wan.image2video import WanI2V
+from wan.interrupts import INTERRUPTED, as_interrupt, put_off
 from wan.pipeline import WanPipeline
 from wan.planning import Job, plan
 from wan.program import command_line, open_closed_streams, print_error
 from wan.request import format_guidance
-from wan.runtime import own_device
+from wan.runtime import own_device, resolve_device
 from wan.text2video import WanT2V
 from wan.textimage2video import WanTI2V
 from wan.version import VERSION
@@ -38,15 +38,21 @@ from wan.version import VERSION
 log = logging.getLogger(__name__)
 
 PIPELINES = {pipeline.task: pipeline for pipeline in (WanT2V, WanI2V, WanTI2V)}
-DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG = 0, 1, 2
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; wrong arguments are one line on stderr, without a traceback.
 
-    Of several processes one shows an error, wherever it happened, and rank 0 logs.
+    Of several processes one shows an error, wherever it happened, and rank 0 logs. SIGTERM and SIGHUP end the run as
+    Ctrl-C does.
     """
     open_closed_streams()
+    with as_interrupt():
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
     try:
         rank = launched_rank()
         args = _parse(argv, is_quiet=rank > 0)
@@ -66,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
             print_error(f"error: {error}")
         return WRONG
     except KeyboardInterrupt as error:
-        is_first_failure(error)
+        if is_first_failure(error):
+            print_error("interrupted; nothing was written")
         return INTERRUPTED
     except Exception as error:  # of several processes another may have ended before all had planned
         if is_first_failure(error):
@@ -95,59 +102,114 @@ def agreed(job: Job) -> Job:
     return replace(job, request=request, video=Path(values["video"]))
 
 
+@dataclass
+class Outcome:
+    """What a run has brought to disk so far: what to say when it ends early."""
+
+    job: Job  # of the video that is being made
+    latent: Path | None = None  # keeps that video until its file is complete
+    videos: list[Path] = field(default_factory=list)
+
+    def in_words(self) -> str:
+        """What was written and how to finish the rest; empty when there is nothing."""
+        parts = [f"; written: {', '.join(map(str, self.videos))}"] if self.videos else []
+        if self.latent is not None and self.latent.exists():
+            parts.append(f"; finish it with: {how_to_resume(self.job, self.latent)}")
+        return "".join(parts)
+
+
 def run(job: Job) -> int:
     """Make all videos that fall to this process; the exit code. A failure after sampling says how to resume."""
-    current, kept = job, []
+    outcome = Outcome(job)
     try:
         describe(job)
         pipeline = PIPELINES[job.config.name](job.config, job.checkpoint, runtime=job.runtime)
         if pipeline.replica.is_first and get_rank() > 0:  # it will say what it has saved
             logging.getLogger().setLevel(logging.INFO)
-        for current in job.variants()[pipeline.replica.index :: job.runtime.parallel.replicas]:
-            make(current, pipeline, kept)
+        for outcome.job in job.variants()[pipeline.replica.index :: job.runtime.parallel.replicas]:
+            make(outcome, pipeline)
     except KeyboardInterrupt as error:
-        hint = _how_to_resume(current, kept)
-        if is_first_failure(error) or hint:
-            print_error(f"interrupted{hint or '; nothing was written'}")
+        done = outcome.in_words()
+        if is_first_failure(error) or done:
+            print_error(f"interrupted{done or '; nothing was written'}")
         return INTERRUPTED
     except Exception as error:  # the outermost frame of the program: report and leave
         if is_first_failure(error):
             _report_failure(error)
-        if hint := _how_to_resume(current, kept):
-            print_error(f"the sampled video is not lost{hint}")
+        if done := outcome.in_words():
+            print_error(f"the sampled video is not lost{done}")
         return FAILED
     return DONE
 
 
-def make(job: Job, pipeline: WanPipeline, kept: list[Path]) -> None:
-    """Sample, keep the latent, decode into the file. `kept` holds the latent while the video is not complete."""
+def make(outcome: Outcome, pipeline: WanPipeline) -> None:
+    """Sample, keep the latent, decode into the file, check the file; only then the latent goes."""
+    job = outcome.job
     if job.latent is None:
         with reporter(job.progress if get_rank() == 0 else "none") as on_step:
             latent = pipeline.sample(job.request, on_step)
-        if pipeline.replica.is_first:
-            kept.append(output.latent_path(job.video))
-            _keep(latent, kept[-1], job)
+            if pipeline.replica.is_first:  # before anything else can fail, and that includes a progress bar
+                outcome.latent = _keep(latent, job)
     else:
-        kept.append(job.latent)
+        outcome.latent = job.latent
         latent = output.load_latent(job.latent)[0]
     start = time.perf_counter()
     frames = (media.to_uint8(chunk) for chunk in pipeline.decode(latent, job.request.framing))
     if pipeline.replica.is_first:
         count = media.write_video(frames, job.video, job.request.fps, _tags(job), job.overwrite)
-        kept[-1].unlink(missing_ok=True)
+        _check_written(job)
+        if outcome.latent is not None and not job.stays:
+            outcome.latent.unlink(missing_ok=True)
+        outcome.latent = None
+        outcome.videos.append(job.video)
         _summarize(job, pipeline.phases, count, time.perf_counter() - start)
     else:
         for _ in frames:  # there are none for this process, but it shares the work
             pass
-    kept.clear()
 
 
-def _keep(latent: Tensor, path: Path, job: Job) -> None:
-    """Save the latent beside the video until that is written. A full disk does not end the run: the video may fit."""
+def _keep(latent: Tensor, job: Job) -> Path | None:
+    """Save the latent until the video is written. That it cannot be kept does not end the run: the video may fit."""
     try:
-        output.save_latent(latent, path, _stored_request(job))
-    except (OSError, SafetensorError) as error:
+        with put_off():
+            path = output.keep_latent(latent, job.video, _stored_request(job, video=job.video.name))
+    except OSError as error:
         log.warning("the latent could not be kept (%s): if decoding fails too, the run is lost", error)
+        return None
+    if path.parent != job.video.parent:
+        log.warning("the latent is kept in %s until the video is written", path)
+    return path
+
+
+def _check_written(job: Job) -> None:
+    """Make sure that the file on disk is what was asked for; raises OSError, and the latent stays."""
+    found, wanted = media.written(job.video), (job.request.frame_num, job.request.framing.saved)
+    if found != wanted:
+        raise OSError(f"{job.video} holds {found[0]} frames of {found[1]}, and {wanted[0]} of {wanted[1]} were written")
+
+
+def how_to_resume(job: Job, latent: Path) -> str:
+    """The command that makes the video from its latent, as a shell reads it."""
+    words = ["--resume", _argument(latent)]
+    if job.ckpt_dir is not None:
+        words += ["--ckpt_dir", _argument(job.ckpt_dir)]
+    if job.runtime.device != resolve_device(None):
+        words += ["--device", str(job.runtime.device)]
+    if job.runtime.vae_tile is not None:
+        words += ["--vae_tile", str(job.runtime.vae_tile)]
+    if not job.metadata:
+        words += ["--no_metadata"]
+    taken = os.path.lexists(job.video)
+    if taken and job.overwrite:
+        words += ["--overwrite"]
+    elif taken or latent.parent != job.video.parent:
+        words += ["--save_file", _argument(output.free_path(job.video))]
+    return command_line(*words)
+
+
+def _argument(path: str | Path) -> str:
+    """A path that cannot be read as a flag."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def describe(job: Job) -> None:
@@ -234,9 +296,12 @@ def _plain_lines() -> Callable[[int, int, Tensor], None]:
     return on_step
 
 
-def _stored_request(job: Job) -> str:
+def _stored_request(job: Job, **extra: str) -> str:
     return job.request.to_json(
+        **extra,
         checkpoint=job.config.family,
+        checkpoint_dir=str(job.checkpoint) if job.ckpt_dir is not None else None,
+        fingerprint=job.fingerprint,
         device=job.runtime.device.type,
         dtype=job.runtime.dtype_name,
         convert_model_dtype=job.runtime.convert_model_dtype,
@@ -248,14 +313,7 @@ def _tags(job: Job) -> dict[str, str]:
     if not job.metadata:
         return {}
     comment = f"{job.request.prompt} ({job.request.task}, seed {job.request.seed}, wan {VERSION})"
-    return {output.REQUEST_KEY: _stored_request(job), "comment": comment}
-
-
-def _how_to_resume(job: Job, kept: list[Path]) -> str:
-    if not kept or not kept[-1].exists():
-        return ""
-    ckpt = () if job.config.family == "nano" else ("--ckpt_dir", job.checkpoint)
-    return f"; finish it with: {command_line('--resume', kept[-1], *ckpt)}"
+    return {output.REQUEST_KEY: output.encodable(_stored_request(job)), "comment": output.encodable(comment)}
 
 
 def _report_failure(error: Exception) -> None:

@@ -1,11 +1,22 @@
-"""Files that appear complete or not at all, and text from files of strangers."""
+"""Files that appear complete or not at all, under names that the file system takes; text from files of strangers."""
 
+from __future__ import annotations
+
+import hashlib
+import itertools
 import json
 import os
+import platform
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+SHORTEST_LIMIT = 143  # bytes of a name on encrypted home folders; others take 255
+MAX_TRIES = 1000  # names that are tried before a folder counts as full of them
 
 
 @contextmanager
@@ -15,10 +26,10 @@ def atomic_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
     FileExistsError when `path` exists, or appears meanwhile, and may not be replaced.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{path} exists already; choose another name, or allow it to be overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")
+    temporary = _partial(path.parent)
     _unfinished.add(temporary)
     try:
         temporary.touch()
@@ -35,6 +46,7 @@ def atomic_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
 
 
 _unfinished: set[Path] = set()
+_numbers = itertools.count()
 
 
 def remove_partial_files() -> None:
@@ -43,23 +55,125 @@ def remove_partial_files() -> None:
         temporary.unlink(missing_ok=True)
 
 
-def check_writable(path: str | Path, overwrite: bool = False) -> None:
-    """Make sure that `path` can be written, before hours of work: makes its folder and a probe file in it.
+def sweep(folder: Path) -> list[Path]:
+    """Remove the partial files that dead processes of this machine left in `folder`; the ones that are gone now."""
+    removed: list[Path] = []
+    if os.name != "posix":  # where asking for a process could end it
+        return removed
+    for path in folder.glob(f".wan-{_machine()}-*.partial"):
+        match = re.fullmatch(r"\.wan-\w+-(\d+)-\d+\.partial", path.name)
+        if match and not _is_alive(int(match[1])):
+            with suppress(OSError):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def numbered(path: Path, suffix: str) -> Iterator[Path]:
+    """Names beside `path`, its own stem first and then `stem-2`, `stem-3`, ..., each with `suffix`.
+
+    A stem is cut where a name would have more bytes than the file system takes.
+    """
+    try:
+        limit = os.pathconf(path.parent, "PC_NAME_MAX")
+    except (OSError, AttributeError, ValueError):  # a folder that is not there yet, or a system without the call
+        limit = SHORTEST_LIMIT
+    for number in range(1, MAX_TRIES):
+        end = (f"-{number}" if number > 1 else "") + suffix
+        yield path.with_name(cut_name(path.stem, limit - len(os.fsencode(end))) + end)
+
+
+def cut_name(name: str, limit: int) -> str:
+    """The longest beginning of `name` that takes at most `limit` bytes in a file name."""
+    while len(os.fsencode(name)) > limit:
+        name = name[:-1]
+    return name
+
+
+def check_writable(path: str | Path, overwrite: bool = False, needed: int = 0) -> None:
+    """Make sure that `needed` bytes can be written to `path`, before hours of work: makes its folder and a probe.
 
     Raises FileExistsError or ValueError that says what to do.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file in it, or use --output_dir {path}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already; choose another name, or give --overwrite to replace it")
-    probe = path.parent / f".{path.stem[:40]}.{os.getpid()}.probe"
+    if os.path.lexists(path) and not overwrite:
+        link = ", a link to nowhere" if path.is_symlink() and not path.exists() else ""
+        raise FileExistsError(f"{path} exists already{link}; choose another name, or give --overwrite to replace it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        _probe(_partial(path.parent))
+        if not os.path.lexists(path):
+            _probe(path)  # its name may be too long, or hold what this file system refuses
+        free = shutil.disk_usage(path.parent).free
     except OSError as error:
-        raise ValueError(f"cannot write to {path.parent} ({error.strerror}); choose another --output_dir") from None
+        raise ValueError(
+            f"cannot write to {path} ({error.strerror}); choose another --output_dir or --save_file"
+        ) from None
+    largest = _file_size_limit()
+    if largest is not None and largest < needed:
+        raise ValueError(
+            f"files may have at most {largest} bytes here (ulimit -f), and this run writes about {needed}; "
+            "raise that limit"
+        )
+    if free < needed:
+        raise ValueError(
+            f"{path.parent} has {free / 1e6:.1f} MB left, and this run writes about {needed / 1e6:.1f} MB; make room, "
+            "or choose another --output_dir"
+        )
+
+
+@contextmanager
+def utf8_name(path: Path) -> Iterator[str]:
+    """A name of an existing file that is UTF-8, for libraries that read no other: its own, or a link to it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder, "file").with_suffix(path.suffix if path.suffix.isascii() else "")
+            link.symlink_to(path.resolve())
+            yield str(link)
+    else:
+        yield str(path)
+
+
+def _partial(folder: Path) -> Path:
+    """A short ASCII name that no other process takes, absolute: media libraries read `a:b` as a protocol."""
+    return Path(os.path.abspath(folder)) / f".wan-{_machine()}-{os.getpid()}-{next(_numbers)}.partial"
+
+
+def _machine() -> str:
+    """Eight digits that are the same for processes that see each other's numbers."""
+    namespace = ""
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _probe(path: Path) -> None:
+    path.touch(exist_ok=False)
+    path.unlink()
+
+
+def _file_size_limit() -> int | None:
+    """Bytes that a file of this process may have; None where that is unlimited."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _link(temporary: Path, path: Path) -> bool:

@@ -81,6 +81,13 @@ def read_video(path: str | Path) -> tuple[Tensor, float]:
     return torch.stack(frames), float(rate)
 
 
+def written(path: str | Path) -> tuple[int, tuple[int, int]]:
+    """Number of frames and size (width, height) of a finished video, from its header."""
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        return stream.frames, (stream.width, stream.height)
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The container tags of a video file. Raises FileNotFoundError, and ValueError for a file that is no video."""
     with _open(path) as container:

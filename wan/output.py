@@ -1,17 +1,25 @@
 """Files beside the video: safe names, and the latent that outlives a failed decode."""
 
+from __future__ import annotations
+
+import logging
+import os
 import re
+import tempfile
 import unicodedata
 from datetime import datetime
 from pathlib import Path
 
 from torch import Tensor
 
-from wan.files import atomic_file
+from wan.files import atomic_file, numbered, utf8_name
 from wan.geometry import Size
 
+log = logging.getLogger(__name__)
+
 LATENT_SUFFIX = ".latent.safetensors"
-SLUG_LENGTH = 50
+SLUG_LENGTH = 50  # characters of a prompt in a name, and
+SLUG_BYTES = 150  # bytes: what is left of 255 for task, size, seed and time is enough
 REQUEST_KEY = "wan_request"  # where files made here carry what was asked
 
 
@@ -22,31 +30,78 @@ def default_name(task: str, size: Size, prompt: str, seed: int, now: datetime) -
 
 
 def slug(text: str) -> str:
-    """Letters and digits of any script joined by single `_`, at most 50 characters and never empty."""
-    words = re.sub(r"[\W_]+", "_", unicodedata.normalize("NFC", text))
-    return words.strip("_")[:SLUG_LENGTH].strip("_") or "video"
+    """Letters and digits of any script joined by single `_`, at most 50 characters and 150 bytes, never empty.
+
+    Characters that the file names of this system cannot hold are left out.
+    """
+    words = re.sub(r"[\W_]+", "_", unicodedata.normalize("NFC", text)).strip("_")[:SLUG_LENGTH]
+    short = "".join(_fitting(words)).strip("_")
+    return short or "video"
+
+
+def _fitting(text: str) -> list[str]:
+    kept, size = [], 0
+    for character in text:
+        try:
+            size += len(os.fsencode(character))
+        except UnicodeEncodeError:
+            continue
+        if size > SLUG_BYTES:
+            break
+        kept.append(character)
+    return kept
 
 
 def latent_path(video: Path) -> Path:
     """A free name beside the video for the latent it is decoded from."""
-    for number in range(1, 1000):
-        path = video.with_name(video.stem + (f"-{number}" if number > 1 else "") + LATENT_SUFFIX)
-        if not path.exists():
+    for path in numbered(video, LATENT_SUFFIX):
+        if not os.path.lexists(path):
             return path
     raise ValueError(f"there are too many unfinished latents of {video}; finish them with --resume, or delete them")
 
 
-def video_path(latent: Path) -> Path:
-    """The video a saved latent was meant to become."""
+def free_path(video: Path) -> Path:
+    """The video's own name, or the next one that is free."""
+    return next((path for path in numbered(video, video.suffix) if not os.path.lexists(path)), video)
+
+
+def video_path(latent: Path, stored_name: object = None) -> Path:
+    """The video a saved latent was meant to become, beside the latent: `stored_name` where that is a plain name."""
+    if isinstance(stored_name, str) and "\0" not in stored_name and Path(stored_name).name == stored_name != "":
+        return latent.with_name(stored_name)  # a file of a stranger cannot name a place elsewhere
     return latent.with_name(latent.name.removesuffix(LATENT_SUFFIX).removesuffix(".safetensors") + ".mp4")
 
 
-def save_latent(latent: Tensor, path: Path, request_json: str) -> None:
-    """Write a latent [z, T, H, W] with the request it answers, complete or not at all."""
+def keep_latent(latent: Tensor, video: Path, request_json: str) -> Path:
+    """Write a latent [z, T, H, W] with the request it answers, complete or not at all; where it lies now.
+
+    Beside the video, else in the temporary folder of the system. Raises OSError when it cannot be written anywhere.
+    """
+    reasons: list[OSError] = []
+    for place in (video, Path(tempfile.gettempdir(), video.name)):
+        try:
+            for path in numbered(place, LATENT_SUFFIX):
+                try:
+                    return save_latent(latent, path, request_json)
+                except FileExistsError:  # of another run, perhaps of this moment
+                    continue
+        except OSError as error:
+            log.warning("the latent cannot be kept in %s (%s)", place.parent, error)
+            reasons.append(error)
+    raise reasons[-1] if reasons else FileExistsError(f"there are too many unfinished latents of {video}")
+
+
+def save_latent(latent: Tensor, path: Path, request_json: str) -> Path:
+    """Write one latent file and return its path. Raises OSError, FileExistsError when the name is taken."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic_file(path, overwrite=False) as temporary:
-        save_file({"latent": latent.contiguous()}, str(temporary), metadata={REQUEST_KEY: request_json})
+        try:
+            save_file({"latent": latent.contiguous()}, str(temporary), {REQUEST_KEY: encodable(request_json)})
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(str(error)) from None
+    return path
 
 
 def load_latent(path: Path) -> tuple[Tensor, str]:
@@ -56,11 +111,19 @@ def load_latent(path: Path) -> tuple[Tensor, str]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path} to resume from")
     try:
-        with safe_open(str(path), "pt") as file:
+        with utf8_name(path) as name, safe_open(name, "pt") as file:
             request_json = (file.metadata() or {}).get(REQUEST_KEY)
             latent = file.get_tensor("latent") if "latent" in file.keys() else None  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a saved latent ({error})") from None
     if request_json is None or latent is None:
         raise ValueError(f"{path} is not a saved latent: it ends in {LATENT_SUFFIX} and lies beside the missing video")
     return latent, request_json
+
+
+def encodable(json_text: str) -> str:
+    """JSON that holds the same text and is valid UTF-8, also where a text came with bytes that are not.
+
+    Such a byte is a lone surrogate in Python; its escape `\\udcba` is what JSON calls it, too.
+    """
+    return json_text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -22,6 +22,7 @@ from wan.checkpoint.loading import read_config
 from wan.configs import TaskConfig
 from wan.distributed.replica import Replica
 from wan.distributed.util import get_world_size, init_distributed_group
+from wan.finite import FiniteCheck, require_finite
 from wan.framing import Framing
 from wan.geometry import LatentShape
 from wan.memory import PhaseStats, Weights, measured
@@ -159,8 +160,12 @@ class WanPipeline:
         together the first one gets the chunks; the others get none, but must iterate.
         """
         with measured(self.phases, "decode", self.runtime.device):
+            is_flat = _is_flat(latent.flatten(1))
             for chunk in self.replica.decode(self.vae, latent.to(self.runtime.device)):
                 frames = chunk.float().cpu()
+                if not is_flat and _is_flat(frames.flatten(1)):
+                    is_flat = True  # said once
+                    log.warning("decoded frames have one flat colour, and the latent has not: look at the video")
                 yield frames if framing is None else framing.finish(frames)
 
     # ---- its parts ----
@@ -174,18 +179,15 @@ class WanPipeline:
         schedule = request.steps, request.shift, self.runtime.device, self.config.num_train_timesteps
         solver = make_solver(request.solver, *schedule)
         velocity = self.velocity(request, contexts, condition)
-        start = condition.keep(self.noise(request))
+        start, check = condition.keep(self.noise(request)), FiniteCheck()
         for done, latent in enumerate(denoise(start, solver, velocity, condition.keep), start=1):
-            if done == 1 and not bool(latent.isfinite().all()):
-                raise FloatingPointError(
-                    "the first denoising step gave values that are not finite: the weights or the attention "
-                    f"backend {self.runtime.attention!r} are broken on {self.runtime.device}; try --attention "
-                    "sdpa or --dtype fp32"
-                )
+            check.read()  # of the step before, while the device computes this one
+            check.note(latent, f"denoising step {done} of {request.steps}")
             if done == 1:
                 self._prefetch_low_noise(request, solver)
             if on_step is not None:
                 on_step(done, request.steps, latent)
+        check.read()
         return latent
 
     def velocity(self, request: Request, contexts: Contexts, condition: Condition) -> Velocity:
@@ -233,6 +235,8 @@ class WanPipeline:
             states = encode()
         else:
             states = self.replica.computed_by_first(encode, len(wanted), self.config.t5_dtype)
+        for text_states in states:
+            require_finite(text_states, "the text encoder")
         return states[0], states[1] if len(states) > 1 else None
 
     # ---- components ----
@@ -292,6 +296,11 @@ class WanPipeline:
             if runtime.compile:
                 block.compile()
         return model
+
+
+def _is_flat(values: Tensor) -> bool:
+    """Whether each row of values [C, N] repeats one value."""
+    return bool((values == values[:, :1]).all())
 
 
 def _all_together(use_sp: bool, dit_fsdp: bool, t5_fsdp: bool) -> Parallel:

@@ -3,18 +3,20 @@
 import argparse
 import json
 import logging
+import math
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from wan import media, output
+from wan import geometry, media, output
 from wan.arguments import OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS
+from wan.checkpoint.fingerprint import fingerprint
 from wan.checkpoint.layout import part, repository
 from wan.configs import TaskConfig, get_config, nano_checkpoint
 from wan.distributed.util import launched_size, local_rank
-from wan.files import check_writable
+from wan.files import check_writable, shown, sweep
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.parallel import Parallel
@@ -23,6 +25,9 @@ from wan.request import MAX_SEED, Picture, Request, check_supported_size
 from wan.runtime import Runtime
 
 log = logging.getLogger(__name__)
+
+VIDEO_BYTES_PER_PIXEL = 0.1  # of a quiet H.264 file; more than that may be needed, less hardly
+OVERHEAD_BYTES = 1 << 16  # of a file beside its values
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class Job:
     progress: str
     latent: Path | None = None
     num_videos: int = 1
+    ckpt_dir: str | None = None  # as it was given
+    fingerprint: str = ""  # of the checkpoint's weights
+    stays: bool = False  # the latent, when it is decoded with weights that did not sample it
 
     def variant(self, number: int) -> "Job":
         """The job of one video, 0 <= number < num_videos."""
@@ -77,18 +85,85 @@ def plan(args: argparse.Namespace) -> Job:
     )
     check_backend(runtime.attention, runtime.device, runtime.dtype)
     latent = Path(args.resume) if args.resume else None
-    video = _video_path(args, request, latent)
+    video = _video_path(args, request, latent, stored)
     check_checkpoint(checkpoint, config)
-    if latent is None:
+    weights = fingerprint(checkpoint, config)
+    is_other = _is_other_checkpoint(args, stored, weights)
+    if latent is not None:
+        _check_latent(latent, request, config)
+    else:
         _warn_about_long_prompts(request, config, checkpoint)
         _warn_about_other_noise(request, runtime, stored)
         _warn_about_other_images(request, stored)
     progress = args.progress or ("bar" if sys.stderr.isatty() else "plain")
     metadata = not args.no_metadata
-    job = Job(config, checkpoint, request, runtime, video, args.overwrite, metadata, progress, latent, args.num_videos)
-    for variant in job.variants():
-        check_writable(variant.video, args.overwrite)
+    job = Job(
+        config,
+        checkpoint,
+        request,
+        runtime,
+        video,
+        args.overwrite,
+        metadata,
+        progress,
+        latent,
+        args.num_videos,
+        args.ckpt_dir,
+        weights,
+        stays=is_other,
+    )
+    _check_output(job)
     return job
+
+
+def _check_output(job: Job) -> None:
+    """Make sure, before hours of work, that every video and its latent can be written; sweep what killed runs left."""
+    if removed := sweep(job.video.parent):
+        log.info("removed %d unfinished files of runs that were killed", len(removed))
+    size, request = job.request.framing.saved, job.request
+    video_bytes = int(size[0] * size[1] * request.frame_num * VIDEO_BYTES_PER_PIXEL)
+    latent_bytes = 4 * math.prod(_latent_shape(request, job.config)) + OVERHEAD_BYTES
+    for variant in job.variants():
+        check_writable(variant.video, job.overwrite, job.num_videos * video_bytes + latent_bytes)
+    if job.latent is None:
+        check_writable(output.latent_path(job.video), needed=latent_bytes)
+
+
+def _latent_shape(request: Request, config: TaskConfig) -> geometry.LatentShape:
+    return geometry.latent_shape(request.framing.used, request.frame_num, config.vae_stride, config.z_dim)
+
+
+def _check_latent(path: Path, request: Request, config: TaskConfig) -> None:
+    """Refuse a saved latent that its request cannot have made; the file is left as it is."""
+    latent, wanted = output.load_latent(path)[0], _latent_shape(request, config)
+    if tuple(latent.shape) != wanted:
+        raise ValueError(
+            f"{path} holds a latent of shape {list(latent.shape)}, and a {config.name} video of "
+            f"{geometry.format_size(request.framing.used)} and {request.frame_num} frames has {list(wanted)}: the file "
+            "was changed, or is of another model"
+        )
+    if not latent.is_floating_point() or not bool(latent.isfinite().all()):
+        raise ValueError(f"{path} holds values that are not finite, of which no video can be made; sample it again")
+
+
+def _is_other_checkpoint(args: argparse.Namespace, stored: dict[str, Any], weights: str) -> bool:
+    """Whether other weights made what is repeated or resumed; said, and for --resume only if --ckpt_dir asks for it."""
+    before = stored.get("fingerprint")
+    if before in (None, weights):  # versions before this one did not store it
+        return False
+    of = f"the checkpoint {shown(stored['checkpoint_dir'])}" if stored.get("checkpoint_dir") else "other weights"
+    if args.from_video:
+        log.warning("the video was made with %s, and this runs with others: expect another video", of)
+    elif args.ckpt_dir is None:
+        raise ValueError(
+            f"{args.resume} was sampled with {of}, and these are others; say which to decode it with: --ckpt_dir "
+            f"{'FOLDER, or --ckpt_dir nano for the embedded ones' if stored.get('checkpoint') == 'nano' else 'FOLDER'}"
+        )
+    else:
+        log.warning(
+            "%s was sampled with %s and is decoded with others; it stays when the video is done", args.resume, of
+        )
+    return True
 
 
 def _parallel(args: argparse.Namespace) -> Parallel:
@@ -230,7 +305,7 @@ def _request(args: argparse.Namespace, config: TaskConfig, stored: dict[str, Any
     return request
 
 
-def _video_path(args: argparse.Namespace, request: Request, latent: Path | None) -> Path:
+def _video_path(args: argparse.Namespace, request: Request, latent: Path | None, stored: dict[str, Any]) -> Path:
     folder = Path(args.output_dir).expanduser() if args.output_dir else Path()
     if args.save_file:
         path = folder / Path(args.save_file).expanduser()
@@ -240,7 +315,7 @@ def _video_path(args: argparse.Namespace, request: Request, latent: Path | None)
             raise ValueError(f"--save_file must end in .mp4, got {path.name}; try {path.with_suffix('.mp4').name}")
         return path
     if latent is not None:
-        path = output.video_path(latent)
+        path = output.video_path(latent, stored.get("video"))
         return folder / path.name if args.output_dir else path
     return folder / output.default_name(
         request.task, request.framing.saved, request.prompt, request.seed, datetime.now()

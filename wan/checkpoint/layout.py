@@ -97,7 +97,7 @@ def stored_bytes(path: Path) -> int:
 def own_name(name: str) -> str:
     """`../sibling/file` -> `file`: the name in a checkpoint that shares nothing."""
     parts = PurePosixPath(name).parts
-    return str(PurePosixPath(*parts[2:])) if parts[0] == ".." else name
+    return str(PurePosixPath(*parts[2:])) if parts[:1] == ("..",) else name
 
 
 def repository(config: Any) -> str:

@@ -10,7 +10,6 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -123,7 +122,6 @@ def start(device: torch.device | str | None = None) -> None:
     init_distributed_group(device)
     if _joined() and _watch is None:
         _watch = Watch.join(get_rank(), get_world_size())
-        signal.signal(signal.SIGTERM, _unwind)
 
 
 def stop() -> None:
@@ -144,11 +142,6 @@ def is_first_failure(error: BaseException) -> bool:
 
 
 _watch: Watch | None = None
-
-
-def _unwind(*_: object) -> NoReturn:
-    """torchrun stops the processes that are left this way; unwinding removes unfinished files."""
-    raise KeyboardInterrupt
 
 
 def broadcast_int(value: int, device: torch.device | str = "cpu", group: ProcessGroup | None = None) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from wan.checkpoint.formats import released_names
 from wan.checkpoint.loading import load_module
 from wan.checkpoint.source import open_source
+from wan.finite import require_finite
 from wan.modules.vae import LATENTS_AT_ONCE, PIXEL_CHANNELS, CausalVAE
 
 
@@ -69,12 +70,16 @@ class VideoVAE:
         return [self._decode_one(latent) for latent in latents]
 
     def decode_stream(self, latent: Tensor) -> Iterator[Tensor]:
-        """Decode [z, T', h, w] into consecutive chunks [3, f, H, W] as `decode` would, one at a time."""
+        """Decode [z, T', h, w] into consecutive chunks [3, f, H, W] as `decode` would, one at a time.
+
+        Raises FloatingPointError for values that are not finite.
+        """
         if latent.ndim != 4 or latent.shape[0] != self.model.z_dim:
             raise ValueError(f"a latent must be [{self.model.z_dim}, T, h, w], got {list(latent.shape)}")
         latent = latent.to(self.device, torch.float32) / self.inverse_std + self.mean
         steps = self.model.decode_chunks(latent[None], tile=self._tile())
         while (chunk := self._next(steps)) is not None:
+            require_finite(chunk, "decoding")  # before the clamp, which would make white of infinity
             yield chunk[0].float().clamp_(-1, 1)
 
     def _encode_one(self, video: Tensor) -> Tensor:
@@ -83,6 +88,7 @@ class VideoVAE:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             frames = LATENTS_AT_ONCE * self.model.config.stride[0]
             mean = self.model.encode(video[None], chunk=frames, tile=self._tile())[0].float()
+        require_finite(mean, "encoding by the VAE")
         return (mean - self.mean) * self.inverse_std
 
     def _decode_one(self, latent: Tensor) -> Tensor:

@@ -1,0 +1,41 @@
+"""Values that are not finite end a run: a check that does not make the device wait."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class FiniteCheck:
+    """Remembers whether the last values were finite. On a GPU the answer is copied while the next step runs."""
+
+    def __init__(self) -> None:
+        self._flag: Tensor | None = None
+        self._ready: torch.cuda.Event | None = None
+        self._stage = ""
+
+    def note(self, values: Tensor, stage: str) -> None:
+        """Ask for the values of `stage`; `read` tells."""
+        self._flag, self._stage = values.isfinite().all(), stage
+        if self._flag.is_cuda:
+            self._flag = self._flag.to("cpu", non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def read(self) -> None:
+        """Raise FloatingPointError, naming the stage, when the values noted last were not finite."""
+        if self._flag is None:
+            return
+        if self._ready is not None:
+            self._ready.synchronize()
+        require_finite(self._flag, self._stage)
+        self._flag = None
+
+
+def require_finite(values: Tensor, stage: str) -> None:
+    """Raise FloatingPointError, naming the stage, when values (or a flag about them) are not finite; waits for them."""
+    if not bool(values if values.dtype == torch.bool else values.isfinite().all()):
+        raise FloatingPointError(
+            f"{stage} gave values that are not finite: its weights are damaged, the precision is too low or the "
+            "guidance too high; try --attention sdpa or --dtype fp32, a guidance below 10, or other weights"
+        )
