@@ -89,8 +89,96 @@ def test_a_phase_is_recorded_also_when_it_fails():
     assert phases["decode"].seconds >= 0
 
 
-def test_the_process_tells_its_peak():
-    assert peak_memory(CPU) > 1 << 20
+def test_the_process_tells_its_peak(monkeypatch):
+    assert 1 << 20 < peak_memory(CPU) < 1 << 44
+    kib = peak_memory(CPU) // 1024
+    monkeypatch.setattr("sys.platform", "darwin")  # counts in bytes there
+    assert kib <= peak_memory(CPU) < 2 * kib
+
+
+def test_a_gpu_is_measured_by_itself_within_the_phase(monkeypatch):
+    """Of several GPUs the one that works, from the start of the phase, and timed when it has finished."""
+    calls, peak = [], {torch.device("cuda:1"): 7}
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name: calls.append((name, str(device))))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: calls.append("peak") or peak[device])
+    phases: dict[str, PhaseStats] = {}
+    with measured(phases, "denoise", torch.device("cuda:1")):
+        calls.append("work")
+    assert calls == [("reset_peak_memory_stats", "cuda:1"), "work", ("synchronize", "cuda:1"), "peak"]
+    assert phases["denoise"].peak_bytes == 7
+
+
+def test_other_devices_are_not_asked_about_cuda(monkeypatch):
+    for name in ("reset_peak_memory_stats", "synchronize", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: pytest.fail("asked"))
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 5)
+    phases: dict[str, PhaseStats] = {}
+    for device in ("mps", "cpu"):
+        with measured(phases, device, torch.device(device)):
+            pass
+    assert phases["mps"].peak_bytes == 5 < phases["cpu"].peak_bytes
+
+
+class Value:
+    """A tensor's data somewhere: all that moving asks of one."""
+
+    def __init__(self, place):
+        self.device = place
+
+    def to(self, device, non_blocking):
+        return Value(device)
+
+
+class Parameter:
+    def __init__(self):
+        self.data = Value(CPU)
+
+    device = property(lambda self: self.data.device)
+
+
+class Model:
+    """A parameter and a buffer, which go where they are told."""
+
+    def __init__(self):
+        self.tensors = {"weight": Parameter(), "mean": Parameter()}
+        self.host = {name: tensor.data for name, tensor in self.tensors.items()}
+
+    def named_parameters(self):
+        yield "weight", self.tensors["weight"]
+
+    def named_buffers(self):
+        yield "mean", self.tensors["mean"]
+
+    def places(self):
+        return {str(tensor.device) for tensor in self.tensors.values()}
+
+    def is_home(self):
+        return all(tensor.data is self.host[name] for name, tensor in self.tensors.items())
+
+
+def test_models_take_turns_on_a_gpu_and_come_back_to_their_host_tensors():
+    weights = Weights(torch.device("cuda:1"), Offload.MODEL)
+    models = {name: Model() for name in "ab"}
+    for name, model in models.items():
+        weights.add(name, lambda model=model: model)
+    a, b = models.values()
+    for _ in range(2):
+        assert weights.use("a") is a and a.places() == {"cuda:1"} and b.is_home()
+    assert weights.use("b") is b and b.places() == {"cuda:1"} and a.is_home()
+    weights.done("a")
+    assert b.places() == {"cuda:1"}
+    weights.done("b")
+    assert a.is_home() and b.is_home()
+
+    weights.set_offload(Offload.NONE)
+    for name in "ab":
+        weights.use(name)
+        weights.done(name)
+    assert a.places() == b.places() == {"cuda:1"}
+    weights.set_offload(Offload.MODEL)
+    weights.use("b")
+    assert a.is_home() and b.places() == {"cuda:1"}
 
 
 def test_the_estimate_grows_with_tokens_and_weights():

@@ -77,6 +77,59 @@ def four_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
 
 
+@pytest.fixture
+def machine(monkeypatch):
+    """`machine(gpus, mps=False, current=0)`: what torch says there is; its count may only be asked where CUDA is."""
+
+    def pretend(gpus, mps=False, current=0):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus or pytest.fail("asked without CUDA"))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    "gpus, mps, names",
+    [
+        (0, False, ["cpu"]),
+        (0, True, ["mps", "cpu"]),
+        (2, False, ["cuda:0", "cuda:1", "cpu"]),
+        (1, True, ["cuda:0", "mps", "cpu"]),
+    ],
+)
+def test_the_best_device_comes_first_and_is_the_default(machine, gpus, mps, names):
+    machine(gpus, mps)
+    assert available_devices() == names
+    assert str(resolve_device(None)) == str(Runtime.default().device) == names[0]
+    assert [str(resolve_device(name)) for name in names] == names
+    on_gpu = Offload.NONE if names[0] == "cpu" else Offload.MODEL
+    assert Runtime.default().offload is on_gpu and str(Runtime.default().t5_device) == names[0]
+    assert str(Runtime.default(t5_cpu=True).t5_device) == "cpu"
+
+
+def test_a_gpu_without_a_number_is_the_current_one(machine):
+    machine(3, current=2)
+    assert [str(resolve_device(name)) for name in ("cuda", "cuda:1", torch.device("cuda"))] == [
+        *("cuda:2", "cuda:1", "cuda:2")
+    ]
+    assert [str(Runtime.default(device_id=n).device) for n in range(3)] == ["cuda:0", "cuda:1", "cuda:2"]
+    with pytest.raises(ValueError, match="cuda:3 cannot be used here"):
+        Runtime.default(device_id=3)
+
+
+@pytest.mark.parametrize("gpus, mps, own", [(0, False, "cpu"), (0, True, "mps"), (4, False, "cuda:3")])
+def test_the_device_of_the_fourth_process(machine, gpus, mps, own):
+    machine(gpus, mps)
+    assert own_device(None, 3) == own
+    assert own_device("cpu", 3) == "cpu" and own_device("mps:0", 3) == "mps:0"
+    assert own_device("cuda:0", 3) == ("cuda:3" if gpus else "cuda:0")  # refused later, by its name
+    if gpus:
+        with pytest.raises(ValueError, match="than there are GPUs, 4"):
+            own_device(None, gpus)
+
+
 @pytest.mark.parametrize("name", [None, "cuda", "cuda:0"])
 def test_each_of_several_processes_takes_its_own_gpu(four_gpus, name):
     assert own_device(name, 2) == "cuda:2"
