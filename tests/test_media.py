@@ -1,11 +1,16 @@
 """Pixels in, pixels out: ranges, colours, tags, and files that appear whole or not at all."""
 
+import wave
+from itertools import pairwise
+
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from wan.media import (
+    add_audio,
     contact_sheet,
     from_uint8,
     read_image,
@@ -305,3 +310,67 @@ def test_random_bytes_after_a_header_never_escape_as_something_else(tmp_path, ph
                 assert read_image(tmp_path / name).mode == "RGB"
             except ValueError as error:
                 assert name in str(error)
+
+
+def write_tone(path, seconds, rate=16000, channels=1):
+    samples = np.sin(np.arange(int(seconds * rate)) * (2 * np.pi * 440 / rate)) * 20000
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype(np.int16).repeat(channels).tobytes())
+    return path
+
+
+def streams(path):
+    """Per stream: kind, codec, seconds; and the payload of the pictures' packets."""
+    with av.open(str(path)) as container:
+        found = [(s.type, s.codec_context.name, float(s.duration * s.time_base)) for s in container.streams]
+        return found, [bytes(packet) for packet in container.demux(video=0)]
+
+
+@pytest.mark.parametrize("rate, channels", [(16000, 1), (44100, 2), (96000, 6), (5512, 1)])
+def test_sound_is_added_and_the_pictures_stay(tmp_path, rate, channels):
+    video = tmp_path / "a.mp4"
+    write_video(np.random.default_rng(0).integers(0, 255, (32, 48, 64, 3), np.uint8), video, 16, {"wan_request": "{}"})
+    (_, before), tags = streams(video), read_metadata(video)
+    add_audio(video, write_tone(tmp_path / "a.wav", 3, rate, channels))
+    (pictures, sound), packets = streams(video)
+    assert packets == before, "pictures are copied"
+    assert pictures == ("video", "h264", 2.0) and sound[:2] == ("audio", "aac") and abs(sound[2] - 2) < 0.1
+    assert read_metadata(video)["wan_request"] == tags["wan_request"]
+    with av.open(str(video)) as container:
+        heard = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
+        rate = container.streams.audio[0].rate
+    crossings = sum(a < 0 <= b for a, b in pairwise(heard[rate // 2 : rate + rate // 2]))
+    assert abs(crossings - 440) <= 2 and np.abs(heard[rate // 2 : rate]).max() > 0.55
+
+    add_audio(video, video)  # AAC is copied
+    assert streams(video) == ([pictures, sound], packets)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.wav"]
+
+
+def test_the_shorter_one_ends_the_file(tmp_path):
+    video = tmp_path / "a.mp4"
+    write_video(solid(COLORS * 4), video, 16)
+    add_audio(video, write_tone(tmp_path / "a.wav", 1.0))
+    (pictures, sound), _ = streams(video)
+    assert 1 <= pictures[2] <= 1 + 4 / 16 and abs(sound[2] - 1) < 0.1, "up to what the last pictures are made from"
+    assert read_video(video)[0].shape[0] in range(16, 20)
+
+
+def test_what_has_no_sound_or_pictures_leaves_the_video_alone(tmp_path):
+    video = tmp_path / "a.mp4"
+    write_video(solid(COLORS), video, 16)
+    before, tone = video.read_bytes(), write_tone(tmp_path / "a.wav", 1.0)
+    (tmp_path / "text.wav").write_text("no sound")
+    for wrong, error, text in (
+        ((video, video), ValueError, "a.mp4 has no sound in it"),
+        ((tone, tone), ValueError, "a.wav has no video in it"),
+        ((video, tmp_path / "text.wav"), ValueError, "text.wav"),
+        ((video, tmp_path / "none.wav"), FileNotFoundError, "none.wav"),
+        ((tmp_path / "none.mp4", tone), FileNotFoundError, "none.mp4"),
+    ):
+        with pytest.raises(error, match=text):
+            add_audio(*wrong)
+    assert video.read_bytes() == before

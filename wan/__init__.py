@@ -1,7 +1,6 @@
 """Wan: text and images become video. The public names, each imported when it is first asked for."""
 
-from typing import Any
-
+from wan.lazy import lazy_names
 from wan.version import VERSION as __version__
 
 _NAMES = {
@@ -13,20 +12,7 @@ _NAMES = {
     "MAX_AREA_CONFIGS": "wan.configs",
     "SUPPORTED_SIZES": "wan.configs",
 }
-_COMING = ("WanS2V", "WanAnimate")
+_LATER = "is not available yet, it comes later; now: WanT2V, WanI2V, WanTI2V"
 
 __all__ = [*_NAMES, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        from importlib import import_module
-
-        return getattr(import_module(_NAMES[name]), name)
-    if name in _COMING:
-        raise ImportError(f"wan.{name} is not available yet, it comes later; now: WanT2V, WanI2V, WanTI2V")
-    raise AttributeError(f"module 'wan' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _NAMES, {"WanS2V": _LATER, "WanAnimate": _LATER})

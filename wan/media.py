@@ -1,9 +1,12 @@
 """All reading and writing of images and video. PyAV and Pillow are imported where they are used."""
 
+import heapq
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,10 @@ log = logging.getLogger(__name__)
 CRF = 10  # near-transparent; what upstream's quality setting comes to
 BT709 = 1  # the number of BT.709 in the colour tables of H.264 (primaries, transfer and matrix alike)
 LIMITED_RANGE = 1  # luma 16..235, what players expect of H.264
+MOVFLAGS = "use_metadata_tags+faststart"
+CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # each file has its own
+AUDIO_BIT_RATE = 192_000
+AAC_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)  # Hz; the first replaces others
 
 Frames = np.ndarray | Tensor  # uint8 [F, H, W, 3], RGB
 
@@ -49,7 +56,7 @@ def write_video(
 
     path = Path(path)
     with atomic_file(path, overwrite) as temporary:
-        flags = {"movflags": "use_metadata_tags+faststart"}
+        flags = {"movflags": MOVFLAGS}
         with av.open(str(temporary), "w", format="mp4", options=flags) as container:
             container.metadata.update(metadata or {})
             stream, count = None, 0
@@ -86,6 +93,28 @@ def written(path: str | Path) -> tuple[int, tuple[int, int]]:
     with _open(path) as container:
         stream = container.streams.video[0]
         return stream.frames, (stream.width, stream.height)
+
+
+def add_audio(video: str | Path, audio: str | Path) -> None:
+    """Give an mp4 the first sound of another file, in place of its own; it ends with the shorter of the two.
+
+    Pictures and AAC sound are copied, other sound is encoded. The file changes as a whole or not at all. Raises
+    FileNotFoundError, and ValueError when one of the two is no such file.
+    """
+    import av
+
+    with _open(video) as pictures, _open(audio) as sound, atomic_file(video, overwrite=True) as temporary:
+        for path, streams, kind in ((video, pictures.streams.video, "video"), (audio, sound.streams.audio, "sound")):
+            if not streams:
+                raise ValueError(f"{path} has no {kind} in it")
+        tracks = pictures.streams.video[0], sound.streams.audio[0]
+        with av.open(str(temporary), "w", format="mp4", options={"movflags": MOVFLAGS}) as out:
+            out.metadata.update({key: value for key, value in pictures.metadata.items() if key not in CONTAINER_TAGS})
+            packets = [_copied(pictures, tracks[0], out), _audio_packets(sound, tracks[1], out)]
+            end = min(_seconds(path, kind) for path, kind in ((video, "video"), (audio, "audio")))
+            for packet in heapq.merge(*packets, key=lambda packet: packet.dts * packet.time_base):
+                if packet.dts * packet.time_base < end:
+                    out.mux(packet)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -142,14 +171,22 @@ def contact_sheet(frames: Frames, path: str | Path, columns: int = 6, limit: int
     if not len(frames):
         raise ValueError("a contact sheet needs at least one frame")
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(limit, len(frames))).round().astype(int))
-    gap, columns = 2, min(columns, len(chosen))
-    height, width = frames.shape[1:3]
-    rows = -(-len(chosen) // columns)
-    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
-    for place, index in enumerate(chosen):
-        top, left = (n * side + gap for n, side in zip(divmod(place, columns), (height + gap, width + gap)))
-        sheet[top : top + height, left : left + width] = frames[index]
+    sheet = side_by_side(frames[chosen], columns, border=255)
     save_image(sheet, path)
+
+
+def side_by_side(pictures: Frames, columns: int, border: int = 0) -> np.ndarray:
+    """Pictures or clips, uint8 [N, ..., H, W, 3], in rows of `columns` -> [..., H', W', 3], two pixels between them."""
+    pictures = _numpy(pictures)
+    gap, columns = 2, min(columns, len(pictures))
+    height, width = pictures.shape[-3:-1]
+    rows = -(-len(pictures) // columns)
+    size = rows * (height + gap) + gap, columns * (width + gap) + gap
+    sheet = np.full((*pictures.shape[1:-3], *size, 3), border, np.uint8)
+    for place, picture in enumerate(pictures):
+        top, left = (n * (side + gap) + gap for n, side in zip(divmod(place, columns), (height, width)))
+        sheet[..., top : top + height, left : left + width, :] = picture
+    return sheet
 
 
 def _upright_rgb(image: Any, name: str | Path) -> Any:
@@ -247,6 +284,40 @@ def _to_yuv(frame: np.ndarray) -> Any:
     )
     yuv.colorspace, yuv.color_range = Colorspace.ITU709, ColorRange.MPEG
     return yuv
+
+
+def _seconds(path: str | Path, kind: str) -> Fraction:
+    """When the first stream of that kind ends, by its packets: what headers say may be missing or rounded."""
+    with _open(path) as container:
+        packets = (packet for packet in container.demux(**{kind: 0}) if packet.pts is not None)
+        return max((Fraction(p.pts + (p.duration or 0)) * p.time_base for p in packets), default=Fraction(0))
+
+
+def _copied(source: Any, stream: Any, out: Any) -> Iterator[Any]:
+    """The packets of a stream for `out`, as they are."""
+    copy = out.add_stream_from_template(stream)
+    packets = (packet for packet in source.demux(stream) if packet.dts is not None)
+    return (setattr(packet, "stream", copy) or packet for packet in packets)
+
+
+def _audio_packets(source: Any, stream: Any, out: Any) -> Iterator[Any]:
+    """The packets of a stream for `out`, as AAC."""
+    import av
+
+    if stream.codec_context.name == "aac":
+        return _copied(source, stream, out)
+    rate = stream.rate if stream.rate in AAC_RATES else AAC_RATES[0]
+    layout = "mono" if stream.channels == 1 else "stereo"
+    resampler = av.AudioResampler("fltp", layout, rate)
+    encoder = out.add_stream("aac", rate=rate, layout=layout, bit_rate=AUDIO_BIT_RATE)
+
+    def encode() -> Iterator[Any]:
+        for frame in chain(source.decode(stream), [None]):
+            for resampled in resampler.resample(frame):
+                yield from encoder.encode(resampled)
+        yield from encoder.encode(None)
+
+    return encode()
 
 
 def _frames(chunks: Iterable[Frames] | Frames) -> Iterator[np.ndarray]:

@@ -1,0 +1,13 @@
+"""Flow matching and its solvers, and upstream's old helper names in `wan.utils.utils`."""
+
+from wan.lazy import lazy_names
+
+_NAMES = {
+    "FlowDPMSolverMultistepScheduler": "wan.utils.fm_solvers",
+    "FlowUniPCMultistepScheduler": "wan.utils.fm_solvers_unipc",
+    "get_sampling_sigmas": "wan.utils.fm_solvers",
+    "retrieve_timesteps": "wan.utils.fm_solvers",
+}
+
+__all__ = [*_NAMES]
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

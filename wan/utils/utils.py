@@ -1,28 +1,64 @@
 """The old public helpers under their old names and arguments, for scripts that import them from here."""
 
+import os
+import tempfile
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from wan import geometry, media
 from wan.arguments import str2bool
 from wan.geometry import best_output_size
 
-__all__ = ["best_output_size", "masks_like", "save_image", "save_video", "str2bool"]
+__all__ = ["best_output_size", "masks_like", "merge_video_audio", "rand_name", "save_image", "save_video", "str2bool"]
+
+ValueRange = tuple[float, float]
+
+
+def rand_name(length: int = 8, suffix: str = "") -> str:
+    """A random name of `length` bytes in hexadecimal, with the suffix; a dot before it is added when it has none."""
+    return os.urandom(length).hex() + (f".{suffix.removeprefix('.')}" if suffix else "")
 
 
 def save_video(
-    tensor: Tensor, save_file: str | Path, fps: int = 30, *, value_range: tuple[float, float] = (-1, 1)
-) -> None:
-    """Write one video [1, 3, F, H, W] (or [3, F, H, W]) as mp4, replacing an existing file; raises when it cannot."""
-    clip = tensor[0] if tensor.ndim == 5 else tensor
-    media.write_video(media.to_uint8(_unit_range(clip, value_range)), save_file, fps, overwrite=True)
+    tensor: Tensor,
+    save_file: str | Path | None = None,
+    fps: float = 30,
+    suffix: str = ".mp4",
+    nrow: int = 8,
+    normalize: bool = True,
+    value_range: ValueRange = (-1, 1),
+) -> str:
+    """Write videos [B, 3, F, H, W], or one [3, F, H, W], as mp4, several as a grid with `nrow` in a row.
+
+    `value_range` becomes black to white; with `normalize=False` that is 0 to 1. Replaces an existing file. Without
+    `save_file` a random name with `suffix` in the temporary folder is taken. Returns the name; raises when it cannot.
+    """
+    pixels = _grid(tensor if tensor.ndim == 5 else tensor[None], nrow, value_range if normalize else (0, 1))
+    path = _path(save_file, suffix)
+    media.write_video(pixels, path, int(fps) if fps == int(fps) else Fraction(fps).limit_denominator(), overwrite=True)
+    return path
 
 
-def save_image(tensor: Tensor, save_file: str | Path, *, value_range: tuple[float, float] = (-1, 1)) -> None:
-    """Write one image [1, 3, H, W] (or [3, H, W]) in the format of the suffix, replacing an existing file."""
-    image = tensor[0] if tensor.ndim == 4 else tensor
-    media.save_image(media.to_uint8(_unit_range(image, value_range)[:, None])[0], save_file)
+def save_image(
+    tensor: Tensor,
+    save_file: str | Path | None = None,
+    nrow: int = 8,
+    normalize: bool = True,
+    value_range: ValueRange = (-1, 1),
+) -> str:
+    """`save_video` for images [B, 3, H, W], or one [3, H, W]; the suffix decides the format, png without a name."""
+    pixels = _grid(tensor if tensor.ndim == 4 else tensor[None], nrow, value_range if normalize else (0, 1))
+    path = _path(save_file, ".png")
+    media.save_image(pixels, path)
+    return path
+
+
+def merge_video_audio(video_path: str | Path, audio_path: str | Path) -> None:
+    """`wan.media.add_audio`: the mp4 gets the sound of the other file; both end with the shorter one."""
+    media.add_audio(video_path, audio_path)
 
 
 def masks_like(tensor: list[Tensor], zero: bool = False) -> tuple[list[Tensor], list[Tensor]]:
@@ -31,6 +67,22 @@ def masks_like(tensor: list[Tensor], zero: bool = False) -> tuple[list[Tensor], 
     return masks, [mask.clone() for mask in masks]
 
 
-def _unit_range(x: Tensor, value_range: tuple[float, float]) -> Tensor:
+def _path(save_file: str | Path | None, suffix: str) -> str:
+    return os.path.join(tempfile.gettempdir(), rand_name(suffix=suffix)) if save_file is None else str(save_file)
+
+
+def _grid(batch: Tensor, columns: int, value_range: ValueRange) -> np.ndarray:
+    """[B, 3 or 1, ..., H, W] -> uint8 [..., H', W', 3]: scaled to 0..255 and truncated; one alone has no border."""
     low, high = value_range
-    return (x.float().clamp(low, high) - low) / (high - low) * 2 - 1
+    if batch.shape[1] not in (1, 3):
+        raise ValueError(
+            f"pixels have 1 or 3 channels, in the dimension before frames, height and width; got {list(batch.shape)}"
+        )
+    if not low < high:
+        raise ValueError(f"value_range is (low, high), got {value_range}")
+    if not batch.isfinite().all():
+        raise ValueError("the tensor has values that are not finite; there is no picture of them")
+    unit = (batch.float().clamp(low, high) - low) / (high - low)
+    pixels = (unit * 255).byte().movedim(1, -1)
+    pixels = pixels.expand(*pixels.shape[:-1], 3).cpu().numpy()
+    return pixels[0] if len(pixels) == 1 else media.side_by_side(pixels, columns)
