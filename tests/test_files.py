@@ -74,13 +74,15 @@ def test_what_strangers_wrote_is_shown_escaped_and_cut(text, safe):
     assert shown(text) == safe
 
 
-@pytest.mark.parametrize("text", ["{", "[" * 100_000, b"\xff", '{"a": NaN}', "1" * 5000, "", '{"a": "\x00"}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[" * 100_000, b"\xff", '{"a": NaN}', "1" * 5000, "", '{"a": "\x00"}', '{"a": 1, "a": 2}']
+)
 def test_bad_json_is_a_value_error(tmp_path, text):
     with pytest.raises(ValueError):
         parse_json(text)
     path = tmp_path / "x\x1b.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=r"x\\x1b\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"x\\x1b\.json is (not valid JSON|empty)"):
         read_json(path, 1_000_000)
-    with pytest.raises(ValueError, match="at most -1"):
+    with pytest.raises(ValueError, match=r"at most -1|empty"):
         read_json(path, -1)

@@ -125,17 +125,25 @@ def check_writable(path: str | Path, overwrite: bool = False, needed: int = 0) -
 
 
 @contextmanager
-def utf8_name(path: Path) -> Iterator[str]:
-    """A name of an existing file that is UTF-8, for libraries that read no other: its own, or a link to it."""
+def utf8_name(path: Path, misleading: str | None = None) -> Iterator[str]:
+    """A name of an existing file that is UTF-8, for libraries that read no other: its own, or a link to it.
+
+    The name does not end in the suffix `misleading`, for libraries that would believe it.
+    """
+    suffix = path.suffix if path.suffix.isascii() and path.suffix != misleading else ""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
-        with tempfile.TemporaryDirectory() as folder:
-            link = Path(folder, "file").with_suffix(path.suffix if path.suffix.isascii() else "")
-            link.symlink_to(path.resolve())
-            yield str(link)
+        is_plain = False
     else:
+        is_plain = path.suffix != misleading
+    if is_plain:
         yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "file").with_suffix(suffix)
+        link.symlink_to(path.resolve())
+        yield str(link)
 
 
 def _partial(folder: Path) -> Path:
@@ -201,16 +209,18 @@ def shown(text: Any, limit: int = 200) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text in UTF-8. Raises ValueError whatever is wrong with it, bad nesting and NaN included."""
+    """The value of a JSON text in UTF-8. Raises ValueError whatever is wrong with it, bad nesting, NaN and
+    two values of one name included."""
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repetition)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
     """The value of a JSON file. Raises ValueError that names the file, also when it has more than `max_bytes`."""
+    refuse_placeholder(path)
     if path.stat().st_size > max_bytes:
         raise ValueError(f"{shown(path)} has {path.stat().st_size} bytes; such a file has at most {max_bytes}")
     try:
@@ -219,5 +229,33 @@ def read_json(path: Path, max_bytes: int) -> Any:
         raise ValueError(f"{shown(path)} is not valid JSON: {shown(error)}") from None
 
 
+def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(result := dict(pairs)) < len(pairs):
+        raise ValueError("it has two values of one name")
+    return result
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def refuse_placeholder(path: Path) -> None:
+    """Raise ValueError when a file is empty, or what stands in for it after a download that went wrong."""
+    with open(path, "rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for mark, kind in PLACEHOLDERS.items():
+        if start.startswith(mark):
+            raise ValueError(f"{shown(path)} is {kind}")
+    if not start and path.stat().st_size < 64:
+        raise ValueError(f"{shown(path)} is empty: it has {path.stat().st_size} bytes; download it again")
+
+
+_POINTER = "a Git-LFS pointer, not the file itself: run git lfs pull there, or download it with hf download"
+_PAGE = "a web page, not the file itself: download it with hf download, logged in where that is needed"
+PLACEHOLDERS = {
+    b"version https://git-lfs": _POINTER,
+    b"<!doctype html": _PAGE,
+    b"<html": _PAGE,
+    b"<?xml": _PAGE,
+    b"<error": _PAGE,
+}

@@ -77,8 +77,8 @@ def test_truncated_and_misleading_files_are_found_before_loading(folder):
     vae.write_bytes(vae.read_bytes()[:-100])
     (folder / "t5.pth").write_bytes(b"")
     message = refused(folder, error=ValueError)
-    assert "vae.pth is damaged or truncated" in message
-    assert "t5.pth is damaged or truncated: it has 0 bytes" in message
+    assert "vae.pth is damaged, truncated" in message
+    assert "t5.pth is empty: it has 0 bytes" in message
     assert "is truncated: tensor b" in message
     assert "'../../secret.safetensors'" in message
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wan.checkpoint.layout import part, weight_files
-from wan.checkpoint.source import read_header
+from wan.checkpoint.source import is_safetensors, read_header
 
 WHOLE_BYTES = 8_000_000  # files up to this size are read whole
 EDGE_BYTES = 65_536  # read at both ends of larger ones: the header, and the checksums that end a .pth
@@ -46,6 +46,6 @@ def _places(path: Path) -> Iterator[tuple[int, int]]:
     yield 0, EDGE_BYTES
     yield size - EDGE_BYTES, EDGE_BYTES
     yield from ((size * place // PLACES, PLACE_BYTES) for place in range(PLACES))
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         for entry in read_header(path).values():
             yield (entry.start + entry.stop) // 2, min(TENSOR_BYTES, (entry.stop - entry.start + 1) // 2)

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wan.checkpoint.loading import inferred_config
-from wan.checkpoint.source import PICKLED_SUFFIXES, check_pickled, folder_shards, read_header
+from wan.checkpoint.source import PICKLED_SUFFIXES, folder_shards, open_source
 
 # Other published names of what a `TaskConfig` names, in the order in which they are looked for; a .pth may also be a
 # .safetensors of the same stem.
@@ -43,16 +43,14 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
             except ValueError as error:
                 missing.append(f"{where}config.json, and {error}")
         try:
-            for shard in folder_shards(folder / expert):
-                read_header(shard)
+            open_source(folder / expert)
         except FileNotFoundError as error:
             missing.append(f"{where}: {error}" if where else str(error))
         except ValueError as error:
             damaged.append(str(error))
     for file, role in ((config.t5_checkpoint, "the text encoder"), (config.vae_checkpoint, "the video autoencoder")):
         try:
-            for weights in weight_files(part(folder, file)):
-                (read_header if weights.suffix == ".safetensors" else check_pickled)(weights)
+            open_source(part(folder, file))
         except FileNotFoundError:
             missing.append(f"{file} ({role})")
         except ValueError as error:

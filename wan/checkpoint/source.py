@@ -7,11 +7,8 @@ truncated while such a tensor lives; replacing it (as every writer here does, wi
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import re
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,8 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
-MAX_INDEX_BYTES = 64_000_000
+from wan.checkpoint.pickled import is_archive, load_pickled, some
+from wan.files import parse_json, read_json, refuse_placeholder, shown
+
+MAX_HEADER_BYTES = 16_000_000  # the format allows 100 MB; the largest released model has 0.2 MB
+MAX_INDEX_BYTES = 16_000_000
+MAX_AXES = 8
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLED_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
@@ -66,27 +67,23 @@ class TensorSource(ABC):
         return {name: self.shape(name) for name in self.names()}
 
 
-def open_source(path: str | Path) -> TensorSource:
-    """Open a checkpoint folder (indexed shards or one safetensors file), a *.safetensors or a *.pth, .pt, .ckpt, .bin.
+def open_source(path: str | Path, checksums: bool = False) -> TensorSource:
+    """Open a checkpoint folder (indexed shards or one file), a safetensors file or one of `torch.save`.
 
-    Headers are read and checked here, tensors are not. Raises FileNotFoundError naming everything that is missing and
-    ValueError for a damaged file or one that holds anything but tensors.
+    Its content says which of them a file is, not its name. Headers are read and checked here, tensors are not, unless
+    `checksums` are to be compared (see `load_pickled`; safetensors has none). Raises FileNotFoundError naming all that
+    is missing and ValueError for a damaged file or one that holds anything but tensors.
     """
     path = Path(path)
     if path.is_dir():
-        return SafetensorsSource(folder_shards(path), str(path))
-    if not path.exists():
+        return FileSource(folder_shards(path), str(path), checksums)
+    if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        return SafetensorsSource({path: None}, str(path))
-    if path.suffix in PICKLED_SUFFIXES:
-        return MemorySource(load_pickled(path), str(path))
-    known = ", ".join((".safetensors", *PICKLED_SUFFIXES))
-    raise ValueError(f"{path} is not a checkpoint this program reads: expected a folder or a file ending in {known}")
+    return FileSource({path: None}, str(path), checksums)
 
 
 class MemorySource(TensorSource):
-    """Tensors that are already there: a state dict, or the mapped tensors of a .pth file."""
+    """Tensors that are already there: a state dict."""
 
     def __init__(self, tensors: Mapping[str, Tensor], description: str = "the given state dict"):
         self.tensors = tensors
@@ -105,36 +102,36 @@ class MemorySource(TensorSource):
         return self.tensors[name]
 
 
-# ---- safetensors ----
+# ---- files ----
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: bytes [start, stop) of `file`."""
+    """One tensor in `file`; in a safetensors file its data are the bytes [start, stop)."""
 
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
-    start: int
-    stop: int
+    start: int = 0
+    stop: int = 0
 
 
-class SafetensorsSource(TensorSource):
-    """One or more safetensors files; only the one read last stays open, so address space and page tables stay small."""
+class FileSource(TensorSource):
+    """One or more files; only the one read last stays open, so address space and page tables stay small."""
 
-    def __init__(self, shards: Mapping[Path, set[str] | None], description: str):
+    def __init__(self, shards: Mapping[Path, set[str] | None], description: str, checksums: bool = False):
         """shards: each file with the names it must hold according to the index (None: whatever it holds)."""
         self.description = description
         self.entries: dict[str, Entry] = {}
         self._open: tuple[Path, Any] | None = None
         for file, promised in shards.items():
-            found = read_header(file)
+            found = read_contents(file, checksums)
             absent = sorted((promised or set()) - found.keys())
             if absent:
-                raise ValueError(f"{file} lacks tensors that the index places there: {_some(absent)}")
+                raise ValueError(f"{file} lacks tensors that the index places there: {some(absent)}")
             twice = sorted(found.keys() & self.entries.keys())
             if twice:
-                raise ValueError(f"{file} repeats tensors of {self.entries[twice[0]].file.name}: {_some(twice)}")
+                raise ValueError(f"{file} repeats tensors of {self.entries[twice[0]].file.name}: {some(twice)}")
             self.entries.update(found)
 
     def names(self) -> list[str]:
@@ -151,15 +148,49 @@ class SafetensorsSource(TensorSource):
         try:
             return self._handle(entry.file).get_tensor(name)
         except Exception as error:  # safetensors raises its own types, all of which mean that the bytes are bad
-            raise ValueError(f"{entry.file}: cannot read tensor {name}: {error}; download the file again") from error
+            raise ValueError(
+                f"{entry.file}: cannot read tensor {shown(name)}: {shown(error)}; download the file again"
+            ) from error
 
     def _handle(self, file: Path) -> Any:
         if self._open is None or self._open[0] != file:
-            from safetensors import safe_open
-
             self._open = None  # unmaps the previous shard, unless tensors of it are still in use
-            self._open = (file, safe_open(file, framework="pt", device="cpu"))
+            self._open = (file, _opened(file))
         return self._open[1]
+
+
+class _Pickled(dict[str, Tensor]):
+    get_tensor = dict.__getitem__
+
+
+def _opened(file: Path) -> Any:
+    if not is_safetensors(file):
+        return _Pickled(load_pickled(file))
+    from safetensors import safe_open
+
+    return safe_open(file, framework="pt", device="cpu")
+
+
+def read_contents(path: Path, checksums: bool = False) -> dict[str, Entry]:
+    """The tensors of a weight file, in file order, checked against its size. Raises ValueError, see `open_source`."""
+    refuse_placeholder(path)
+    if is_safetensors(path):
+        return read_header(path)
+    with open(path, "rb") as file:
+        is_pickled = is_archive(path) or file.read(1) == b"\x80"
+    if is_pickled or path.suffix in PICKLED_SUFFIXES:
+        tensors = load_pickled(path, checksums)
+        return {name: Entry(path, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if path.suffix == ".safetensors":
+        return read_header(path)  # says what is wrong
+    raise ValueError(f"{shown(path)} is no weight file: neither safetensors nor written by torch.save")
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file starts with a header of that format: its length in 8 bytes, then an object."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[4:] == b"\0\0\0\0{"
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -174,35 +205,43 @@ def read_header(path: Path) -> dict[str, Entry]:
             )
         text = file.read(length)
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
+        header = parse_json(text)
+        metadata = header.pop("__metadata__", {})
+        if not all(
+            isinstance(text, str) for text in metadata.values()
+        ):  # the library that reads the tensors refuses it
+            raise ValueError("__metadata__ must hold texts")
+        "".join(header).encode()  # nor does it take halves of surrogate pairs
         entries = {name: _entry(path, 8 + length, fields) for name, fields in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has a damaged safetensors header: {error}; download it again") from error
-    entries = dict(sorted(entries.items(), key=lambda item: item[1].start))
+        raise ValueError(f"{path} has a damaged safetensors header: {shown(error)}; download it again") from None
+    entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
     end = 8 + length
     for name, entry in entries.items():
         expected = math.prod(entry.shape) * entry.dtype.itemsize
-        if entry.start < end or entry.stop - entry.start != expected:
+        if entry.start != end or entry.stop - entry.start != expected:
             raise ValueError(
-                f"{path} is damaged: tensor {name} of shape {list(entry.shape)} needs {expected} bytes after byte "
-                f"{end}, the header gives it bytes {entry.start} to {entry.stop}; download it again"
+                f"{path} is damaged: tensor {shown(name)} of shape {list(entry.shape)} needs {expected} bytes from "
+                f"byte {end} on, the header gives it bytes {entry.start} to {entry.stop}; download it again"
             )
         if entry.stop > size:
             raise ValueError(
-                f"{path} is truncated: tensor {name} ends at byte {entry.stop}, the file at {size}; download it again"
+                f"{path} is truncated: tensor {shown(name)} ends at byte {entry.stop}, the file at {size}; "
+                "download it again"
             )
         end = entry.stop
+    if end != size:
+        raise ValueError(f"{path} is damaged: its tensors end at byte {end}, the file at {size}; download it again")
     return entries
 
 
 def _entry(path: Path, base: int, fields: dict[str, Any]) -> Entry:
     start, stop = fields["data_offsets"]
     shape = tuple(fields["shape"])
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop)):
-        raise ValueError(f"shape {shape} at {start}-{stop}")
+    if len(shape) > MAX_AXES or not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop)):
+        raise ValueError(f"shape {shown(shape, 80)} at {shown((start, stop), 80)}")
     if fields["dtype"] not in DTYPES:
-        raise ValueError(f"unknown dtype {fields['dtype']}; known are {', '.join(DTYPES)}")
+        raise ValueError(f"unknown dtype {shown(fields['dtype'], 40)}; known are {', '.join(DTYPES)}")
     return Entry(path, DTYPES[fields["dtype"]], shape, base + start, base + stop)
 
 
@@ -223,24 +262,22 @@ def folder_shards(folder: Path) -> dict[Path, set[str] | None]:
             raise FileNotFoundError(f"{folder} holds no *.safetensors and no *{INDEX_SUFFIX}")
     missing = [file.name for file in shards if not file.is_file()]
     if missing:
-        raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing)}")
+        raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(shards)} weight files: {some(missing)}")
     return shards
 
 
 def read_index(path: Path) -> dict[Path, set[str]]:
     """The `weight_map` of an index by file. Entries must be plain names of safetensors files beside the index."""
-    if path.stat().st_size > MAX_INDEX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; an index stays below {MAX_INDEX_BYTES}")
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        pairs = list(weight_map.items())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not an index of safetensors shards: it has no weight_map ({error})") from error
+    refuse_placeholder(path)
+    weight_map = index.get("weight_map") if isinstance(index := read_json(path, MAX_INDEX_BYTES), dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path} is not an index of safetensors shards: it has no weight_map")
     shards: dict[Path, set[str]] = {}
-    for name, file in pairs:
+    for name, file in weight_map.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w.+ -]+\.safetensors", file, re.ASCII):
             raise ValueError(
-                f"{path} places {name} in {file!r}: only the name of a safetensors file beside it is allowed"
+                f"{path} places {shown(name)} in {shown(repr(file))}: only the name of a safetensors file beside it is "
+                "allowed"
             )
         shards.setdefault(path.parent / file, set()).add(name)
     return dict(sorted(shards.items()))
@@ -263,59 +300,8 @@ def _preferred(folder: Path, suffix: str) -> Path | None:
             return folder / f"{stem}{suffix}"
     files = sorted(folder.glob(f"*{suffix}"))
     if len(files) > 1:
-        raise ValueError(f"{folder} holds several checkpoints, name one: {', '.join(file.name for file in files)}")
+        raise ValueError(f"{folder} holds several checkpoints, name one: {some(file.name for file in files)}")
     return files[0] if files else None
-
-
-# ---- pickled state dicts ----
-
-
-def load_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file written by `torch.save`, mapped; a dict whose only key is `state_dict` is unwrapped.
-
-    Only tensors are ever built from the file: torch's weights-only reader refuses anything else, and there is no way
-    around it here. That reader had holes itself before torch 2.10 (CVE-2026-24747): with an older torch, open only
-    files whose origin you trust, or safetensors.
-    """
-    is_zip = check_pickled(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is refused: it is damaged or holds more than tensors, and reading that could run code from the "
-            f"file ({_first_line(error)}). Get the weights as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or truncated ({_first_line(error)}); download it again") from error
-    while isinstance(state, dict) and list(state) == ["state_dict"]:
-        state = state["state_dict"]
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of named tensors")
-    others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
-    if others:
-        raise ValueError(f"{path} is not a plain state dict: these entries are not tensors: {_some(others)}")
-    return state
-
-
-def check_pickled(path: Path) -> bool:
-    """Raise ValueError when a file of `torch.save` is visibly cut off; whether it is in the format that can be mapped.
-
-    Reads a few bytes only: the current format is a zip archive, whose directory comes last. Files from before torch 1.6
-    are none and show nothing.
-    """
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if not start or (start == b"PK" and not zipfile.is_zipfile(path)):
-        raise ValueError(f"{path} is damaged or truncated: it has {path.stat().st_size} bytes; download it again")
-    return start == b"PK"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _some(names: list[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def in_file_order(source: TensorSource, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:

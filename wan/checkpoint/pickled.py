@@ -1,0 +1,157 @@
+"""State dicts written by `torch.save`: nothing but tensors is ever built from such a file."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from wan.files import shown, utf8_name
+
+MAX_PICKLE_BYTES = 64_000_000  # of the part that names the tensors; a model of a thousand tensors has 0.2 MB
+SMALL_RECORD = 1 << 20  # bytes; records up to here have their checksum compared at every opening
+END_OF_ARCHIVE = b"PK\x05\x06"  # starts the last 22 bytes of an archive without a comment
+# All that a dict of plain tensors is made of.
+NEEDED = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor(_v[23])?|parameter)|torch\.nn\.parameter\.Parameter"
+    r"|torch\.(storage\.)?\w+Storage|torch\.(u?int|b?float|bool)\w*"
+)
+
+
+def load_pickled(path: Path, checksums: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file written by `torch.save`, mapped; a dict whose only key is `state_dict` is unwrapped.
+
+    What the file would call is listed before torch's weights-only reader sees it; all but tensors is refused.
+    There is no way around it here. That reader had holes itself before torch 2.10 (CVE-2026-24747): with an older
+    torch, open only files whose origin you trust, or safetensors. Files from before torch 1.6 are read into memory.
+
+    `checksums` compares those of all records with the data, once per file and process.
+    """
+    is_zip = is_archive(path)
+    try:
+        with open(path, "rb") as file:
+            calls = _check_archive(file) if is_zip else _calls(file, pickles=5)
+            foreign = sorted({call for call in calls if not NEEDED.fullmatch(call)})
+        if checksums and is_zip:
+            stat = path.stat()
+            _compare_checksums(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    except Exception as error:  # damage shows as almost any exception
+        raise _damaged(path, error) from None
+    if foreign:
+        raise ValueError(
+            f"{shown(path)} is refused: it holds more than tensors ({some(foreign, 3)}), and reading that could run "
+            "code from the file. Get the weights as safetensors"
+        )
+    try:
+        with warnings.catch_warnings(), utf8_name(path, misleading=".safetensors") as name:
+            warnings.simplefilter("ignore")
+            state = torch.load(name, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:
+        raise _damaged(path, error) from None
+    if isinstance(state, dict) and list(dict.keys(state)) == ["state_dict"]:
+        state = dict.get(state, "state_dict")
+    if not isinstance(state, dict):
+        raise ValueError(f"{shown(path)} holds a {type(state).__name__}, not a dict of named tensors")
+    problems = [f"{shown(name, 80)} {bad}" for name, value in dict.items(state) if (bad := _objection(name, value))]
+    if problems:
+        raise ValueError(f"{shown(path)} is not a plain state dict: {some(problems)}")
+    return {name: value.detach() for name, value in dict.items(state)}
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is in the current format of `torch.save`, a zip archive, which can be mapped."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def some(names: Iterable[Any], limit: int = 8) -> str:
+    """The first names in a bounded text, with the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(shown(name, 120) for name in names[:limit]) + more
+
+
+def _check_archive(file: BinaryIO) -> set[str]:
+    """What the pickle of an archive calls. Raises an exception of any kind when directory or headers do not fit."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 22))
+    if file.read(4) != END_OF_ARCHIVE:
+        raise ValueError("it does not end where its directory ends")
+    with zipfile.ZipFile(file) as archive:
+        for record in _records(archive):
+            if record.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"record {shown(record.filename, 80)} is compressed")
+            with archive.open(record) as data:  # compares the record's header with the directory
+                if record.file_size <= SMALL_RECORD:
+                    data.read()  # compares the checksum
+        (pickled,) = (record for record in _records(archive) if record.filename.endswith("/data.pkl"))
+        if pickled.file_size > MAX_PICKLE_BYTES:
+            raise ValueError(f"its list of tensors has {pickled.file_size} bytes")
+        return _calls(io.BytesIO(archive.read(pickled)), pickles=1)
+
+
+def _records(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The files of an archive. Some writers (`torch.serialization.set_crc32_options`) put 0 in place of checksums; the
+    reader of a record that has none compares nothing."""
+    for record in archive.infolist():
+        if getattr(record, "CRC", None) == 0:
+            del record.CRC
+    return archive.infolist()
+
+
+def _calls(file: BinaryIO, pickles: int) -> set[str]:
+    """Names of everything that the next pickles of a file would import, read without running them."""
+    found = set()
+    for _ in range(pickles):
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name in ("GLOBAL", "INST"):
+                found.add(argument.replace(" ", "."))
+            elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+                found.add(f"a name made by {opcode.name}")
+    return found
+
+
+@lru_cache(maxsize=8)
+def _compare_checksums(path: Path, identity: tuple[int, ...]) -> None:
+    """Read all records and compare their checksums. `identity` tells files of one name apart."""
+    with zipfile.ZipFile(path) as archive, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+
+        def compare(record: zipfile.ZipInfo) -> None:
+            with archive.open(record) as data:
+                while data.read(1 << 22):
+                    pass
+
+        list(pool.map(compare, _records(archive)))
+
+
+def _objection(name: Any, value: Any) -> str | None:
+    """Why an entry cannot be a weight."""
+    if not isinstance(name, str):
+        return f"is a {type(name).__name__}, not the name of a tensor"
+    if type(value) not in (Tensor, nn.Parameter):
+        return "is no tensor"
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_neg():
+        return "is sparse, quantized, without data or on another device"
+    extent = 1
+    for size, stride in sorted(zip(value.shape, value.stride(), strict=True), key=lambda axis: axis[1]):
+        if size > 1 and stride < extent:
+            return f"repeats its data: shape {shown(list(value.shape), 60)}, strides {shown(value.stride(), 60)}"
+        extent += (size - 1) * stride if size > 0 else 0
+    return None
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    """The refusal of a file that torch, or a look into it, stumbled over; torch's advice on safety is left out."""
+    reason = next(iter(str(error).splitlines()), "")
+    reason = type(error).__name__ if not reason or "weights_only" in reason else shown(reason, 150)
+    return ValueError(f"{shown(path)} is damaged, truncated or no file of torch.save ({reason}); download it again")
