@@ -204,5 +204,5 @@ def test_areas_that_no_model_makes(area, nearest):
 
 
 def test_an_elongated_image_is_not_padded_to_nothing():
-    with pytest.raises(ValueError, match=r"1000x10 pixels is too elongated .*; crop the image, .* or use --fit crop"):
+    with pytest.raises(ValueError, match=r"1000x10 pixels is too elongated .*; crop the image, .* or use fit crop"):
         of_size("pad", (64, 64), (1000, 10), *MODELS["i2v"])

@@ -162,8 +162,30 @@ def test_files_and_images_are_the_same(pipeline, tmp_path):
 
 def test_an_image_is_needed_before_anything_is_loaded(folder):
     pipeline = WanI2V(CONFIG, folder, runtime=FLOAT32)
-    with pytest.raises(ValueError, match="--task i2v-A14B needs --image FILE"):
+    with pytest.raises(ValueError, match=r"^task i2v-A14B needs img \(or last_image\)$"):
         pipeline.generate("a red circle")
     with pytest.raises(FileNotFoundError, match="there is no image gone"):
         pipeline.generate("a red circle", "gone.png")
     assert not pipeline.weights._modules and pipeline._vae is None and pipeline._text_encoder is None
+
+
+def test_python_callers_read_the_names_of_arguments(folder):
+    pipeline = WanI2V(CONFIG, folder, runtime=FLOAT32)
+    for call, text in (
+        ({}, "task i2v-A14B needs img (or last_image)"),
+        ({"input_prompt": None, "img": photo()}, "input_prompt must be text, got None"),
+        ({"input_prompt": 5, "img": photo()}, "input_prompt must be text, got 5"),
+        ({"img": 5}, "img is a path or a PIL image, got int"),
+        ({"img": photo(), "sampling_steps": 2.5}, "sampling_steps must be a whole number, got 2.5"),
+        ({"img": photo(), "guide_scale": "3"}, "guide_scale must be a finite number, got '3'"),
+        ({"img": photo(), "sample_solver": "ddim"}, "unknown sample_solver 'ddim'"),
+        ({"img": photo(), "max_area": True}, "max_area must be a whole number, got True"),
+        ({"img": photo(), "n_prompt": 5}, "n_prompt must be text, got 5"),
+        (
+            {"img": photo(), "last_image": photo(), "frame_num": 1},
+            "no room for both img and last_image",
+        ),
+    ):
+        with pytest.raises(ValueError) as error:
+            pipeline.generate(**{"input_prompt": "a fox"} | call)
+        assert text in str(error.value) and "--" not in str(error.value)

@@ -27,7 +27,7 @@ LAYERS = [
     (2, ["wan.modules", "wan.modules.*"]),
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
     (0, ["wan.files", "wan.finite", "wan.framing", "wan.geometry", "wan.interrupts", "wan.media", "wan.output"]),
-    (0, ["wan.lazy", "wan.parallel", "wan.program", "wan.runtime", "wan.version"]),
+    (0, ["wan.lazy", "wan.parallel", "wan.program", "wan.runtime", "wan.values", "wan.version"]),
     (0, ["wan.utils", "wan.utils.flow", "wan.utils.fm_solvers*", "wan.utils.system_prompt"]),
 ]
 

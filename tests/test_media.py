@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from wan.media import (
+    MAX_FPS,
     add_audio,
     contact_sheet,
     from_uint8,
@@ -84,6 +85,21 @@ def test_chunks_of_arrays_and_tensors_are_joined(tmp_path):
     chunks = iter([frames[:1], torch.from_numpy(frames[1:5]), frames[5:]])
     assert write_video(chunks, tmp_path / "a.mp4", fps=16) == len(COLORS)
     assert len(read_video(tmp_path / "a.mp4")[0]) == len(COLORS)
+
+
+@pytest.mark.parametrize("fps", [1, 1000, 1001, 2000, 70_000, MAX_FPS])
+def test_files_play_at_every_rate(tmp_path, fps):
+    for count in (1, 3, 4, 5):  # a file of few equal frames has them reordered
+        write_video(np.zeros((count, 32, 32, 3), np.uint8), tmp_path / "a.mp4", fps, overwrite=True)
+        frames, rate = read_video(tmp_path / "a.mp4")
+        assert (len(frames), rate) == (count, fps)
+
+
+@pytest.mark.parametrize("fps", [0, -1, MAX_FPS + 1, 10**12, 7.5, "8", True, float("nan")])
+def test_rates_that_do_not_play_are_refused(tmp_path, fps):
+    with pytest.raises(ValueError, match=r"^fps (must|can) be "):
+        write_video(np.zeros((1, 32, 32, 3), np.uint8), tmp_path / "a.mp4", fps)
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_frame(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from wan.configs import NANO_CONFIGS, WAN_CONFIGS
@@ -15,6 +16,7 @@ from wan.request import (
     nearest_size,
     parse_guidance,
 )
+from wan.values import named
 
 T2V = WAN_CONFIGS["t2v-A14B"]
 NANO = NANO_CONFIGS["t2v-A14B"]
@@ -72,16 +74,24 @@ def test_missing_and_negative_seeds_are_drawn(seed):
         ({"frame_num": 80}, "frame_num must be 4n+1, got 80; try 77 or 81"),
         ({"frame_num": 0}, "frame_num must be 4n+1, got 0; try 1"),
         ({"size": (1281, 720)}, "try 1280*720"),
-        ({"steps": 0}, "sample_steps must be at least 1, got 0"),
-        ({"steps": 1001}, "sample_steps can be at most 1000"),
-        ({"shift": 0.0}, "sample_shift must be above 0, got 0"),
-        ({"shift": float("nan")}, "sample_shift must be above 0, got nan"),
-        ({"guidance": -1.0}, "sample_guide_scale must be 0 or more, got -1"),
-        ({"guidance": (1.0, float("inf"))}, "got 1,inf"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 1001}, "steps can be at most 1000"),
+        ({"shift": 0.0}, "shift must be above 0, got 0"),
+        ({"shift": float("nan")}, "shift must be a finite number, got nan"),
+        ({"guidance": -1.0}, "guidance must be 0 or more (to 3e38), got -1"),
+        ({"guidance": (1.0, float("inf"))}, "guidance must be a finite number, got inf"),
         ({"guidance": (1.0, 2.0, 3.0)}, "one number or (low, high)"),
-        ({"solver": "ddim"}, "unknown sample_solver 'ddim'; choose one of unipc, dpm++, euler"),
-        ({"seed": 2**63}, "the seed must lie in 0..9223372036854775807"),
+        ({"solver": "ddim"}, "unknown solver 'ddim'; choose one of unipc, dpm++, euler"),
+        ({"seed": 2**63}, "seed must lie in 0..9223372036854775807"),
+        ({"shift": 1e-4}, "shift must lie in 0.001..1000, got 0.0001"),
+        ({"shift": 1001}, "shift must lie in 0.001..1000, got 1001"),
+        ({"guidance": 3.1e38}, "guidance must be 0 or more (to 3e38), got 3.1e+38"),
         ({"fps": 0}, "fps must be at least 1, got 0"),
+        ({"fps": 1_000_000}, "fps can be at most 999999, got 1000000: files of more do not play"),
+        ({"fps": 10**12}, "fps can be at most 999999"),
+        ({"boundary": -0.1}, "must lie in 0..1, got -0.1"),
+        ({"prompt": "x" * 100_001}, "prompt has 100001 characters; at most 100000 are taken"),
+        ({"negative_prompt": "\udcba"}, r"negative_prompt holds bytes that are no text: '\udcba'"),
         ({"boundary": 1.5}, "boundary is a share of the timesteps and must lie in 0..1, got 1.5"),
         ({"noise_device": "gpu"}, "unknown noise_device 'gpu'; choose one of default, cpu"),
     ],
@@ -95,7 +105,7 @@ def test_errors_name_value_rule_and_choice(values, text):
 def test_a_boundary_and_a_pair_of_guidances_need_two_experts():
     with pytest.raises(ValueError, match="has one model; leave it out"):
         Request.create(TI2V, boundary=0.5)
-    with pytest.raises(ValueError, match="sample_guide_scale 3,4 is for two experts, and ti2v-5B has one model; try 3"):
+    with pytest.raises(ValueError, match="guidance 3,4 is for two experts, and ti2v-5B has one model; try 3"):
         Request.create(TI2V, guidance=(3, 4))
     assert Request.create(TI2V, guidance=(4, 4)).guidance == (4.0, 4.0)
 
@@ -136,6 +146,113 @@ def test_known_sizes_pass():
 def test_dictionary_round_trip():
     request = Request.create(T2V, prompt="ein Bär, 熊", seed=5, guidance=(1, 2), negative_prompt="")
     assert Request.from_dict(request.to_dict() | {"a later field": 1}) == request
+
+
+NO_WHOLE = ["17", 2.5, 17.0, True, None, [17], {}, float("nan"), np.array([1, 2])]
+NO_NUMBER = ["3", True, [], {}, float("nan"), float("inf"), 10**400, 1j]
+NO_TEXT = [5, None, ["x"], {}, True, b"x"]
+WRONG = {
+    **dict.fromkeys(("frame_num", "steps", "seed", "fps"), NO_WHOLE),
+    "shift": [*NO_NUMBER, None],
+    "guidance": [*NO_NUMBER, None, [1], [1, 2, 3], [1, "2"], [True, 1]],
+    "boundary": NO_NUMBER,
+    **dict.fromkeys(("task", "prompt", "negative_prompt", "solver", "noise_device", "fit"), NO_TEXT),
+}
+PYTHON = {  # what `create` fills when it is None, or takes from its config
+    "defaults": {"frame_num", "steps", "seed", "fps", "shift", "guidance", "boundary", "prompt", "negative_prompt"},
+    "elsewhere": {"task"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_values_of_another_type_are_refused_in_files_and_calls(name):
+    stored = Request.create(T2V, seed=1).to_dict()
+    for value in WRONG[name]:
+        with pytest.raises(ValueError, match=f"^(unknown )?{name} "):
+            Request.from_dict(stored | {name: value})
+        if name not in PYTHON["elsewhere"] and not (value is None and name in PYTHON["defaults"]):
+            with pytest.raises(ValueError, match=f"^(unknown )?{name} "):
+                Request.create(T2V, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"size": size} for size in (5, None, [64, 64], "64", "0*64", "9" * 5000 + "*64")),
+        *({"used": size} for size in (5, ["1280*720"], "1281*720", "64*99984", "0*0")),
+        *({"saved": size} for size in (5, "999999999*999999999", "64*64", "1280*722")),
+        *({"image": image} for image in (5, "photo.png", [], {"path": "a.png", "size": "64*64", "sha256": "0"})),
+        *({"task": task} for task in ("", "t2v", "s2v-14B", "x" * 10**6, "\x1b[2J")),
+        *({"checkpoint": value} for value in (5, ["nano"])),
+        *({"device": 5}, {"dtype": ["bf16"]}, {"convert_model_dtype": "yes"}, {"versions": "1"}),
+        {"steps": 1001},
+        {"frame_num": 16},
+        {"frame_num": 10**4000},
+        {"seed": -1},
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_stored_values_that_cannot_be_are_refused_in_a_line(change):
+    with pytest.raises(ValueError) as error:
+        Request.from_dict(Request.create(T2V, seed=1).to_dict() | change)
+    assert len(str(error.value)) < 400 and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("values", [[], "text", None, 5, {}, [["task", "t2v-A14B"]]])
+def test_what_is_no_dictionary_is_no_request(values):
+    with pytest.raises(ValueError, match=r"must be a dictionary|lacks"):
+        Request.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"path": path} for path in (["x"], 5, "", "a\0b", "x" * 5000)),
+        *({"size": size} for size in (None, 64, "0*0", [6, 4])),
+        *({"sha256": digits} for digits in (None, 5, ["0"])),
+    ],
+)
+@pytest.mark.parametrize("name", ["image", "last_image"])
+def test_stored_images_of_another_type_are_refused(photo, name, change):
+    stored = Request.create(I2V, image=photo, last_image=photo).to_dict()
+    with pytest.raises(ValueError):
+        Request.from_dict(stored | {name: stored[name] | change})
+
+
+def test_a_stored_request_keeps_to_its_task(photo):
+    stored = Request.create(TI2V, image=photo, seed=1).to_dict()
+    for change in ({"boundary": 0.5}, {"guidance": [1, 2]}, {"last_image": stored["image"]}):
+        with pytest.raises(ValueError, match=r"has one model|not made from last_image"):
+            Request.from_dict(stored | change)
+    with pytest.raises(ValueError, match="task i2v-A14B needs image"):
+        Request.from_dict(stored | {"task": "i2v-A14B", "image": None, "prompt": "a fox"})
+
+
+def test_numbers_of_numpy_and_tensors_are_numbers():
+    request = Request.create(
+        T2V,
+        size=(np.int64(832), np.int32(480)),
+        frame_num=np.int64(5),
+        steps=torch.tensor(7),
+        shift=np.float32(2.5),
+        guidance=np.array([3, 4.5]),
+        seed=np.uint8(9),
+        fps=np.array(12),
+        boundary=torch.tensor(0.5),
+    )
+    plain = Request.create(
+        T2V, size=(832, 480), frame_num=5, steps=7, shift=2.5, guidance=(3, 4.5), seed=9, fps=12, boundary=0.5
+    )
+    assert request == plain and request.to_json() == plain.to_json()
+    assert Request.create(T2V, guidance=np.float32(3)).guidance == (3.0, 3.0)
+    assert Request.create(T2V, seed=np.int64(-1)).seed >= 0
+
+
+def test_errors_go_by_the_names_of_the_caller():
+    with named({"steps": "--sample_steps"}), pytest.raises(ValueError, match=r"^--sample_steps must be at least 1"):
+        Request.create(T2V, steps=0)
+    with pytest.raises(ValueError, match=r"^steps must be at least 1"):
+        Request.create(T2V, steps=0)
 
 
 def test_incomplete_dictionaries_are_refused():
@@ -225,16 +342,16 @@ def test_dictionary_round_trip_with_images(photo):
 @pytest.mark.parametrize(
     "config, values, text",
     [
-        (I2V, {}, "--task i2v-A14B needs --image FILE (or --last_image FILE)"),
-        (WAN_CONFIGS["s2v-14B"], {}, "--task s2v-14B needs --image FILE"),
-        (T2V, {"image": "photo"}, "t2v-A14B is not made from --image; leave it out"),
-        (TI2V, {"last_image": "photo"}, "ti2v-5B is not made from --last_image; leave it out"),
+        (I2V, {}, "task i2v-A14B needs image (or last_image)"),
+        (WAN_CONFIGS["s2v-14B"], {}, "task s2v-14B needs image"),
+        (T2V, {"image": "photo"}, "t2v-A14B is not made from image; leave it out"),
+        (TI2V, {"last_image": "photo"}, "ti2v-5B is not made from last_image; leave it out"),
         (I2V, {"image": "gone.png"}, "there is no image gone.png"),
-        (I2V, {"image": 5}, "an image is a path or a PIL image, got int"),
+        (I2V, {"image": 5}, "image is a path or a PIL image, got int"),
         (
             I2V,
             {"image": "photo", "last_image": "photo", "frame_num": 1},
-            "frame_num 1 has no room for both image and last_image; leave one out, or try frame_num 5",
+            "frame_num 1 has no room for both image and last_image; leave one out, or try 5",
         ),
         (I2V, {"image": "photo", "fit": "zoom"}, "unknown fit 'zoom'; choose one of area, crop, pad, exact"),
         (TI2V, {"fit": "crop"}, "fit crop is about an image, and none was given; leave it out"),

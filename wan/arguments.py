@@ -33,6 +33,9 @@ REQUEST_FLAGS = {
     "fit": "fit",
 }
 
+# The fields of a request under the names of their flags, for errors.
+FLAG_NAMES = {field: f"--{flag}" for flag, field in {**REQUEST_FLAGS, "fps": "fps", "task": "task"}.items()}
+
 # Flags of other tasks: given to a task that does not know them, media inputs are refused (the result would not be what
 # was asked for) and settings are ignored with a warning.
 OTHER_INPUTS = {

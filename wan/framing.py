@@ -88,12 +88,23 @@ def of_size(fit: str, asked: Size, image: Size, vae_stride: Stride, patch: Strid
     """
     steps = geometry.token_size(vae_stride, patch)
     geometry.check_extent(asked, steps)
-    saved = asked[0] + asked[0] % 2, asked[1] + asked[1] % 2  # H.264 as every player knows it has even sides
+    saved = _even(asked)
     if fit == "pad":
         return Framing(asked, _inscribed(image, asked, steps), saved)
     used = tuple(-(-side // step) * step for side, step in zip(saved, steps, strict=True))
     geometry.check_extent(used, steps)
     return Framing(asked, used, saved)
+
+
+def check_together(framing: Framing, vae_stride: Stride, patch: Stride) -> None:
+    """Refuse three sizes that no fit gives: `used` is whole tokens, `saved` is as used, or as asked with even sides."""
+    steps = geometry.token_size(vae_stride, patch)
+    geometry.check_size(framing.used, vae_stride, patch)
+    geometry.check_extent(framing.used, steps)
+    if framing.saved != framing.used:
+        geometry.check_extent(framing.asked, steps)
+        if framing.saved != _even(framing.asked):
+            raise ValueError(f"the sizes do not belong together: {framing}")
 
 
 def place(image: Image, framing: Framing, fit: str) -> Image:
@@ -116,6 +127,11 @@ def crop_to_aspect(image: Image, like: Size) -> Image:
     height = min(image.height, round(image.width * like[1] / like[0])) or 1
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
+
+
+def _even(size: Size) -> Size:
+    """A size that H.264 has as every player knows it."""
+    return size[0] + size[0] % 2, size[1] + size[1] % 2
 
 
 def _inscribed(image: Size, within: Size, steps: Size) -> Size:

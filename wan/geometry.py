@@ -9,6 +9,9 @@ import re
 import torch
 from torch import Tensor
 
+from wan.files import shown
+from wan.values import called
+
 PATCH_SIZE = (1, 2, 2)  # frames, rows, columns of latent positions in one token
 VAE_STRIDE = (4, 8, 8)  # frames, rows, columns of pixels in one latent position
 MAX_POSITION = 1024  # tokens along one axis: where the rotary tables of the models end
@@ -20,9 +23,9 @@ LatentShape = tuple[int, int, int, int]
 
 def parse_size(text: str) -> Size:
     """'1280*720' or '1280x720' -> (width, height) in pixels."""
-    match = re.fullmatch(r"\s*(\d+)\s*[*xX]\s*(\d+)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,9})\s*[*xX]\s*(\d{1,9})\s*", text)
     if not match or not all(int(side) for side in match.groups()):
-        raise ValueError(f"size must be WIDTH*HEIGHT in pixels, for example 1280*720, got {text!r}")
+        raise ValueError(f"size must be WIDTH*HEIGHT in pixels, for example 1280*720, got {shown(text, 60)!r}")
     width, height = match.groups()
     return int(width), int(height)
 
@@ -41,11 +44,11 @@ def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0]) -> None:
     """The first frame has a latent of its own and every further latent covers `stride` frames."""
     longest = stride * (MAX_POSITION - 1) + 1
     if frame_num > longest:
-        raise ValueError(f"frame_num can be at most {longest}, got {frame_num}")
+        raise ValueError(f"{called('frame_num')} can be at most {longest}, got {shown(frame_num, 40)}")
     if frame_num < 1 or frame_num % stride != 1 % stride:
         lower = max(1, (frame_num - 1) // stride * stride + 1)
         choices = f"{lower} or {lower + stride}" if frame_num > 0 else "1"
-        raise ValueError(f"frame_num must be {stride}n+1, got {frame_num}; try {choices}")
+        raise ValueError(f"{called('frame_num')} must be {stride}n+1, got {frame_num}; try {choices}")
 
 
 def check_size(size: Size, vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE) -> None:
@@ -54,8 +57,8 @@ def check_size(size: Size, vae_stride: Stride = VAE_STRIDE, patch: Stride = PATC
     if any(side < step or side % step for side, step in zip(size, steps, strict=True)):
         nearest = [max(1, int(side / step + 0.5)) * step for side, step in zip(size, steps, strict=True)]
         raise ValueError(
-            f"size {format_size(size)} is not possible: the width must be a multiple of {steps[0]} and the height of "
-            f"{steps[1]}; try {nearest[0]}*{nearest[1]}"
+            f"{called('size')} {format_size(size)} is not possible: the width must be a multiple of {steps[0]} and the "
+            f"height of {steps[1]}; try {nearest[0]}*{nearest[1]}"
         )
 
 
@@ -64,8 +67,9 @@ def check_extent(size: Size, steps: Size) -> None:
     if any(not step <= side <= step * MAX_POSITION for side, step in zip(size, steps, strict=True)):
         nearest = [min(max(side, step), step * MAX_POSITION) for side, step in zip(size, steps, strict=True)]
         raise ValueError(
-            f"size {format_size(size)} is not possible: the width must be {steps[0]} to {steps[0] * MAX_POSITION} and "
-            f"the height {steps[1]} to {steps[1] * MAX_POSITION}; try {nearest[0]}*{nearest[1]}"
+            f"{called('size')} {format_size(size)} is not possible: the width must be {steps[0]} to "
+            f"{steps[0] * MAX_POSITION} and the height {steps[1]} to {steps[1] * MAX_POSITION}; try "
+            f"{nearest[0]}*{nearest[1]}"
         )
 
 
@@ -164,5 +168,5 @@ def _check_image(width: int, height: int) -> None:
 def too_elongated(image: Size, area: int, size: str = "larger") -> ValueError:
     return ValueError(
         f"an image of {image[0]}x{image[1]} pixels is too elongated for a video of {area} pixels; crop the image, ask "
-        f"for a {size} size, or use --fit crop"
+        f"for a {size} size, or use {called('fit')} crop"
     )

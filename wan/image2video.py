@@ -49,9 +49,8 @@ class WanI2V(WanPipeline):
         negative for a random one. Raises ValueError and FileNotFoundError for what cannot work, before any weight is
         read.
         """
-        request = Request.create(
-            self.config,
-            prompt=input_prompt,
+        request = self.asked(
+            input_prompt,
             image=img,
             last_image=last_image,
             size=size,

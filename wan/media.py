@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from wan.files import atomic_file
+from wan.values import called, quoted, whole
 
 log = logging.getLogger(__name__)
 
 CRF = 10  # near-transparent; what upstream's quality setting comes to
+MAX_FPS = 999_999  # a frame of less than a microsecond has no time that players can tell
 BT709 = 1  # the number of BT.709 in the colour tables of H.264 (primaries, transfer and matrix alike)
 LIMITED_RANGE = 1  # luma 16..235, what players expect of H.264
 MOVFLAGS = "use_metadata_tags+faststart"
@@ -39,6 +41,14 @@ def from_uint8(pixels: Tensor) -> Tensor:
     return pixels.float().div(255).sub(0.5).div(0.5).movedim(-1, -3)
 
 
+def check_fps(fps: Any) -> None:
+    """Refuse rates that a file cannot play. Raises ValueError."""
+    if whole("fps", fps) < 1:
+        raise ValueError(f"{called('fps')} must be at least 1, got {quoted(fps)}")
+    if fps > MAX_FPS:
+        raise ValueError(f"{called('fps')} can be at most {MAX_FPS}, got {quoted(fps)}: files of more do not play")
+
+
 def write_video(
     chunks: Iterable[Frames] | Frames,
     path: str | Path,
@@ -54,9 +64,12 @@ def write_video(
     """
     import av
 
+    check_fps(fps)
     path = Path(path)
     with atomic_file(path, overwrite) as temporary:
         flags = {"movflags": MOVFLAGS}
+        if fps > 1000:  # its edit list counts milliseconds, and frames that last less would be cut off
+            flags["movie_timescale"] = str(fps)
         with av.open(str(temporary), "w", format="mp4", options=flags) as container:
             container.metadata.update(metadata or {})
             stream, count = None, 0

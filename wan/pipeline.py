@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,12 +37,22 @@ from wan.request import Request
 from wan.runtime import Offload, Runtime
 from wan.sampling import Keep, Velocity, denoise, guided, identity, make_solver, switch_at
 from wan.utils.flow import Solver
+from wan.values import called, named
 
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int, Tensor], None]  # steps done, steps in all, the latent so far
 Contexts = tuple[Tensor, Tensor | None]  # text states of the prompt and of the negative one, [len, text_dim]
 
+# Fields of a request under upstream's names for the arguments of `generate`.
+ARGUMENTS = {
+    "prompt": "input_prompt",
+    "negative_prompt": "n_prompt",
+    "image": "img",
+    "steps": "sampling_steps",
+    "guidance": "guide_scale",
+    "solver": "sample_solver",
+}
 VAES = {16: Wan2_1_VAE, 48: Wan2_2_VAE}  # by latent channels
 # What decides the task of a model; a contradiction with the preset means that it is another task's.
 TASK_FIELDS = ("model_type", "in_dim", "out_dim")
@@ -167,6 +177,13 @@ class WanPipeline:
                     is_flat = True  # said once
                     log.warning("decoded frames have one flat colour, and the latent has not: look at the video")
                 yield frames if framing is None else framing.finish(frames)
+
+    def asked(self, prompt: Any, **values: Any) -> Request:
+        """The request of a call of `generate`. Errors go by the names of its arguments."""
+        with named(ARGUMENTS):
+            if prompt is None:
+                raise ValueError(f"{called('prompt')} must be text, got None; beside an image '' will do")
+            return Request.create(self.config, prompt=prompt, **values)
 
     # ---- its parts ----
 

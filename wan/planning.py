@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from wan import geometry, media, output
-from wan.arguments import OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS
+from wan.arguments import FLAG_NAMES, OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS
 from wan.checkpoint.fingerprint import fingerprint
 from wan.checkpoint.layout import part, repository
 from wan.configs import TaskConfig, get_config, nano_checkpoint
 from wan.distributed.util import launched_size, local_rank
-from wan.files import check_writable, shown, sweep
+from wan.files import check_writable, parse_json, shown, sweep
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.parallel import Parallel
 from wan.pipeline import check_checkpoint
 from wan.request import MAX_SEED, Picture, Request, check_supported_size
 from wan.runtime import Runtime
+from wan.values import named
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class Job:
         return [self.variant(number) for number in range(self.num_videos)]
 
 
+@named(FLAG_NAMES)
 def plan(args: argparse.Namespace) -> Job:
     """Fold the flags into a Job. Reads no weights; raises ValueError or OSError for what cannot work."""
     _refuse_what_comes_later(args)
@@ -238,9 +241,9 @@ def _fill_from_request(args: argparse.Namespace, request: Request) -> None:
 def _find_stored_image(picture: Picture, flag: str, folder: Path) -> str:
     """The file that a video was made from: by the path of that time, seen from here or from the video's folder."""
     for path in (Path(picture.path), folder / picture.path) if picture.path else ():
-        if path.is_file():
+        if os.path.isfile(path):  # Path.is_file raises for names that no file can have
             return str(path)
-    name = picture.path or "in memory"
+    name = shown(picture.path or "in memory")
     raise FileNotFoundError(
         f"the video was made from the image {name}, which is not there; say where it is: --{flag} FILE"
     )
@@ -248,10 +251,10 @@ def _find_stored_image(picture: Picture, flag: str, folder: Path) -> str:
 
 def _parse_stored(text: str, source: str) -> dict[str, Any]:
     try:
-        stored = json.loads(text)
+        stored = parse_json(text)
         Request.from_dict(stored)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"the request stored in {source} cannot be read: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"the request stored in {shown(source)} cannot be read: {shown(error, 500)}") from None
     return stored
 
 

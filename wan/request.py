@@ -3,20 +3,22 @@
 import hashlib
 import json
 import math
-import operator
 import random
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from wan import framing, geometry, media
-from wan.configs import TaskConfig
+from wan.configs import TaskConfig, get_config
 from wan.framing import FITS, Framing
 from wan.geometry import Size, format_size
 from wan.sampling import SOLVERS
+from wan.values import called, named, quoted, real, text, whole
 
 MAX_SEED = 2**63 - 1
+MAX_SHIFT, MAX_GUIDANCE = 1000, 3e38  # above the last one float32 ends
 NOISE_DEVICES = ("default", "cpu")
+LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Picture:
     pixels: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, image: Any) -> "Picture":
+    def of(cls, image: Any, name: str = "image") -> "Picture":
         """Read a file, or take a PIL image. Raises FileNotFoundError or ValueError that says what is wrong with it."""
         if isinstance(image, (str, Path)):
             pixels, path, content = media.read_image(image), str(image), Path(image).read_bytes()
@@ -40,15 +42,19 @@ class Picture:
             pixels, path = media.upright_rgb(image), None
             content = pixels.tobytes()
         else:
-            raise ValueError(f"an image is a path or a PIL image, got {type(image).__name__}")
+            raise ValueError(f"{called(name)} is a path or a PIL image, got {type(image).__name__}")
         return cls(path, pixels.size, hashlib.sha256(content).hexdigest()[:16], pixels)
 
     def to_dict(self) -> dict[str, Any]:
         return {"path": self.path, "size": format_size(self.size), "sha256": self.sha256}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Picture":
-        return cls(values["path"], geometry.parse_size(values["size"]), values["sha256"])
+    def from_dict(cls, values: Any) -> "Picture":
+        """The picture of a `to_dict`, checked. Raises ValueError."""
+        path, size, digits = (_dictionary("image", values).get(name) for name in ("path", "size", "sha256"))
+        if path is not None and (not isinstance(path, str) or "\0" in path or not 0 < len(path) <= LONGEST_PATH):
+            raise ValueError(f"the path of an image must be text, got {quoted(path)}")
+        return cls(path, geometry.parse_size(text("size", size)), text("sha256", digits))
 
 
 @dataclass(frozen=True)
@@ -79,28 +85,57 @@ class Request:
     fit: str = "area"
 
     def __post_init__(self) -> None:
+        for name, convert in TYPES.items():
+            object.__setattr__(self, name, convert(name, getattr(self, name)))
         if not self.prompt.strip() and self.shape_image is None:
             raise ValueError(f"the prompt is empty: {self.task} has nothing else to go by; describe the video in it")
         if self.steps < 1:
-            raise ValueError(f"sample_steps must be at least 1, got {self.steps}; try 1, or leave it to the task")
-        if not (math.isfinite(self.shift) and self.shift > 0):
-            raise ValueError(f"sample_shift must be above 0, got {self.shift:g}; 1 leaves the schedule as it is")
-        if not all(math.isfinite(scale) and scale >= 0 for scale in self.guidance):
-            raise ValueError(
-                f"sample_guide_scale must be 0 or more, got {format_guidance(self.guidance)}; 1 means no guidance"
-            )
-        if self.solver not in SOLVERS:
-            raise ValueError(f"unknown sample_solver {self.solver!r}; choose one of {', '.join(SOLVERS)}")
+            raise ValueError(f"{called('steps')} must be at least 1, got {self.steps}; try 1, or leave it to the task")
+        if self.shift <= 0:
+            raise ValueError(f"{called('shift')} must be above 0, got {self.shift:g}; 1 leaves the schedule as it is")
+        if not 1 / MAX_SHIFT <= self.shift <= MAX_SHIFT:
+            raise ValueError(f"{called('shift')} must lie in {1 / MAX_SHIFT}..{MAX_SHIFT}, got {self.shift:g}")
+        if not all(0 <= scale <= MAX_GUIDANCE for scale in self.guidance):
+            guidance = format_guidance(self.guidance)
+            raise ValueError(f"{called('guidance')} must be 0 or more (to 3e38), got {guidance}; 1 means no guidance")
+        for name, value, choices in (
+            ("solver", self.solver, SOLVERS),
+            ("noise_device", self.noise_device, NOISE_DEVICES),
+            ("fit", self.fit, FITS),
+        ):
+            if value not in choices:
+                raise ValueError(f"unknown {called(name)} {quoted(value)}; choose one of {', '.join(choices)}")
         if not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"the seed must lie in 0..{MAX_SEED} (or be negative for a random one), got {self.seed}")
-        if self.fps < 1:
-            raise ValueError(f"fps must be at least 1, got {self.fps}")
+            raise ValueError(
+                f"{called('seed')} must lie in 0..{MAX_SEED} (or be negative for a random one), got {quoted(self.seed)}"
+            )
+        media.check_fps(self.fps)
         if self.boundary is not None and not 0 <= self.boundary <= 1:
-            raise ValueError(f"boundary is a share of the timesteps and must lie in 0..1, got {self.boundary:g}")
-        if self.noise_device not in NOISE_DEVICES:
-            raise ValueError(f"unknown noise_device {self.noise_device!r}; choose one of {', '.join(NOISE_DEVICES)}")
+            raise ValueError(
+                f"{called('boundary')} is a share of the timesteps and must lie in 0..1, got {self.boundary:g}"
+            )
         if self.image is not None and self.last_image is not None and self.frame_num == 1:
-            raise ValueError("frame_num 1 has no room for both image and last_image; leave one out, or try frame_num 5")
+            raise ValueError(
+                f"{called('frame_num')} 1 has no room for both {called('image')} and {called('last_image')}; leave one "
+                "out, or try 5"
+            )
+
+    def check_task(self, config: TaskConfig) -> None:
+        """Raise ValueError, with the nearest valid choice, for values that cannot work with the models of a task."""
+        geometry.check_frame_num(self.frame_num, config.vae_stride[0])
+        if self.steps > config.num_train_timesteps:
+            raise ValueError(f"{called('steps')} can be at most {config.num_train_timesteps}, got {quoted(self.steps)}")
+        if config.boundary is None and self.boundary is not None:
+            raise ValueError(
+                f"{called('boundary')} divides the work of two experts, and {config.name} has one model; leave it out"
+            )
+        low, high = self.guidance
+        if config.boundary is None and low != high:
+            raise ValueError(
+                f"{called('guidance')} {format_guidance(self.guidance)} is for two experts, and {config.name} has one "
+                f"model; try {low:g}"
+            )
+        _check_images(config, [name for name in ("image", "last_image") if getattr(self, name)])
 
     @property
     def shape_image(self) -> Picture | None:
@@ -137,38 +172,29 @@ class Request:
         """
         config.check()
         pictures = _pictures(config, image=image, last_image=last_image)
-        frame_num = config.frame_num if frame_num is None else frame_num
-        geometry.check_frame_num(frame_num, config.vae_stride[0])
-        steps = config.sample_steps if steps is None else steps
-        if steps > config.num_train_timesteps:
-            raise ValueError(f"sample_steps can be at most {config.num_train_timesteps}, got {steps}")
-        pair = _pair(config.guidance if guidance is None else guidance)
-        if config.boundary is None and boundary is not None:
-            raise ValueError(f"boundary divides the work of two experts, and {config.name} has one model; leave it out")
-        if config.boundary is None and pair[0] != pair[1]:
-            raise ValueError(
-                f"sample_guide_scale {format_guidance(pair)} is for two experts, and {config.name} has one model; "
-                f"try {pair[0]:g}"
-            )
         if prompt is None:
             prompt = "" if pictures else config.prompt  # the example describes another picture
-        return cls(
+        if seed is None or whole("seed", seed) < 0:
+            seed = draw_seed()
+        request = cls(
             task=config.name,
             prompt=prompt,
             negative_prompt=config.sample_neg_prompt if negative_prompt is None else negative_prompt,
             framing=_framing(config, fit, size, max_area, next(iter(pictures.values()), None)),
-            frame_num=frame_num,
-            steps=steps,
-            shift=float(config.sample_shift if shift is None else shift),
-            guidance=pair,
+            frame_num=config.frame_num if frame_num is None else frame_num,
+            steps=config.sample_steps if steps is None else steps,
+            shift=config.sample_shift if shift is None else shift,
+            guidance=config.guidance if guidance is None else guidance,
             solver=solver,
-            seed=draw_seed() if seed is None or seed < 0 else seed,
+            seed=seed,
             fps=config.sample_fps if fps is None else fps,
             boundary=config.boundary if boundary is None else boundary,
             noise_device=noise_device,
             fit=fit,
             **pictures,
         )
+        request.check_task(config)
+        return request
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reverses it, except that images lose their pixels."""
@@ -187,18 +213,34 @@ class Request:
         )
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Request":
-        """The request of a `to_dict`, checked again; unknown keys are ignored. Raises ValueError for missing ones."""
-        needed = {field.name for field in fields(cls) if field.default is MISSING} - {"framing"} | {"size"}
-        if missing := needed - set(values):
-            raise ValueError(f"the stored request lacks {', '.join(sorted(missing))}")
-        known = {field.name for field in fields(cls)}
-        sizes = [geometry.parse_size(values.get(name, values["size"])) for name in ("size", "used", "saved")]
-        values = {key: value for key, value in values.items() if key in known} | {"framing": Framing(*sizes)}
-        for name in ("image", "last_image"):
-            values[name] = values.get(name) and Picture.from_dict(values[name])
-        values["guidance"] = _pair(tuple(values["guidance"]))
-        return cls(**values)
+    def from_dict(cls, values: Any) -> "Request":
+        """The request of a `to_dict`, checked as if it was new: a stranger may have written it.
+
+        Unknown keys are ignored. Raises ValueError, whose text names the fields of a request.
+        """
+        with named({}):
+            values = _dictionary("the request", values)
+            needed = {field.name for field in fields(cls) if field.default is MISSING} - {"framing"} | {"size"}
+            if missing := needed - set(values):
+                raise ValueError(f"the stored request lacks {', '.join(sorted(missing))}")
+            for name, kind in STORED_BESIDE.items():
+                if not isinstance(values.get(name), (kind, type(None))):
+                    raise ValueError(f"{name} must be {kind.__name__}, got {quoted(values[name])}")
+            config = get_config(text("task", values["task"]))
+            known = {field.name for field in fields(cls)}
+            sizes = [
+                geometry.parse_size(text(name, values.get(name, values["size"]))) for name in ("size", "used", "saved")
+            ]
+            changes = {
+                name: Picture.from_dict(values[name])
+                for name in ("image", "last_image")
+                if values.get(name) is not None
+            }
+            given = {key: value for key, value in values.items() if key in known}
+            request = cls(**given | changes | {"framing": Framing(*sizes)})
+            request.check_task(config)
+            framing.check_together(request.framing, config.vae_stride, config.patch_size)
+            return request
 
     def to_json(self, **extra: Any) -> str:
         """`to_dict` and the `extra` values as one line of JSON."""
@@ -248,33 +290,38 @@ def parse_guidance(text: str) -> tuple[float, float]:
     return numbers[0], numbers[-1]
 
 
+def _check_images(config: TaskConfig, given: list[str]) -> None:
+    for name in given:
+        if name not in config.images:
+            raise ValueError(f"{config.name} is not made from {called(name)}; leave it out")
+    if config.needs_image and not given:
+        first, *others = (called(name) for name in config.images)
+        file = " FILE" if first.startswith("--") else ""
+        also = "".join(f" (or {name}{file})" for name in others)
+        raise ValueError(f"{called('task')} {config.name} needs {first}{file}{also}")
+
+
 def _pictures(config: TaskConfig, **images: Any) -> dict[str, Picture]:
     """The images that were given, read, if they are what the task takes."""
     given = {name: image for name, image in images.items() if image is not None}
-    for name in given:
-        if name not in config.images:
-            raise ValueError(f"{config.name} is not made from --{name}; leave it out")
-    if config.needs_image and not given:
-        first, *others = config.images
-        also = "".join(f" (or --{name} FILE)" for name in others)
-        raise ValueError(f"--task {config.name} needs --{first} FILE{also}")
-    return {name: Picture.of(image) for name, image in given.items()}
+    _check_images(config, list(given))
+    return {name: Picture.of(image, name) for name, image in given.items()}
 
 
 def _framing(config: TaskConfig, fit: str, size: Size | None, max_area: int | None, image: Picture | None) -> Framing:
     if fit not in FITS:
-        raise ValueError(f"unknown fit {fit!r}; choose one of {', '.join(FITS)}")
+        raise ValueError(f"unknown {called('fit')} {quoted(fit)}; choose one of {', '.join(FITS)}")
     if image is None and fit != "area":
-        raise ValueError(f"fit {fit} is about an image, and none was given; leave it out")
+        raise ValueError(f"{called('fit')} {fit} is about an image, and none was given; leave it out")
     if fit != "area" and size is None and max_area is not None:
-        raise ValueError(f"fit {fit} needs a size, (width, height); an area alone does not say its shape")
+        raise ValueError(f"{called('fit')} {fit} needs a size, (width, height); an area alone does not say its shape")
     asked = geometry.parse_size(config.size) if size is None else _sides(size)
     tokens = config.vae_stride, config.patch_size
     if image is None:
         return framing.plain(asked, *tokens)
     if fit != "area":
         return framing.of_size(fit, asked, image.size, *tokens)
-    area = asked[0] * asked[1] if max_area is None else max_area
+    area = asked[0] * asked[1] if max_area is None else whole("max_area", max_area)
     used = framing.of_area(config.model_type, area, image.size, *tokens)
     return Framing(asked if max_area is None else used, used, used)
 
@@ -284,17 +331,38 @@ def _sides(size: Any) -> Size:
     if isinstance(size, str):
         return geometry.parse_size(size)
     try:
-        width, height = map(operator.index, size)
+        width, height = (whole("size", side) for side in size)
     except (TypeError, ValueError):
         width = height = 0
     if width < 1 or height < 1:
-        raise ValueError(f"size is (width, height) in whole pixels, for example (1280, 720), got {size!r}")
+        raise ValueError(
+            f"{called('size')} is (width, height) in whole pixels, for example (1280, 720), got {quoted(size)}"
+        )
     return width, height
 
 
-def _pair(guidance: float | tuple[float, float]) -> tuple[float, float]:
-    if isinstance(guidance, (int, float)):
-        return float(guidance), float(guidance)
-    if len(guidance) != 2:
-        raise ValueError(f"guidance is one number or (low, high), got {guidance}")
-    return float(guidance[0]), float(guidance[1])
+def _pair(name: str, guidance: Any) -> tuple[float, float]:
+    """(low, high) of one number or two."""
+    if isinstance(guidance, (tuple, list)) or getattr(guidance, "ndim", 0):
+        if len(guidance) != 2:
+            raise ValueError(f"{called(name)} is one number or (low, high), got {quoted(guidance)}")
+        return real(name, guidance[0]), real(name, guidance[1])
+    return real(name, guidance), real(name, guidance)
+
+
+def _dictionary(name: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} must be a dictionary, got {quoted(values)}")
+    return values
+
+
+# How each field of a request is checked and converted; images and sizes are built of checked parts.
+TYPES = {
+    **dict.fromkeys(("task", "prompt", "negative_prompt", "solver", "noise_device", "fit"), text),
+    **dict.fromkeys(("frame_num", "steps", "seed", "fps"), whole),
+    "shift": real,
+    "guidance": _pair,
+    "boundary": lambda name, value: None if value is None else real(name, value),
+}
+# What programs store in the same dictionary, and its types.
+STORED_BESIDE = {"checkpoint": str, "device": str, "dtype": str, "convert_model_dtype": bool, "versions": dict}

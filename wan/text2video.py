@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from wan.pipeline import OnStep, WanPipeline
-from wan.request import Request
 
 
 class WanT2V(WanPipeline):
@@ -34,9 +33,8 @@ class WanT2V(WanPipeline):
         n_prompt: what to avoid, the task's default when empty; seed: negative for a random one. Raises ValueError for
         values that cannot work, before any weight is read.
         """
-        request = Request.create(
-            self.config,
-            prompt=input_prompt,
+        request = self.asked(
+            input_prompt,
             size=size,
             frame_num=frame_num,
             shift=shift,

@@ -51,9 +51,8 @@ class WanTI2V(WanPipeline):
         default when empty; seed: negative for a random one. Raises ValueError and FileNotFoundError for what cannot
         work, before any weight is read.
         """
-        request = Request.create(
-            self.config,
-            prompt=input_prompt,
+        request = self.asked(
+            input_prompt,
             image=img,
             size=size,
             max_area=max_area,

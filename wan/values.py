@@ -1,0 +1,76 @@
+"""The values that a user gives: their types, and the names by which the errors about them go."""
+
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from wan.files import shown
+
+LONGEST_TEXT = 100_000  # characters; a text encoder reads 512 tokens
+
+_names: ContextVar[Mapping[str, str]] = ContextVar("names", default={})  # noqa: B039 - never changed
+
+
+@contextmanager
+def named(names: Mapping[str, str]) -> Iterator[None]:
+    """Within the block errors call a field by the name its user knows: a flag, an argument of `generate`."""
+    token = _names.set(names)
+    try:
+        yield
+    finally:
+        _names.reset(token)
+
+
+def called(field: str) -> str:
+    """The name of a field of a request for the one who reads the error; without `named` its own."""
+    return _names.get().get(field, field)
+
+
+def whole(field: str, value: Any) -> int:
+    """A whole number of Python, NumPy or a tensor; no bool, no text. Raises ValueError that names the field."""
+    if not _is_bool(value):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise ValueError(f"{called(field)} must be a whole number, got {quoted(value)}")
+
+
+def real(field: str, value: Any) -> float:
+    """Any finite number of Python, NumPy or a tensor; no bool, no text. Raises ValueError that names the field."""
+    if not _is_bool(value) and not isinstance(value, (str, bytes, bytearray)):
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    raise ValueError(f"{called(field)} must be a finite number, got {quoted(value)}")
+
+
+def text(field: str, value: Any) -> str:
+    """Text that every encoding of Unicode can write. Raises ValueError that names the field."""
+    if not isinstance(value, str):
+        raise ValueError(f"{called(field)} must be text, got {quoted(value)}")
+    if len(value) > LONGEST_TEXT:
+        raise ValueError(f"{called(field)} has {len(value)} characters; at most {LONGEST_TEXT} are taken")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{called(field)} holds bytes that are no text: {quoted(value)}") from None
+    return value
+
+
+def quoted(value: Any) -> str:
+    """A value as an error shows it, whatever it holds."""
+    try:
+        return shown(repr(value), 60)
+    except Exception:  # numbers of more digits than Python writes, nesting, a foreign __repr__
+        return f"a value of type {type(value).__name__}"
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
