@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from wan.files import remove_partial_files
+
 REQUESTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 INTERRUPTED = 130  # the exit code, as shells have it for Ctrl-C
+GRACE = 5.0  # seconds that a process has to clean up before it is ended
 
 
 @contextmanager
@@ -35,6 +40,26 @@ def leaving_at_once() -> Iterator[None]:
     """End the process without unwinding: for imports, where an exception could come out as another one."""
     with _handled(_leave):
         yield
+
+
+def end_with_torchrun() -> None:
+    """End this process soon after torchrun, its parent, was killed: nothing else would tell it while it starts."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.name == "posix":
+        threading.Thread(target=_follow, args=(os.getppid(),), name="follow torchrun", daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    _thread.interrupt_main()
+    leave_soon()
+
+
+def leave_soon() -> NoReturn:
+    """Give the main thread time to clean up and to end the process; then end it from this one."""
+    time.sleep(GRACE)
+    remove_partial_files()
+    os._exit(1)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.distributed.test_command import alone
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +64,19 @@ def test_an_interrupt_leaves_no_process_and_no_file(tmp_path):
         assert time.monotonic() < deadline, "processes are left"
         time.sleep(0.05)
     assert agent.returncode != 0 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seconds", [0.0, 4.0])
+def test_a_killed_torchrun_leaves_no_process(tmp_path, seconds):
+    """While the processes start: nobody is there who could tell them to end, and no store that they could miss."""
+    agent = torchrun(tmp_path, ["--standalone", "--nproc_per_node=2"], ["--sample_steps", "900"])
+    while len(below := children(agent.pid)) < 2:
+        time.sleep(0.02)
+    time.sleep(seconds)
+    agent.kill()
+    agent.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in below):
+        assert time.monotonic() < deadline, "processes are left"
+        time.sleep(0.1)
+    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
@@ -21,6 +23,7 @@ from wan.program import torchrun_line
 
 BACKENDS = {"cuda": "nccl"}  # every other device: gloo
 JOIN_SECONDS = 120
+AGENT_SECONDS = 5  # torchrun listens before it starts a process
 PATIENCE = 5  # seconds after which somebody says who is missing
 # A wait is no failure: one rank may load or write for long. The watch notices when a process is gone.
 WAIT = timedelta(hours=6)
@@ -86,6 +89,7 @@ def init_distributed_group(device: torch.device | str | None = None) -> None:
     on_gpu = {"device_id": device} if device.type == "cuda" else {}
     if on_gpu:
         torch.cuda.set_device(device)
+    _check_agent()
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
         _meet(store, rank, size)
@@ -97,6 +101,20 @@ def init_distributed_group(device: torch.device | str | None = None) -> None:
             f"the {size} processes that WORLD_SIZE announces did not all meet at {place} within {JOIN_SECONDS} s; "
             f"start every one with the same torchrun command ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _check_agent() -> None:
+    """Make sure that torchrun is still there; joining would wait for its store for minutes. Raises ConnectionError."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    place, deadline = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return socket.create_connection(place, timeout=AGENT_SECONDS).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConnectionError(f"torchrun, which started this process, is gone ({error})") from None
+            time.sleep(0.5)
 
 
 def _meet(store: dist.Store, rank: int, size: int) -> None:
