@@ -149,7 +149,8 @@ def make(outcome: Outcome, pipeline: WanPipeline) -> None:
         with reporter(job.progress if get_rank() == 0 else "none") as on_step:
             latent = pipeline.sample(job.request, on_step)
             if pipeline.replica.is_first:  # before anything else can fail, and that includes a progress bar
-                outcome.latent = _keep(latent, job)
+                with put_off():
+                    outcome.latent = _keep(latent, job)
     else:
         outcome.latent = job.latent
         latent = output.load_latent(job.latent)[0]
@@ -171,8 +172,7 @@ def make(outcome: Outcome, pipeline: WanPipeline) -> None:
 def _keep(latent: Tensor, job: Job) -> Path | None:
     """Save the latent until the video is written. That it cannot be kept does not end the run: the video may fit."""
     try:
-        with put_off():
-            path = output.keep_latent(latent, job.video, _stored_request(job, video=job.video.name))
+        path = output.keep_latent(latent, job.video, _stored_request(job, video=job.video.name))
     except OSError as error:
         log.warning("the latent could not be kept (%s): if decoding fails too, the run is lost", error)
         return None
@@ -269,15 +269,20 @@ def reporter(progress: str) -> Iterator[Callable[[int, int, Tensor], None] | Non
     else:
         from tqdm import tqdm
 
-        with tqdm(desc="denoising", unit="step", dynamic_ncols=True) as bar:
+        bar = tqdm(desc="denoising", unit="step", dynamic_ncols=True)
+        try:
             yield lambda done, total, latent: _advance(bar, done, total)
+        finally:
+            with contextlib.suppress(OSError):
+                bar.close()
 
 
 def _advance(bar: Any, done: int, total: int) -> None:
     if done == 1:  # the first step includes loading; the time left is reckoned from the second on
         bar.reset(total)
         bar.initial = 1
-    bar.update(done - bar.n)
+    with contextlib.suppress(OSError):  # a terminal that has gone ends no run
+        bar.update(done - bar.n)
 
 
 def _plain_lines() -> Callable[[int, int, Tensor], None]:

@@ -2,6 +2,7 @@
 
 import heapq
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -262,7 +263,7 @@ def _open(path: str | Path) -> Iterator[Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        container = av.open(str(path))
+        container = av.open(os.path.abspath(path))  # libav reads `a:b` as a protocol
     except av.error.InvalidDataError:
         raise ValueError(f"{path} is not a video that can be read") from None
     with container:

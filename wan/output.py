@@ -67,7 +67,11 @@ def free_path(video: Path) -> Path:
 
 def video_path(latent: Path, stored_name: object = None) -> Path:
     """The video a saved latent was meant to become, beside the latent: `stored_name` where that is a plain name."""
-    if isinstance(stored_name, str) and "\0" not in stored_name and Path(stored_name).name == stored_name != "":
+    if (
+        isinstance(stored_name, str)
+        and "\0" not in stored_name
+        and Path(stored_name).name == stored_name not in ("", "..")
+    ):
         return latent.with_name(stored_name)  # a file of a stranger cannot name a place elsewhere
     return latent.with_name(latent.name.removesuffix(LATENT_SUFFIX).removesuffix(".safetensors") + ".mp4")
 

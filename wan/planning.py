@@ -163,9 +163,7 @@ def _is_other_checkpoint(args: argparse.Namespace, stored: dict[str, Any], weigh
             f"{'FOLDER, or --ckpt_dir nano for the embedded ones' if stored.get('checkpoint') == 'nano' else 'FOLDER'}"
         )
     else:
-        log.warning(
-            "%s was sampled with %s and is decoded with others; it stays when the video is done", args.resume, of
-        )
+        log.warning("%s was sampled with %s and is decoded with others; the latent stays", args.resume, of)
     return True
 
 

@@ -1,0 +1,390 @@
+"""A sampled video is never lost: every way in which writing its latent or its file can fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_cli import NANO, checkpoint, files, planned, stub, workplace  # noqa: F401 - fixtures
+from wan import cli, media, output
+from wan.nano.random import write_random_checkpoint
+
+BROKEN = ("decode", RuntimeError("codec"))
+
+
+def resume_command(text):
+    """The flags of the resume command in a message, as a shell reads them."""
+    line = next(line for line in text.splitlines() if "finish it with: " in line)
+    script = f"set -- {line.split('finish it with: ')[1]}; printf '%s\\0' \"$@\""
+    words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
+    return [os.fsdecode(word) for word in words[2:]]
+
+
+def fail_and_resume(stub, capsys, *flags, more=()):  # noqa: F811
+    """A run whose decoding fails, then the command that it printed."""
+    stub.fail = BROKEN
+    assert cli.main([*NANO, *flags]) == cli.FAILED
+    command = resume_command(capsys.readouterr().err)
+    stub.fail = ("denoise", AssertionError("resuming must not sample"))
+    assert cli.main([*command, "--progress", "none", *more]) == cli.DONE
+    return command
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x" * 251 + ".mp4",
+        "猫" * 80 + ".mp4",
+        "😀" * 62 + ".mp4",
+        "a:b.mp4",
+        "-a.mp4",
+        "--overwrite.mp4",
+        "it's a $name.mp4",
+        "two\nlines\t\x1b[31m.mp4",
+        os.fsdecode(b"\xba\xec.mp4"),
+        "two words.MP4",
+    ],
+)
+def test_every_name_of_a_video_has_room_for_its_latent(stub, capsys, name):  # noqa: F811
+    fail_and_resume(stub, capsys, f"--save_file={name}")
+    assert files() == [name]
+
+
+def test_the_folder_may_have_any_name(stub, capsys):  # noqa: F811
+    folder = os.fsdecode("c:d/ü\n/".encode() + b"\xba\xec")
+    fail_and_resume(stub, capsys, "--output_dir", folder, "--save_file", "a.mp4")
+    assert [path.name for path in Path(folder).iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("prompt", ["猫" * 80, "😀 猫" * 30, "𠀀" * 90, os.fsdecode(b"red \xe7\x8c\xab")])
+def test_default_names_fit(prompt):
+    name = planned("--prompt", prompt, "--base_seed", str(2**63 - 1)).video.name
+    assert len(os.fsencode(name)) <= 255
+
+
+def test_a_default_name_holds_what_the_file_system_can(monkeypatch):
+    def ascii_only(name):
+        return name.encode("ascii")
+
+    monkeypatch.setattr(output.os, "fsencode", ascii_only)
+    assert output.slug("a 猫 cat é") == "a__cat"
+    assert output.slug("猫") == "video"
+
+
+def test_a_name_that_is_too_long_is_refused_first(stub, capsys):  # noqa: F811
+    assert cli.main([*NANO, "--save_file", "x" * 300 + ".mp4"]) == cli.WRONG
+    assert "File name too long" in capsys.readouterr().err and stub.steps_seen == 0
+
+
+def test_a_link_to_nowhere_is_an_existing_file(stub, capsys):  # noqa: F811
+    Path("a.mp4").symlink_to("nowhere")
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.WRONG
+    assert "a.mp4 exists already, a link to nowhere" in capsys.readouterr().err
+    Path("a.latent.safetensors").symlink_to("nowhere")
+    stub.fail = BROKEN
+    assert cli.main([*NANO, "--save_file", "a.mp4", "--overwrite"]) == cli.FAILED
+    assert "a-2.latent.safetensors" in files()
+
+
+# ---------------------------------------------------------------- what a latent says about itself
+
+
+@pytest.mark.parametrize("text", [os.fsdecode(b"red \xba\xec"), "\ud800 half a letter", "\0 and \x1b[31m"])
+def test_a_latent_does_not_depend_on_its_metadata(stub, text, monkeypatch, capsys):  # noqa: F811
+    job = planned("--save_file", "a.mp4", "--base_seed", "1")
+    from dataclasses import replace
+
+    job = replace(job, request=replace(job.request, prompt=text, negative_prompt=text))
+    stub.fail = BROKEN
+    assert cli.run(job) == cli.FAILED
+    stored = json.loads(output.load_latent(Path("a.latent.safetensors"))[1])
+    assert stored["prompt"] == stored["negative_prompt"] == text
+    stub.fail = None
+    assert cli.main(["--resume", "a.latent.safetensors", "--device", "cpu"]) == cli.DONE
+    assert json.loads(media.read_metadata("a.mp4")[output.REQUEST_KEY])["prompt"] == text
+
+
+def test_the_name_of_the_video_is_kept_whatever_the_latent_is_called(stub, capsys):  # noqa: F811
+    stub.fail = BROKEN
+    assert cli.main([*NANO, "--save_file", "猫" * 80 + ".mp4"]) == cli.FAILED
+    os.rename(files()[0], "kept.latent.safetensors")
+    stub.fail = None
+    assert cli.main(["--resume", "kept.latent.safetensors", "--device", "cpu"]) == cli.DONE
+    assert files() == ["猫" * 80 + ".mp4"]
+
+
+@pytest.mark.parametrize("name", ["../b.mp4", "/tmp/b.mp4", "", 5, "a\0b.mp4", ".."])
+def test_a_latent_of_a_stranger_names_no_place_elsewhere(name):
+    assert output.video_path(Path("folder/a.latent.safetensors"), name) == Path("folder/a.mp4")
+
+
+# ---------------------------------------------------------------- places
+
+
+def broken_folder(monkeypatch, folder, error):
+    """Writing below `folder` fails from now on, as on a full disk."""
+    from safetensors import torch as library
+
+    usual = library.save_file
+
+    def save_file(tensors, path, *args):
+        if Path(path).resolve().is_relative_to(Path(folder).resolve()):
+            raise error
+        return usual(tensors, path, *args)
+
+    monkeypatch.setattr(library, "save_file", save_file)
+
+
+@pytest.fixture
+def temporary_folder(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_a_full_disk_sends_the_latent_to_the_temporary_folder(stub, monkeypatch, capsys, caplog, temporary_folder):  # noqa: F811
+    from safetensors import SafetensorError
+
+    broken_folder(monkeypatch, ".", SafetensorError("I/O error: No space left on device (os error 28)"))
+    stub.fail = BROKEN
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.FAILED
+    command = resume_command(capsys.readouterr().err)
+    kept = temporary_folder / "a.latent.safetensors"
+    assert command[1] == str(kept) and kept.exists() and files() == []
+    assert "No space left on device" in caplog.text and f"the latent is kept in {kept}" in caplog.text
+    stub.fail = None
+    assert cli.main(command) == cli.DONE
+    assert files() == ["a.mp4"] and not kept.exists()
+
+
+def test_a_folder_that_vanished_is_made_again(stub, monkeypatch, capsys):  # noqa: F811
+    usual = stub.sample
+
+    def sample(self, *arguments):
+        Path("out").rmdir()
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(stub, "sample", sample)
+    assert cli.main([*NANO, "--output_dir", "out", "--save_file", "a.mp4"]) == cli.DONE
+    assert files() == ["out"]
+
+
+def test_a_folder_that_became_a_file(stub, monkeypatch, capsys, temporary_folder):  # noqa: F811
+    usual = stub.sample
+
+    def sample(self, *arguments):
+        Path("out").rmdir()
+        Path("out").touch()
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(stub, "sample", sample)
+    assert cli.main([*NANO, "--output_dir", "out", "--save_file", "a.mp4"]) == cli.FAILED
+    assert (temporary_folder / "a.latent.safetensors").exists()
+
+
+def test_two_runs_that_take_the_same_name_at_once(stub, monkeypatch, capsys):  # noqa: F811
+    """The other one is written between this one's planning and its end."""
+    usual = stub.sample
+
+    def sample(self, *arguments):
+        Path("a.latent.safetensors").write_text("another run's")
+        Path("a.mp4").write_text("another run's")
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(stub, "sample", sample)
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.FAILED
+    command = resume_command(capsys.readouterr().err)
+    assert files() == ["a-2.latent.safetensors", "a.latent.safetensors", "a.mp4"]
+    assert command[-2:] == ["--save_file", "a-2.mp4"]
+    assert cli.main(command) == cli.DONE
+    assert files() == ["a-2.mp4", "a.latent.safetensors", "a.mp4"]
+    assert Path("a.mp4").read_text() == "another run's"
+
+
+def test_an_overwritten_video_is_resumed_with_overwrite(stub, capsys):  # noqa: F811
+    Path("a.mp4").write_text("old")
+    command = fail_and_resume(stub, capsys, "--save_file", "a.mp4", "--overwrite")
+    assert "--overwrite" in command and files() == ["a.mp4"] and Path("a.mp4").read_bytes() != b"old"
+
+
+def test_too_little_room_is_refused_before_sampling(stub, monkeypatch, capsys):  # noqa: F811
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.WRONG
+    assert "has 0.0 MB left, and this run writes about" in capsys.readouterr().err and stub.steps_seen == 0
+
+
+def test_a_limit_of_file_sizes_is_refused_before_sampling(stub, monkeypatch, capsys):  # noqa: F811
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.WRONG
+    assert "(ulimit -f)" in capsys.readouterr().err and stub.steps_seen == 0
+
+
+def test_a_real_limit_of_file_sizes(tmp_path):
+    """The limit holds the latent but not the video: the latent stays and says how to go on."""
+    flags = [
+        "--prompt",
+        "a red circle",
+        "--device",
+        "cpu",
+        "--sample_steps",
+        "1",
+        "--save_file",
+        str(tmp_path / "a.mp4"),
+    ]
+    command = ["bash", "-c", 'ulimit -f 4; exec "$@"', "x", sys.executable, "generate.py", *flags]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == cli.WRONG and "(ulimit -f)" in done.stderr
+
+
+# ---------------------------------------------------------------- when a latent goes, and when it stays
+
+
+@pytest.mark.parametrize(
+    "found, reason", [((16, (64, 64)), "holds 16 frames"), ((17, (64, 32)), "of (64, 32)"), ((0, (0, 0)), "holds 0")]
+)
+def test_a_latent_stays_until_the_file_is_what_was_asked(stub, monkeypatch, capsys, found, reason):  # noqa: F811
+    monkeypatch.setattr(media, "written", lambda _: found)
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.FAILED
+    assert reason in capsys.readouterr().err and "a.latent.safetensors" in files()
+
+
+@pytest.mark.parametrize(
+    "latent, text",
+    [
+        (torch.full((16, 5, 8, 8), float("nan")), "not finite"),
+        (torch.full((16, 5, 8, 8), float("inf")), "not finite"),
+        (torch.ones(16, 5, 8, 8, dtype=torch.int64), "not finite"),
+        (torch.zeros(16, 5, 8, 4), r"a latent of shape [16, 5, 8, 4]"),
+        (torch.zeros(16, 4, 8, 8), "17 frames has [16, 5, 8, 8]"),
+        (torch.zeros(8, 5, 8, 8), "64*64 and 17 frames has [16, 5, 8, 8]"),
+        (torch.zeros(1), "a latent of shape [1]"),
+    ],
+)
+def test_a_latent_that_cannot_be_its_requests_is_refused_and_kept(stub, capsys, latent, text):  # noqa: F811
+    request = planned("--base_seed", "1").request.to_json(checkpoint="nano")
+    output.save_latent(latent, Path("a.latent.safetensors"), request)
+    assert cli.main(["--resume", "a.latent.safetensors", "--device", "cpu"]) == cli.WRONG
+    assert text in capsys.readouterr().err and files() == ["a.latent.safetensors"]
+
+
+@pytest.fixture
+def own_checkpoint(tmp_path_factory):
+    return write_random_checkpoint(tmp_path_factory.mktemp("own checkpoint"), seed=5)
+
+
+def test_a_latent_of_an_own_nano_checkpoint_is_resumed_with_it(stub, capsys, own_checkpoint):  # noqa: F811
+    command = fail_and_resume(stub, capsys, "--ckpt_dir", str(own_checkpoint), "--save_file", "a.mp4")
+    assert command[command.index("--ckpt_dir") + 1] == str(own_checkpoint) and files() == ["a.mp4"]
+
+
+def test_other_weights_decode_a_latent_only_when_asked(stub, capsys, own_checkpoint, caplog):  # noqa: F811
+    stub.fail = BROKEN
+    assert cli.main([*NANO, "--ckpt_dir", str(own_checkpoint), "--save_file", "a.mp4"]) == cli.FAILED
+    stub.fail = None
+    capsys.readouterr()
+    assert cli.main(["--resume", "a.latent.safetensors", "--device", "cpu"]) == cli.WRONG
+    error = capsys.readouterr().err
+    assert f"was sampled with the checkpoint {own_checkpoint}" in error and "--ckpt_dir nano" in error
+    assert cli.main(["--resume", "a.latent.safetensors", "--ckpt_dir", "nano", "--device", "cpu"]) == cli.DONE
+    assert "the latent stays" in caplog.text and files() == ["a.latent.safetensors", "a.mp4"]
+
+
+def test_a_video_of_other_weights_is_repeated_with_a_warning(stub, capsys, own_checkpoint, caplog):  # noqa: F811
+    assert cli.main([*NANO, "--ckpt_dir", str(own_checkpoint), "--save_file", "a.mp4"]) == cli.DONE
+    assert cli.main(["--from_video", "a.mp4", "--device", "cpu", "--save_file", "b.mp4"]) == cli.DONE
+    assert "this runs with others: expect another video" in caplog.text
+    caplog.clear()
+    again = ["--from_video", "a.mp4", "--ckpt_dir", str(own_checkpoint), "--device", "cpu", "--save_file", "c.mp4"]
+    assert cli.main(again) == cli.DONE and "expect another video" not in caplog.text
+
+
+def test_flags_that_decoding_needs_are_in_the_resume_command(stub, capsys):  # noqa: F811
+    command = fail_and_resume(stub, capsys, "--vae_tile", "64", "--no_metadata", "--save_file", "a.mp4")
+    assert command[-3:] == ["--vae_tile", "64", "--no_metadata"]
+    assert not {output.REQUEST_KEY, "comment"} & set(media.read_metadata("a.mp4"))
+
+
+# ---------------------------------------------------------------- requests to end
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_every_request_to_end_says_how_to_go_on(stub, monkeypatch, capsys, number):  # noqa: F811
+    usual = stub.decode
+
+    def decode(self, latent, framing):
+        chunks = usual(self, latent, framing)
+        yield next(chunks)
+        os.kill(os.getpid(), number)
+        yield from chunks
+
+    monkeypatch.setattr(stub, "decode", decode)
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.INTERRUPTED
+    assert "interrupted; finish it with: " in capsys.readouterr().err
+    assert files() == ["a.latent.safetensors"], "no partial file"
+
+
+def test_a_request_while_the_latent_is_written_waits(stub, monkeypatch, capsys):  # noqa: F811
+    usual = output.save_latent
+
+    def save_latent(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return usual(*arguments)
+
+    monkeypatch.setattr(output, "save_latent", save_latent)
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.INTERRUPTED
+    assert "interrupted; finish it with: " in capsys.readouterr().err and files() == ["a.latent.safetensors"]
+
+
+def test_what_is_done_is_said_when_a_later_video_is_interrupted(stub, monkeypatch, capsys):  # noqa: F811
+    made = []
+    usual = stub.sample
+
+    def sample(self, request, on_step):
+        if made:
+            raise KeyboardInterrupt
+        made.append(request)
+        return usual(self, request, on_step)
+
+    monkeypatch.setattr(stub, "sample", sample)
+    assert cli.main([*NANO, "--num_videos", "3", "--save_file", "a.mp4"]) == cli.INTERRUPTED
+    assert "interrupted; written: a-1.mp4" in capsys.readouterr().err and files() == ["a-1.mp4"]
+
+
+def test_a_progress_bar_that_breaks_loses_nothing(stub, monkeypatch, capsys):  # noqa: F811
+    import tqdm
+
+    def broken(*_, **__):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(tqdm.tqdm, "update", broken)
+    flags = ["--device", "cpu", "--prompt", "a red circle", "--progress", "bar", "--save_file", "a.mp4"]
+    assert cli.main(flags) == cli.DONE and files() == ["a.mp4"]
+
+
+def test_partial_files_of_dead_processes_are_swept(stub, caplog):  # noqa: F811
+    from wan import files as file_names
+
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    mine = file_names._partial(Path.cwd())
+    dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+    elsewhere = dead.with_name(dead.name.replace(file_names._machine(), "0" * 8))
+    for path in (mine, dead, elsewhere):
+        path.touch()
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.DONE
+    assert files() == sorted([mine.name, elsewhere.name, "a.mp4"])
+    assert "removed 1 unfinished files of runs that were killed" in caplog.text
