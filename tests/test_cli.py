@@ -80,6 +80,10 @@ def planned(*flags):
     return planning.plan(build_parser().parse_args([*NANO, *flags]))
 
 
+def resumed(*flags):
+    return planning.plan(build_parser().parse_args(["--resume", "a.latent.safetensors", "--device", "cpu", *flags]))
+
+
 def files():
     return sorted(path.name for path in Path().iterdir())
 
@@ -104,8 +108,12 @@ def files():
         (["--attention", "flash2"], "attention backend 'flash2' needs a CUDA device"),
         (["--task", "t2v"], "invalid choice: 't2v'"),
         (["--task", "s2v-14B"], "task s2v-14B is not available yet, it comes later; now: t2v-A14B"),
-        (["--image", "cat.jpg"], "--image is not used by t2v-A14B, only by i2v-A14B, ti2v-5B, s2v-14B; leave it out"),
-        (["--last_image", "cat.jpg"], "--last_image is not used by t2v-A14B, only by i2v-A14B; leave it out"),
+        (
+            ["--task", "t2v-A14B", "--image", "cat.jpg"],
+            "--image is not used by t2v-A14B, only by i2v-A14B, ti2v-5B",
+        ),
+        (["--task", "t2v-A14B", "--last_image", "cat.jpg"], "--last_image is not used by t2v-A14B, only by i2v-A14B"),
+        (["--image", "cat.jpg"], "there is no image cat.jpg"),
         (["--fit", "crop"], "--fit is not used by t2v-A14B, only by i2v-A14B"),
         (["--audio", "talk.wav"], "--audio is not used by t2v-A14B, only by s2v-14B; leave it out"),
         (["--use_prompt_extend"], "--use_prompt_extend is not available yet; leave it out"),
@@ -122,7 +130,10 @@ def files():
         (["--from_video", "gone.mp4"], "there is no file gone.mp4"),
         (["--fps", "0"], "fps must be at least 1"),
         (["--boundary", "875"], "boundary is a share of the timesteps and must lie in 0..1, got 875"),
-        (["--frames", "17"], "unrecognized arguments: --frames 17"),
+        (["--frames", "17"], "unrecognized arguments: --frames 17; did you mean --frame_num?"),
+        (["--output_dir", "~nobody-of-that-name/x"], "is in the home folder of nobody here"),
+        (["--save_file", "a\0b"], "a path cannot hold a NUL character"),
+        (["--negative_prompt", "\udcba\udcec"], "the text is not UTF-8, perhaps GBK"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_code_2(flags, text, capsys, stub):
@@ -295,6 +306,17 @@ def test_flags_reach_the_request_and_the_runtime():
     assert (job.runtime.dtype, job.runtime.attention, job.runtime.compile) == (torch.float32, "sdpa", True)
 
 
+@pytest.mark.parametrize("flags", [["--offload_model"], ["--offload_model", "--overwrite"], ["--offload_model", "1"]])
+def test_offload_model_needs_no_value(flags):
+    assert build_parser().parse_args(flags).offload_model is True
+
+
+def test_a_flag_given_twice_is_said(caplog):
+    job = planned("--prompt", "a blue square", "--sample_steps", "3")
+    assert job.request.prompt == "a blue square" and "--prompt is given 2 times; the last one counts" in caplog.text
+    assert "--sample_steps" not in caplog.text
+
+
 def test_every_upstream_flag_of_text_to_video_is_accepted():
     command = (
         "--task t2v-A14B --size 64*64 --frame_num 17 --ckpt_dir nano --offload_model True --ulysses_size 1 --t5_cpu "
@@ -361,6 +383,15 @@ def test_default_name():
     assert name == "t2v-A14B_1280x720_Two_cats_42_20260131_235958.mp4"
 
 
+def test_a_name_that_ends_in_a_slash_is_a_folder(stub):
+    assert planned("--save_file", "new/").video.parent == Path("new")
+    assert planned("--save_file", "new/", "--output_dir", "out").video.parent == Path("out/new")
+    assert re.fullmatch(r"t2v-A14B_64x64_a_red_circle_.*\.mp4", planned("--save_file", "new/").video.name)
+    stub.fail = ("decode", RuntimeError("codec"))
+    cli.main([*NANO, "--save_file", "a.mp4"])
+    assert resumed("--save_file", "new/").video == Path("new/a.mp4")
+
+
 def test_output_paths():
     assert planned("--output_dir", "out").video.parent == Path("out")
     assert planned("--output_dir", "out", "--save_file", "a").video == Path("out/a.mp4")
@@ -376,6 +407,7 @@ def test_a_run_writes_the_video_and_nothing_else(stub, caplog):
     frames, fps = media.read_video("a.mp4")
     assert frames.shape == (17, 64, 64, 3) and fps == 8
     assert "64*64, 17 frames at 8 fps, 20 steps of unipc, shift 3, guidance 3, seed 5" in caplog.text
+    assert re.search(r"prompt: a red circle\n.*reading the weights in .*\n", caplog.text)
     assert re.search(r"expected memory about \d+\.\d GiB -> a\.mp4", caplog.text)
     assert re.search(
         r"saved a\.mp4: 17 frames, 64\*64; encode 0\.1 s, decode and write .* s; peak memory 1\.00", caplog.text
@@ -542,6 +574,16 @@ def test_latents_of_failed_runs_do_not_replace_each_other(stub):
     for _ in range(2):
         assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.FAILED
     assert files() == ["a-2.latent.safetensors", "a.latent.safetensors"]
+
+
+def test_a_video_is_not_resumed_and_a_latent_not_repeated(stub, capsys):
+    assert cli.main([*NANO, "--save_file", "a b.mp4"]) == cli.DONE
+    stub.fail = ("decode", RuntimeError("codec"))
+    assert cli.main([*NANO, "--save_file", "c d.mp4"]) == cli.FAILED
+    assert cli.main(["--resume", "a b.mp4"]) == cli.WRONG
+    assert "a b.mp4 is a video, and --resume finishes a kept latent" in capsys.readouterr().err
+    assert cli.main(["--from_video", "c d.latent.safetensors"]) == cli.WRONG
+    assert "is a kept latent, not a video; finish it with --resume 'c d.latent.safetensors'" in capsys.readouterr().err
 
 
 def test_resume_changes_nothing_about_the_request(stub, capsys):

@@ -90,6 +90,13 @@ def test_a_photo_is_turned_upright_before_its_shape_counts():
     assert planned("i2v-A14B", "--image", "turned.jpg").request.framing.used == (48, 64)
 
 
+@pytest.mark.parametrize("flag", ["--image", "--last_image"])
+def test_an_image_alone_is_a_task(flag, caplog):
+    job = planning.plan(build_parser().parse_args([flag, "photo.png", *COMMON]))
+    assert job.request.task == "i2v-A14B"
+    assert f"{flag} without --task: taken as --task i2v-A14B" in caplog.text
+
+
 def test_the_name_tells_the_size_of_the_file():
     job = planned("i2v-A14B", "--image", "photo.png")
     assert re.fullmatch(r"i2v-A14B_64x48_a_red_circle_3_\d{8}_\d{6}\.mp4", job.video.name)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # A file may import from its own layer and those below it. The first pattern that fits a module decides.
 LAYERS = [
     (7, ["wan", "wan.__main__", "generate"]),
-    (6, ["wan.arguments", "wan.planning", "wan.cli"]),
+    (6, ["wan.arguments", "wan.planning", "wan.remarks", "wan.cli"]),
     (6, ["wan.nano", "wan.nano.*", "wan.serving", "wan.serving.*", "wan.training", "wan.training.*"]),
     (6, ["wan.checkpoint.convert", "wan.modules.animate.preprocess", "wan.modules.animate.preprocess.*"]),
     (6, ["wan.utils.utils"]),
@@ -27,7 +27,8 @@ LAYERS = [
     (2, ["wan.modules", "wan.modules.*"]),
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
     (0, ["wan.files", "wan.finite", "wan.framing", "wan.geometry", "wan.interrupts", "wan.media", "wan.output"]),
-    (0, ["wan.lazy", "wan.parallel", "wan.program", "wan.runtime", "wan.values", "wan.version"]),
+    (0, ["wan.lazy", "wan.parallel", "wan.parser", "wan.program", "wan.runtime", "wan.typed"]),
+    (0, ["wan.values", "wan.version"]),
     (0, ["wan.utils", "wan.utils.flow", "wan.utils.fm_solvers*", "wan.utils.system_prompt"]),
 ]
 

@@ -74,7 +74,7 @@ def test_what_the_terminal_cannot_show_is_spelled(monkeypatch):
 
 
 def test_closed_streams_become_the_null_device(tmp_path):
-    code = "from wan.program import *; open_closed_streams(); print_error('gone'); print(open('x', 'w').fileno() > 2)"
+    code = "from wan.program import *; keep_streams_open(); print_error('gone'); print(open('x', 'w').fileno() > 2)"
     done = subprocess.run(
         f'"{sys.executable}" -c "{code}" 2>&- <&-',
         shell=True,

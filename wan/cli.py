@@ -28,7 +28,7 @@ from wan.image2video import WanI2V
 from wan.interrupts import INTERRUPTED, as_interrupt, put_off
 from wan.pipeline import WanPipeline
 from wan.planning import Job, plan
-from wan.program import command_line, open_closed_streams, print_error
+from wan.program import OneLine, command_line, print_error
 from wan.request import format_guidance
 from wan.runtime import own_device, resolve_device
 from wan.text2video import WanT2V
@@ -47,7 +47,6 @@ def main(argv: list[str] | None = None) -> int:
     Of several processes one shows an error, wherever it happened, and rank 0 logs. SIGTERM and SIGHUP end the run as
     Ctrl-C does.
     """
-    open_closed_streams()
     with as_interrupt():
         return _main(argv)
 
@@ -62,7 +61,9 @@ def _main(argv: list[str] | None) -> int:
         print_error(f"error: {error}")
         return WRONG
     level = logging.INFO if rank == 0 else logging.ERROR
-    logging.basicConfig(level=level, format="[%(asctime)s] %(levelname)s: %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("[%(asctime)s] %(levelname)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler])
     try:
         if launched_size() > 1:
             join_processes(own_device(args.device, local_rank()))
@@ -257,6 +258,7 @@ def describe(job: Job) -> None:
         if picture := getattr(request, name):
             log.info("%s: %s, %s", name.replace("_", " "), picture.path, format_size(picture.size))
     log.info("prompt: %s", request.prompt)
+    log.info("reading the weights in %s; the first step waits for them", job.checkpoint)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from wan.program import printable
+
 SHORTEST_LIMIT = 143  # bytes of a name on encrypted home folders; others take 255
 MAX_TRIES = 1000  # names that are tried before a folder counts as full of them
 
@@ -205,7 +207,7 @@ def shown(text: Any, limit: int = 200) -> str:
     """
     text = str(text)
     cut = text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+    return printable(cut)
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -25,7 +25,10 @@ def parse_size(text: str) -> Size:
     """'1280*720' or '1280x720' -> (width, height) in pixels."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*[*xX]\s*(\d{1,9})\s*", text)
     if not match or not all(int(side) for side in match.groups()):
-        raise ValueError(f"size must be WIDTH*HEIGHT in pixels, for example 1280*720, got {shown(text, 60)!r}")
+        sides = re.findall(r"\d+", text)
+        meant = len(sides) == 2 and all(len(side) < 6 and int(side) for side in sides)
+        hint = f"; try {'*'.join(sides)}" if meant else ""
+        raise ValueError(f"size must be WIDTH*HEIGHT in pixels, for example 1280*720, got {shown(text, 60)!r}{hint}")
     width, height = match.groups()
     return int(width), int(height)
 

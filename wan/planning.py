@@ -22,6 +22,8 @@ from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.parallel import Parallel
 from wan.pipeline import check_checkpoint
+from wan.program import shell_word
+from wan.remarks import without_effect
 from wan.request import MAX_SEED, Picture, Request, check_supported_size
 from wan.runtime import Runtime
 from wan.values import named
@@ -70,7 +72,8 @@ def plan(args: argparse.Namespace) -> Job:
     """Fold the flags into a Job. Reads no weights; raises ValueError or OSError for what cannot work."""
     _refuse_what_comes_later(args)
     stored = _fill_from_stored(args)
-    task = args.task or "t2v-A14B"
+    _say_what_is_repeated(args)
+    task = args.task or _task_of_images(args)
     config, checkpoint = _find_checkpoint(task, args.ckpt_dir, stored)
     _refuse_other_tasks_flags(args, task)
     request = _request(args, config, stored)
@@ -98,6 +101,8 @@ def plan(args: argparse.Namespace) -> Job:
         _warn_about_long_prompts(request, config, checkpoint)
         _warn_about_other_noise(request, runtime, stored)
         _warn_about_other_images(request, stored)
+    for remark in without_effect(args, request, runtime):
+        log.warning("%s", remark)
     progress = args.progress or ("bar" if sys.stderr.isatty() else "plain")
     metadata = not args.no_metadata
     job = Job(
@@ -167,6 +172,21 @@ def _is_other_checkpoint(args: argparse.Namespace, stored: dict[str, Any], weigh
     return True
 
 
+def _say_what_is_repeated(args: argparse.Namespace) -> None:
+    for flag, count in args.typed.items():
+        if count > 1:
+            log.warning("%s is given %d times; the last one counts", flag, count)
+
+
+def _task_of_images(args: argparse.Namespace) -> str:
+    """The task when none is given: what images are made into, or text."""
+    given = [flag for flag in ("image", "last_image") if getattr(args, flag)]
+    if not given:
+        return "t2v-A14B"
+    log.info("--%s without --task: taken as --task i2v-A14B (--task ti2v-5B takes --image, too)", given[0])
+    return "i2v-A14B"
+
+
 def _parallel(args: argparse.Namespace) -> Parallel:
     if args.num_videos < 1:
         raise ValueError(f"--num_videos must be at least 1, got {args.num_videos}")
@@ -203,12 +223,9 @@ def _fill_from_stored(args: argparse.Namespace) -> dict[str, Any]:
         changed += ["--from_video"] if args.from_video else []
         if changed:
             raise ValueError(f"--resume only decodes what was sampled already; {', '.join(changed)} cannot change it")
-        stored = _parse_stored(output.load_latent(Path(args.resume))[1], args.resume)
+        stored = _parse_stored(_stored_in_latent(args.resume), args.resume)
     elif args.from_video:
-        text = media.read_metadata(args.from_video).get(output.REQUEST_KEY)
-        if text is None:
-            raise ValueError(f"{args.from_video} has no stored request: it was not made here, or with --no_metadata")
-        stored = _parse_stored(text, args.from_video)
+        stored = _parse_stored(_stored_in_video(args.from_video), args.from_video)
     else:
         return {}
     if args.task not in (None, stored["task"]):
@@ -220,6 +237,40 @@ def _fill_from_stored(args: argparse.Namespace) -> dict[str, Any]:
         args.dtype = stored.get("dtype")
         args.convert_model_dtype |= bool(stored.get("convert_model_dtype"))
     return stored
+
+
+def _stored_in_latent(name: str) -> str:
+    try:
+        return output.load_latent(Path(name))[1]
+    except ValueError:
+        try:
+            media.read_metadata(name)
+        except (ValueError, OSError):
+            pass
+        else:
+            raise ValueError(
+                f"{name} is a video, and --resume finishes a kept latent (*{output.LATENT_SUFFIX}); to make the video "
+                f"again, or another like it, give --from_video {shell_word(name)}"
+            ) from None
+        raise
+
+
+def _stored_in_video(name: str) -> str:
+    try:
+        text = media.read_metadata(name).get(output.REQUEST_KEY)
+    except ValueError:
+        try:
+            output.load_latent(Path(name))
+        except (ValueError, OSError):
+            pass
+        else:
+            raise ValueError(
+                f"{name} is a kept latent, not a video; finish it with --resume {shell_word(name)}"
+            ) from None
+        raise
+    if text is None:
+        raise ValueError(f"{name} has no stored request: it was not made here, or with --no_metadata")
+    return text
 
 
 def _fill_from_request(args: argparse.Namespace, request: Request) -> None:
@@ -279,7 +330,7 @@ def _find_checkpoint(task: str, ckpt_dir: str | None, stored: dict[str, Any]) ->
             name,
         )
         return config, nano_checkpoint(task)
-    folder = Path(ckpt_dir).expanduser()
+    folder = Path(ckpt_dir)
     return (get_config(task, "nano") if _is_nano(folder, released) else released), folder
 
 
@@ -307,9 +358,11 @@ def _request(args: argparse.Namespace, config: TaskConfig, stored: dict[str, Any
 
 
 def _video_path(args: argparse.Namespace, request: Request, latent: Path | None, stored: dict[str, Any]) -> Path:
-    folder = Path(args.output_dir).expanduser() if args.output_dir else Path()
-    if args.save_file:
-        path = folder / Path(args.save_file).expanduser()
+    folder = Path(args.output_dir or "")
+    if args.save_file and args.save_file.endswith(("/", os.sep)):
+        folder /= args.save_file
+    elif args.save_file:
+        path = folder / args.save_file
         if not path.suffix and not path.is_dir():
             return path.with_name(path.name + ".mp4")
         if path.suffix and path.suffix.lower() != ".mp4":
@@ -317,7 +370,7 @@ def _video_path(args: argparse.Namespace, request: Request, latent: Path | None,
         return path
     if latent is not None:
         path = output.video_path(latent, stored.get("video"))
-        return folder / path.name if args.output_dir else path
+        return folder / path.name if args.output_dir or args.save_file else path
     return folder / output.default_name(
         request.task, request.framing.saved, request.prompt, request.seed, datetime.now()
     )

@@ -1,10 +1,13 @@
 """The command as it was started: its name in messages, command lines to repeat it, and streams that may be closed."""
 
+import io
+import logging
 import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def program_name() -> str:
@@ -37,19 +40,48 @@ def shell_word(text: str) -> str:
     return "$'" + "".join(escaped) + "'"
 
 
-def print_error(message: str) -> None:
-    """`PROGRAM: MESSAGE` as one line on stderr."""
-    print(f"{program_name()}: {' '.join(message.splitlines())}", file=sys.stderr)
+def print_error(message: str, program: str | None = None) -> None:
+    """`PROGRAM: MESSAGE` as one line on stderr, in characters that do nothing to a terminal."""
+    print(f"{program or program_name()}: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
 
 
-def open_closed_streams() -> None:
-    """Give a process that was started with `2>&-` or the like a null device, so that no file of ours takes its number.
+def printable(text: str) -> str:
+    """The text with control characters and bytes that are no text spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
-    Python has None for a closed stream, and `print` to None goes to stdout.
+
+class OneLine(logging.Formatter):
+    """Log lines in characters that do nothing to a terminal, whatever names and prompts hold."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
+def keep_streams_open() -> None:
+    """Outlive `2>&-`, `| head` and a full disk behind the log: what nobody can read any more is dropped.
+
+    Python has None for a stream that was closed from the start, and `print` to None goes to stdout; a file that is
+    opened later would take its number.
     """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - it stays open
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: SIM115 - it stays open
+        elif number and stream is getattr(sys, f"__{name}__"):
+            stream.flush()
+            raw = _Lossy(stream.fileno(), "w", closefd=False)
+            stream = io.TextIOWrapper(
+                io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=number == 2 or raw.isatty()
+            )
+        setattr(sys, name, stream)
+
+
+class _Lossy(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
 
 
 def _module() -> str | None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import random
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -286,7 +287,9 @@ def parse_guidance(text: str) -> tuple[float, float]:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2):
-        raise ValueError(f"guidance is one number or low,high (for example 5 or 3,4), got {text!r}")
+        found = re.findall(r"\d+\.?\d*", text)
+        hint = f"; try {','.join(found)}" if len(found) == 2 else ""
+        raise ValueError(f"guidance is one number or low,high (for example 5 or 3,4), got {text!r}{hint}")
     return numbers[0], numbers[-1]
 
 

@@ -1,0 +1,55 @@
+"""The help: every flag is explained with its default, and what it says is what happens."""
+
+import re
+
+import pytest
+import torch
+
+from wan import cli
+from wan.arguments import build_parser
+from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS
+from wan.sampling import SOLVERS, make_solver
+
+ACTIONS = [action for action in build_parser()._actions if action.dest != "help"]
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.dest)
+def test_every_flag_says_what_it_does_and_names_its_default(action):
+    assert action.help and action.help.isascii() and "default" in action.help
+    assert action.help % vars(action)  # argparse formats it
+
+
+def test_help_is_complete_and_fits_every_terminal(capsys):
+    assert cli.main(["--help"]) == cli.DONE
+    text = capsys.readouterr().out
+    assert text.isascii() and all(option in text for action in ACTIONS for option in action.option_strings)
+    for group in ("prompt extension", "speech-to-video", "animate"):
+        assert f"{group} (comes later):" in text
+    assert "animate-14B and s2v-14B come later" in " ".join(text.split())
+
+
+def test_the_defaults_in_the_help_are_those_of_the_tasks(capsys):
+    cli.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for task in IMPLEMENTED_TASKS:
+        config = WAN_CONFIGS[task]
+        for value in (
+            config.size,
+            config.frame_num,
+            config.sample_steps,
+            f"{config.sample_shift:g}",
+            config.sample_fps,
+        ):
+            assert re.search(rf"default: [^;.]*{re.escape(str(value))}\b", text)
+    nano = NANO_CONFIGS["ti2v-5B"]
+    assert f"64*64 or {nano.size}, {nano.frame_num} frames at {nano.sample_fps} fps, {nano.sample_steps} steps" in text
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_boundary_is_the_level_from_which_up_the_high_noise_expert_works(solver):
+    (action,) = (action for action in ACTIONS if action.dest == "boundary")
+    assert (
+        "from which up the high-noise expert works: with 0 it makes all steps, with 1 at most the first" in action.help
+    )
+    steps = make_solver(solver, 20, 5.0, torch.device("cpu")).timesteps
+    assert int((steps >= 0).sum()) == 20 and int((steps >= 1000).sum()) <= 1 and not bool((steps[1:] >= 1000).any())

@@ -1,0 +1,49 @@
+"""Flags that change nothing in a run, in words: nobody should wait for an effect that cannot come."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from wan.request import Request, format_guidance
+from wan.runtime import Runtime
+from wan.sampling import make_solver
+
+# What decides how a latent is sampled, and nothing after that.
+SAMPLING_ONLY = ("dtype", "attention", "compile", "t5_cpu", "convert_model_dtype", "t5_fsdp", "dit_fsdp", "progress")
+
+
+def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime) -> Iterator[str]:
+    """One sentence for each given flag that has no effect here."""
+    given = {flag.removeprefix("--") for flag in args.typed}
+    if args.resume:
+        if idle := [f"--{flag}" for flag in SAMPLING_ONLY if flag in given]:
+            yield f"{', '.join(idle)} has no effect: --resume only decodes what is sampled already"
+    else:
+        yield from _sampling(given, request)
+    if runtime.device.type == "cpu":
+        if args.offload_model:
+            yield "--offload_model has no effect: on the CPU there is nowhere to move a model to"
+        if args.t5_cpu and not args.resume:
+            yield "--t5_cpu has no effect: everything runs on the CPU"
+    if runtime.vae_tile is not None and runtime.vae_tile >= max(request.framing.used):
+        yield f"--vae_tile {runtime.vae_tile} has no effect: whole frames are no larger"
+    if args.output_dir and args.save_file and Path(args.save_file).is_absolute():
+        yield "--output_dir has no effect: --save_file is a whole path"
+    if idle := sorted(flag for flag in given if flag.startswith("prompt_extend_")):
+        yield f"--{', --'.join(idle)} has no effect without --use_prompt_extend, which comes later"
+
+
+def _sampling(given: set[str], request: Request) -> Iterator[str]:
+    guidance = format_guidance(request.guidance)
+    if "negative_prompt" in given and request.negative_prompt and set(request.guidance) == {1}:
+        yield f"--negative_prompt has no effect at guidance {guidance}; try --sample_guide_scale 5, or leave it out"
+    if request.prompt and set(request.guidance) == {0}:
+        yield "the prompt has no effect at guidance 0; 1 follows it, larger values more strongly"
+    if request.boundary is not None and given & {"boundary", "sample_guide_scale"}:
+        steps = make_solver(request.solver, request.steps, request.shift).timesteps
+        high = int((steps >= request.boundary * 1000).sum())
+        if high in (0, request.steps):
+            idle = "low-noise" if high else "high-noise"
+            yield f"the {idle} expert makes no step with boundary {request.boundary:g}, {request.steps} steps and " + (
+                f"shift {request.shift:g}; its guidance has no effect"
+            )

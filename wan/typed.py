@@ -1,0 +1,122 @@
+"""The values of flags: text as it was typed, paths, numbers and names. Each refusal says what would do."""
+
+import argparse
+import difflib
+import math
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from wan.values import quoted
+
+YES = ("yes", "true", "t", "y", "1")
+NO = ("no", "false", "f", "n", "0")
+
+
+def text(value: str) -> str:
+    """Text whose bytes are UTF-8, whatever the locale; else as the locale reads it. Raises when neither can."""
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeError:  # other bytes, or text of a Python program that the locale has no bytes for
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise argparse.ArgumentTypeError(
+                f"the text is not UTF-8, perhaps GBK or Latin-1: {quoted(value)}; convert it to UTF-8"
+            ) from None
+        return value
+
+
+def path(value: str) -> str:
+    """A path with ~ resolved. Its bytes stay what they are, UTF-8 or not."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("the path is empty; a shell variable that is not set looks like this")
+    if "\0" in value:
+        raise argparse.ArgumentTypeError("a path cannot hold a NUL character")
+    found = os.path.expanduser(value)
+    if value.startswith("~") and found == value:
+        raise argparse.ArgumentTypeError(
+            f"{quoted(value)} is in the home folder of nobody here; write the whole path, or ./ before a name with ~"
+        )
+    return found
+
+
+def number(value: str) -> float:
+    """A finite or infinite number with a decimal point."""
+    try:
+        return float(value)
+    except ValueError:
+        guess = _as_number(value.replace(",", "."))
+        raise argparse.ArgumentTypeError(
+            _expected("a number", value, None if guess is None else f"{guess:g}")
+        ) from None
+
+
+def whole(value: str) -> int:
+    """A whole number; 81.0 and 1e3 are pointed out, not taken."""
+    try:
+        return int(value)
+    except ValueError:
+        guess = _as_number(value)
+        near = None if guess is None or not math.isfinite(guess) or abs(guess) > 2**63 else str(round(guess))
+        raise argparse.ArgumentTypeError(_expected("a whole number", value, near)) from None
+
+
+def str2bool(value: str | bool) -> bool:
+    """yes, true, t, y, 1 and no, false, f, n, 0 in any case. Raises ArgumentTypeError for anything else."""
+    if isinstance(value, bool):
+        return value
+    if value.lower() in YES + NO:
+        return value.lower() in YES
+    raise argparse.ArgumentTypeError(f"a yes or no was expected (true, false, yes, no, 1, 0), got {quoted(value)}")
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """One of some names as they are; a similar one is suggested."""
+    known = tuple(names)
+
+    def convert(value: str) -> str:
+        if value in known:
+            return value
+        near = nearest(value, known)
+        hint = f"; did you mean {near}?" if near else ""
+        raise argparse.ArgumentTypeError(f"invalid choice: {quoted(value)}{hint} (choose from {', '.join(known)})")
+
+    return convert
+
+
+def parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Let argparse show the text of a ValueError instead of its own."""
+
+    def convert(value: str) -> Any:
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant: in other letters, a few letters apart, or with a part of its own."""
+    names = {_plain(name): name for name in known}
+    plain = _plain(word)
+    parts = set(plain.split("_"))
+    sharing = [key for key in names if parts & set(key.split("_"))]
+    starting = [key for key in names if len(plain) > 1 and key.startswith(plain)]
+    close = difflib.get_close_matches(plain, names, n=1, cutoff=0.6)
+    found = [plain] * (plain in names) or sharing[:1] * (len(sharing) == 1) or close or starting
+    return names[found[0]] if found else None
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").lower().replace("-", "_").replace(".", "_")
+
+
+def _expected(what: str, value: str, guess: str | None) -> str:
+    return f"{what} was expected, got {quoted(value)}" + (f"; try {guess}" if guess is not None else "")
+
+
+def _as_number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
