@@ -11,6 +11,8 @@ _NAMES = {
     "SIZE_CONFIGS": "wan.configs",
     "MAX_AREA_CONFIGS": "wan.configs",
     "SUPPORTED_SIZES": "wan.configs",
+    "NANO_CONFIGS": "wan.configs",
+    "nano_checkpoint": "wan.configs",
 }
 _LATER = "is not available yet, it comes later; now: WanT2V, WanI2V, WanTI2V"
 
