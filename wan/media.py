@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wan.files import atomic_file
-from wan.values import called, quoted, whole
+from wan.values import called, quoted, real
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def from_uint8(pixels: Tensor) -> Tensor:
 
 def check_fps(fps: Any) -> None:
     """Refuse rates that a file cannot play. Raises ValueError."""
-    if whole("fps", fps) < 1:
+    if real("fps", fps) < 0.001:
         raise ValueError(f"{called('fps')} must be at least 1, got {quoted(fps)}")
     if fps > MAX_FPS:
         raise ValueError(f"{called('fps')} can be at most {MAX_FPS}, got {quoted(fps)}: files of more do not play")
