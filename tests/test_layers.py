@@ -26,8 +26,8 @@ LAYERS = [
     (3, ["wan.utils.prompt_extend"]),
     (2, ["wan.modules", "wan.modules.*"]),
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
-    (0, ["wan.files", "wan.finite", "wan.framing", "wan.geometry", "wan.interrupts", "wan.media", "wan.output"]),
-    (0, ["wan.lazy", "wan.parallel", "wan.parser", "wan.program", "wan.runtime", "wan.typed"]),
+    (0, ["wan.files", "wan.finite", "wan.framing", "wan.geometry", "wan.images", "wan.interrupts", "wan.media"]),
+    (0, ["wan.lazy", "wan.output", "wan.parallel", "wan.parser", "wan.program", "wan.runtime", "wan.typed"]),
     (0, ["wan.values", "wan.version"]),
     (0, ["wan.utils", "wan.utils.flow", "wan.utils.fm_solvers*", "wan.utils.system_prompt"]),
 ]

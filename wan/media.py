@@ -1,9 +1,8 @@
 """All reading and writing of images and video. PyAV and Pillow are imported where they are used."""
 
+import errno
 import heapq
 import logging
-import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -15,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wan.files import atomic_file
+from wan.files import atomic_file, shown
+from wan.images import read_image as read_image
+from wan.images import upright_rgb as upright_rgb
 from wan.values import called, quoted, real
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,20 @@ MOVFLAGS = "use_metadata_tags+faststart"
 CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # each file has its own
 AUDIO_BIT_RATE = 192_000
 AAC_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)  # Hz; the first replaces others
+
+# Where the containers of video and sound have their marks, and FFmpeg's names of them. Playlists, patterns of file
+# names, devices and descriptions of streams are none: they would open other files, and the network.
+CONTAINERS = (
+    *((4, mark, "mov") for mark in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")),
+    (0, b"\x1aE\xdf\xa3", "matroska"),
+    (8, b"AVI ", "avi"),
+    (8, b"WAVE", "wav"),
+    (0, b"fLaC", "flac"),
+    (0, b"OggS", "ogg"),
+    (0, b"ID3", "mp3"),
+    *((0, mark, "mp3") for mark in (b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2")),
+    *((0, mark, "aac") for mark in (b"\xff\xf1", b"\xff\xf9")),
+)
 
 Frames = np.ndarray | Tensor  # uint8 [F, H, W, 3], RGB
 
@@ -137,37 +152,6 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return dict(container.metadata)
 
 
-def read_image(path: str | Path) -> Any:
-    """An upright 8-bit RGB PIL image from any picture file; what had to be decided for it is logged.
-
-    EXIF orientation is applied, transparent parts become white, 16-bit values are scaled, and of several pictures the
-    first is taken. Raises FileNotFoundError, and ValueError with the reason when there is no such picture to be had.
-    """
-    from PIL import Image
-
-    if not str(path).strip():
-        raise ValueError("the name of the image is empty")
-    if Path(path).is_dir():
-        raise ValueError(f"{path} is a folder; name one image in it")
-    if "://" in str(path):
-        raise ValueError(f"nothing is fetched from the network; save {path} as a file and name that")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no image {path}")
-    with _damage_reported(path):
-        image = Image.open(path)
-    with image:
-        with _damage_reported(path):
-            if getattr(image, "n_frames", 1) > 1:
-                log.info("%s holds %d pictures; the first one is used", path, image.n_frames)
-            image.seek(0)
-        return _upright_rgb(image, path)
-
-
-def upright_rgb(image: Any) -> Any:
-    """`read_image` for a PIL image that is in memory, or was opened and not read yet."""
-    return _upright_rgb(image, "the image")
-
-
 def save_image(image: Frames, path: str | Path, overwrite: bool = True) -> None:
     """Write uint8 [H, W, 3] RGB in the format of the suffix (png, jpg, ...), complete or not at all."""
     from PIL import Image
@@ -203,71 +187,28 @@ def side_by_side(pictures: Frames, columns: int, border: int = 0) -> np.ndarray:
     return sheet
 
 
-def _upright_rgb(image: Any, name: str | Path) -> Any:
-    from PIL import Image, ImageOps
-
-    # Pillow reads 16 bits as "I;16", of PGM and (older versions) PNG as "I"; from elsewhere that may hold anything
-    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    if image.mode == "F" or (image.mode.startswith("I") and not sixteen_bits):
-        kind = "floating point" if image.mode == "F" else "32-bit"
-        raise ValueError(f"{name} has {kind} values, whose range is not known; save it as 8-bit PNG or JPEG")
-    with _damage_reported(name):
-        image = ImageOps.exif_transpose(image)
-        if sixteen_bits:
-            image = _scaled_to_8_bits(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            if image.getextrema()[3][0] < 255:
-                log.info("%s is transparent in part; it is put on white", name)
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-
-
-def _scaled_to_8_bits(image: Any) -> Any:
-    """A grey image of 16 bits, which Pillow would clip; the grey level that a PNG calls transparent becomes alpha."""
-    from PIL import Image
-
-    values = np.asarray(image)
-    grey = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
-    if isinstance(clear := image.info.get("transparency"), int):
-        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return grey
-
-
-@contextmanager
-def _damage_reported(name: str | Path) -> Iterator[None]:
-    """Whatever Pillow stumbles over becomes a ValueError that says what to do."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about oddities that Pillow knows to read
-            yield
-    except UnidentifiedImageError:
-        raise ValueError(f"{name} is not an image that can be read; save it as PNG or JPEG") from None
-    except Image.DecompressionBombError:
-        raise ValueError(
-            f"{name} has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, as files made to exhaust the "
-            "memory do; scale it down first, 4096 pixels a side are plenty"
-        ) from None
-    except Exception as error:  # the decoders raise whatever they stumble over in a damaged file
-        if isinstance(error, OSError) and error.errno:  # the disk or the rights, not the content
-            raise
-        raise ValueError(f"{name} is damaged or incomplete ({error}); save it again") from None
-
-
 @contextmanager
 def _open(path: str | Path) -> Iterator[Any]:
+    """A file of one of a few containers, told by its content. What it refers to is not opened: it has no way to."""
     import av
 
+    name = shown(path)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        container = av.open(os.path.abspath(path))  # libav reads `a:b` as a protocol
-    except av.error.InvalidDataError:
-        raise ValueError(f"{path} is not a video that can be read") from None
-    with container:
-        yield container
+        raise FileNotFoundError(f"there is no file {name}")
+    with open(path, "rb") as file:
+        head = file.read(12)
+        file.seek(0)
+        kind = next((kind for at, mark, kind in CONTAINERS if head[at:].startswith(mark)), None)
+        if kind is None:
+            raise ValueError(f"{name} is not a video that can be read; convert it to mp4")
+        try:
+            container = av.open(file, format=kind, metadata_errors="replace", options={"protocol_whitelist": "none"})
+            with container:
+                yield container
+        except av.error.FFmpegError as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the disk or the rights, not the content
+                raise
+            raise ValueError(f"{name} is not a video that can be read: {shown(error, 100)}") from None
 
 
 def _open_stream(container: Any, fps: int, height: int, width: int) -> Any:

@@ -1,6 +1,5 @@
 """Request: what the user wants, complete and checked before any weight is read."""
 
-import hashlib
 import json
 import math
 import random
@@ -9,7 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from wan import framing, geometry, media
+from wan import framing, geometry, images, media
 from wan.configs import TaskConfig, get_config
 from wan.framing import FITS, Framing
 from wan.geometry import Size, format_size
@@ -38,13 +37,12 @@ class Picture:
     def of(cls, image: Any, name: str = "image") -> "Picture":
         """Read a file, or take a PIL image. Raises FileNotFoundError or ValueError that says what is wrong with it."""
         if isinstance(image, (str, Path)):
-            pixels, path, content = media.read_image(image), str(image), Path(image).read_bytes()
+            pixels, path = images.read_image(image), str(image)
         elif hasattr(image, "getexif"):
-            pixels, path = media.upright_rgb(image), None
-            content = pixels.tobytes()
+            pixels, path = images.upright_rgb(image), None
         else:
             raise ValueError(f"{called(name)} is a path or a PIL image, got {type(image).__name__}")
-        return cls(path, pixels.size, hashlib.sha256(content).hexdigest()[:16], pixels)
+        return cls(path, pixels.size, images.digest(image if path else pixels)[:16], pixels)
 
     def to_dict(self) -> dict[str, Any]:
         return {"path": self.path, "size": format_size(self.size), "sha256": self.sha256}

@@ -1,0 +1,212 @@
+"""Reading of pictures, also of a stranger's: few formats, a bounded size, upright, 8-bit sRGB."""
+
+import hashlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wan.files import shown
+from wan.geometry import Size
+
+log = logging.getLogger(__name__)
+
+# What is looked for in a file, whatever its name. Others are left out because Pillow starts a program for them (EPS) or
+# because nobody keeps a first frame in them. TGA has no signature and comes last.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "QOI", "TGA")
+MAX_PIXELS = 178_956_970  # as Pillow, from where it takes a file for an attack
+MAX_FILE_BYTES = 2**30
+BAND_PIXELS = 2**20  # pixels that are converted at once
+PIXEL_BYTES = 4  # of Pillow's RGB
+GREY = ("1", "L", "LA", "I;16")
+PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # the mode of Pillow for the colours of an ICC profile
+SAME = 2  # of 255: a profile that moves no colour further is sRGB
+
+
+def read_image(path: str | Path) -> Any:
+    """An upright 8-bit RGB PIL image from a picture file; what had to be decided for it is logged.
+
+    EXIF orientation is applied, colours are converted from the profile to sRGB, transparent parts become white, 16-bit
+    values are scaled, and of several pictures the first is taken. Raises FileNotFoundError, and ValueError with the
+    reason when there is no such picture to be had.
+    """
+    from PIL import Image
+
+    name = shown(path)
+    if not str(path).strip():
+        raise ValueError("the name of the image is empty")
+    if Path(path).is_dir():
+        raise ValueError(f"{name} is a folder; name one image in it")
+    if "://" in str(path):
+        raise ValueError(f"nothing is fetched from the network; save {name} as a file and name that")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no image {name}")
+    if Path(path).stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{name} has more than {MAX_FILE_BYTES >> 20} MiB; scale the picture down first")
+    with _damage_reported(name):
+        Image.init()
+        image = Image.open(path, formats=[format for format in FORMATS if format in Image.OPEN])
+    with image:
+        with _damage_reported(name):
+            if getattr(image, "is_animated", False):
+                log.info("%s holds several pictures; the first one is used", name)
+            image.seek(0)
+        return _upright_rgb(image, name, in_place=True)
+
+
+def upright_rgb(image: Any) -> Any:
+    """`read_image` for a PIL image that is in memory, or was opened and not read yet."""
+    if image.format is not None and image.format not in FORMATS:  # None: made or changed in memory
+        raise ValueError(f"the image is a file of the format {shown(image.format, 20)}; save it as PNG or JPEG")
+    return _upright_rgb(image, "the image", in_place=False)
+
+
+def bands(image: Any) -> Iterator[tuple[int, Any]]:
+    """An image in parts of whole rows, each with the number of its first row: work on them takes little memory."""
+    rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def digest(image: Any) -> str:
+    """The SHA-256 of a picture: of a file's content, or of the pixels of a PIL image."""
+    state = hashlib.sha256()
+    if isinstance(image, (str, Path)):
+        with open(image, "rb") as file:
+            for block in iter(lambda: file.read(2**20), b""):
+                state.update(block)
+    else:
+        for _, band in bands(image):
+            state.update(band.tobytes())
+    return state.hexdigest()
+
+
+def kept_bytes(size: Size) -> int:
+    """Memory of a picture (width, height) that was read."""
+    return size[0] * size[1] * PIXEL_BYTES
+
+
+def _upright_rgb(image: Any, name: str, in_place: bool) -> Any:
+    from PIL import Image, ImageOps
+
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(name)
+    # Pillow reads 16 bits as "I;16", of PGM and (older versions) PNG as "I"; from elsewhere that may hold anything
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if image.mode == "F" or (image.mode.startswith("I") and not sixteen_bits):
+        kind = "floating point" if image.mode == "F" else "32-bit"
+        raise ValueError(f"{name} has {kind} values, whose range is not known; save it as 8-bit PNG or JPEG")
+    with _damage_reported(name):
+        image = ImageOps.exif_transpose(image, in_place=in_place) or image
+        to_srgb = _profile(image, name)
+        if image.mode == "RGB" and to_srgb is None and not image.has_transparency_data:
+            return image
+        result, clear = Image.new("RGB", image.size), False
+        for top, band in bands(image):
+            colors, is_clear = _plain(_scaled_to_8_bits(band) if sixteen_bits else band, to_srgb)
+            result.paste(colors, (0, top))
+            clear = clear or is_clear
+        if clear:
+            log.info("%s is transparent in part; it is put on white", name)
+        return result
+
+
+def _plain(band: Any, to_srgb: Callable[[Any], Any] | None) -> tuple[Any, bool]:
+    """RGB colours on white, and whether any of the white shows."""
+    from PIL import Image
+
+    if not band.has_transparency_data:
+        return (to_srgb(band) if to_srgb else band).convert("RGB"), False
+    colors = band.convert("RGBA")
+    alpha = colors.getchannel("A")
+    if to_srgb:
+        colors = to_srgb(band)
+        colors.putalpha(alpha)
+    colors = Image.alpha_composite(Image.new("RGBA", band.size, "white"), colors)
+    return colors.convert("RGB"), alpha.getextrema()[0] < 255
+
+
+def _scaled_to_8_bits(image: Any) -> Any:
+    """A grey image of 16 bits, which Pillow would clip; the grey level that a PNG calls transparent becomes alpha."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    grey = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _profile(image: Any, name: str) -> Callable[[Any], Any] | None:
+    """How colours become sRGB: by the ICC profile of an image, None when that is sRGB, missing or of no use."""
+    if not (content := image.info.get("icc_profile")):
+        return None
+    from PIL import ImageCms
+
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
+        mode = PROFILE_MODES.get(profile.profile.xcolor_space.strip())
+        fits = {"L": image.mode.startswith(GREY), "CMYK": image.mode == "CMYK"}
+        if not fits.get(mode, mode == "RGB" and image.mode != "CMYK" and not image.mode.startswith(GREY)):
+            raise ValueError("it is for other colours than the picture has")
+        transform = ImageCms.buildTransform(
+            profile,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        if mode == "CMYK" or not _changes_little(transform, mode):
+            log.info("%s has a colour profile; its colours are converted to sRGB", name)
+            return lambda band: ImageCms.applyTransform(band.convert(mode), transform)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        log.warning("the colour profile of %s cannot be used and is ignored (%s)", name, shown(error, 100))
+    return None
+
+
+def _changes_little(transform: Any, mode: str) -> bool:
+    """Whether a transform leaves 729 RGB colours, or all greys, as they are."""
+    from PIL import Image, ImageCms
+
+    levels = np.arange(0, 257, 32).clip(0, 255).astype(np.uint8)
+    colors = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(27, 27, 3)
+    image = Image.fromarray(colors if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
+    moved = np.asarray(ImageCms.applyTransform(image, transform), np.int16) - np.asarray(image.convert("RGB"))
+    return np.abs(moved).max() <= SAME
+
+
+def _too_large(name: str) -> ValueError:
+    from PIL import Image
+
+    limit = min(MAX_PIXELS, 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS))  # a program may lower or lift Pillow's
+    return ValueError(
+        f"{name} has more than {limit / 1e6:.0f} million pixels, as files made to exhaust the memory do; scale it down "
+        "first, 4096 pixels a side are plenty"
+    )
+
+
+@contextmanager
+def _damage_reported(name: str) -> Iterator[None]:
+    """Whatever Pillow stumbles over becomes a ValueError that says what to do."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about oddities that Pillow knows to read
+            yield
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} is not an image that can be read; save it as PNG or JPEG") from None
+    except Image.DecompressionBombError:
+        raise _too_large(name) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # the decoders raise whatever they stumble over in a damaged file
+        if isinstance(error, OSError) and error.errno:  # the disk or the rights, not the content
+            raise
+        raise ValueError(f"{name} is damaged or incomplete ({shown(error)}); save it again") from None
