@@ -285,3 +285,44 @@ def test_a_changed_config_counts(folder):
     cfg.sample_steps = 4
     pipeline.sample(Request.create(cfg, prompt="a red circle", size=(32, 32), frame_num=5, shift=1.0, guidance=1.0))
     assert seen == {"high_noise_model": [499, 374], "low_noise_model": [249, 124]}
+
+
+def test_the_attributes_of_upstreams_pipelines(pipeline, folder):
+    config = pipeline.config
+    values = (pipeline.boundary, pipeline.num_train_timesteps, pipeline.vae_stride, pipeline.patch_size)
+    assert values == (config.boundary, 1000, (4, 8, 8), (1, 2, 2))
+    assert (pipeline.device, pipeline.param_dtype, pipeline.rank, pipeline.sp_size) == (
+        FLOAT32.device,
+        torch.float32,
+        0,
+        1,
+    )
+    assert pipeline.sample_neg_prompt == config.sample_neg_prompt and not pipeline.t5_cpu
+    assert pipeline.low_noise_model is pipeline.weights.get("low_noise_model")
+    assert pipeline.high_noise_model is pipeline.weights.get("high_noise_model")
+    assert pipeline.high_noise_model.dim == 32 and pipeline.text_encoder.model and pipeline.vae.model
+    with pytest.raises(AttributeError, match="WanT2V has high_noise_model and low_noise_model, but no model"):
+        pipeline.model  # noqa: B018
+    assert not hasattr(pipeline, "model")
+
+
+def test_a_model_that_is_assigned_takes_the_place_of_the_loaded_one(folder):
+    def make():
+        pipeline = WanT2V(NANO_CONFIGS["t2v-A14B"], folder, runtime=FLOAT32)
+        pipeline.boundary = 0.9
+        return pipeline
+
+    plain, changed = make(), make()
+    changed.low_noise_model = changed.high_noise_model
+    assert changed.config.boundary == 0.9 and plain.low_noise_model is not plain.high_noise_model
+    other = make().sample(request(boundary=0.0))  # the high-noise expert all the way
+    assert torch.equal(changed.sample(request(boundary=0.9)), other)
+    assert not torch.equal(plain.sample(request(boundary=0.9)), other)
+
+
+def test_a_pipeline_of_one_model_has_it_as_model(tmp_path):
+    folder = write_random_checkpoint(tmp_path, "ti2v-5B")
+    pipeline = WanTI2V(NANO_CONFIGS["ti2v-5B"], folder, runtime=FLOAT32)
+    assert pipeline.model is pipeline.weights.get(".") and pipeline.model.model_type == "ti2v"
+    with pytest.raises(AttributeError, match="WanTI2V has model, but no low_noise_model"):
+        pipeline.low_noise_model  # noqa: B018

@@ -21,7 +21,7 @@ from wan.checkpoint.layout import check_folder, part
 from wan.checkpoint.loading import read_config
 from wan.configs import TaskConfig
 from wan.distributed.replica import Replica
-from wan.distributed.util import get_world_size, init_distributed_group
+from wan.distributed.util import get_rank, get_world_size, init_distributed_group
 from wan.finite import FiniteCheck, require_finite
 from wan.framing import Framing
 from wan.geometry import LatentShape
@@ -83,6 +83,28 @@ def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
                     f"{checkpoint_dir / expert}/config.json has {field} {value!r}, and --task {config.name} needs "
                     f"{needed[field]!r}: this is another model"
                 )
+
+
+def _of_config(name: str) -> property:
+    """A field of the config, read and changed as an attribute of the pipeline."""
+    return property(lambda self: getattr(self.config, name), lambda self, value: setattr(self.config, name, value))
+
+
+def _expert(name: str) -> property:
+    """A transformer under upstream's name, loaded when first asked for; a module that is assigned takes its place."""
+
+    def key(self: WanPipeline) -> str:
+        named = self.config.experts
+        names = ("model",) if len(named) == 1 else ("high_noise_model", "low_noise_model")
+        if name not in names:
+            raise AttributeError(f"{type(self).__name__} has {' and '.join(names)}, but no {name}")
+        return named[names.index(name)]
+
+    def put(self: WanPipeline, module: WanModel) -> None:
+        self.weights.drop(key(self))
+        self.weights.add(key(self), lambda: module)
+
+    return property(lambda self: self.weights.get(key(self)), put)
 
 
 class WanPipeline:
@@ -313,6 +335,19 @@ class WanPipeline:
             if runtime.compile:
                 block.compile()
         return model
+
+    # ---- what upstream's scripts read besides ----
+
+    model, low_noise_model, high_noise_model = map(_expert, ("model", "low_noise_model", "high_noise_model"))
+    boundary, num_train_timesteps, sample_neg_prompt = map(
+        _of_config, ("boundary", "num_train_timesteps", "sample_neg_prompt")
+    )
+    vae_stride, patch_size = map(_of_config, ("vae_stride", "patch_size"))
+    device = property(lambda self: self.runtime.device)
+    param_dtype = property(lambda self: self.runtime.dtype)
+    t5_cpu = property(lambda self: self.runtime.t5_device != self.runtime.device)
+    sp_size = property(lambda self: self.runtime.parallel.ulysses_size)
+    rank = property(lambda self: get_rank())
 
 
 def _is_flat(values: Tensor) -> bool:

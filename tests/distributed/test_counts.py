@@ -17,7 +17,7 @@ from wan.checkpoint.loading import load_module
 from wan.checkpoint.source import MemorySource
 from wan.configs import WAN_CONFIGS
 from wan.distributed.cfg_parallel import side_by_side
-from wan.distributed.fsdp import shard_model
+from wan.distributed.fsdp import spread_parameters
 from wan.distributed.sequence_parallel import parallelize
 from wan.modules.model import WanModel, WanModelConfig
 
@@ -96,7 +96,7 @@ def test_bytes_of_the_two_branches():
 
 def counts_of_gathering(config):
     model = tiny_model(config)
-    shard = partial(shard_model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    shard = partial(spread_parameters, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     spread = load_module(lambda: WanModel(config), MemorySource(model.state_dict()), shard=shard)
     spread(*CASES["even"])  # the first forward also sets up
     return counted(lambda: spread(*CASES["even"]))[1]

@@ -5,11 +5,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import ShardingStrategy
 
 from tests.distributed.launch import launch
 from tests.distributed.tiny import CASES, CONFIG, tiny_model
 from wan.checkpoint.loading import save_safetensors_folder
-from wan.distributed.fsdp import shard_model
+from wan.distributed.fsdp import free_model, shard_model, spread_parameters
 from wan.distributed.sequence_parallel import parallelize
 from wan.modules.model import WanModel
 from wan.modules.t5 import T5Config, T5Encoder, load_t5
@@ -26,7 +27,7 @@ def folder(tmp_path_factory):
 
 
 def load(folder, dtype, mesh=None):
-    shard = None if mesh is None else partial(shard_model, mesh=mesh)
+    shard = None if mesh is None else partial(spread_parameters, mesh=mesh)
     return WanModel.from_pretrained(folder, dtype=dtype, shard=shard)
 
 
@@ -98,12 +99,42 @@ def test_the_next_block_is_fetched_while_one_works(folder):
     assert launch(2, fetched_ahead, folder) == [[["", ["blocks.0"]], ["blocks.0", ["blocks.1"]]]] * 2
 
 
+def sharded_as_upstream(param_dtype):
+    model = tiny_model()
+    for parameter in model.parameters():
+        parameter.data += dist.get_rank()  # what other processes hold does not count
+    assert shard_model(model, device_id=0, param_dtype=param_dtype, sync_module_states=True) is model
+    result = model(LATENT, TIMES, CONTEXT)[0]
+    held = sum(parameter.to_local().numel() for parameter in model.parameters())
+    free_model(model)
+    assert all(parameter.to_local().device.type == "meta" for parameter in model.parameters())
+    return result, held
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_upstreams_shard_model_takes_a_model_with_its_weights(dtype):
+    whole = tiny_model()
+    total = sum(parameter.numel() for parameter in whole.parameters())
+    with torch.no_grad():
+        expected = whole.to(dtype)(LATENT, TIMES, CONTEXT)[0]
+    for found, held in launch(2, sharded_as_upstream, dtype):
+        assert torch.equal(torch.from_numpy(found), expected.float())
+        assert 0.4 * total < held < 0.6 * total
+
+
+def test_upstreams_shard_model_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match="this is one; start with torchrun"):
+        shard_model(tiny_model(), 0)
+    with pytest.raises(ValueError, match="must be FULL_SHARD or left out"):
+        shard_model(tiny_model(), 0, sharding_strategy=ShardingStrategy.NO_SHARD)
+
+
 T5 = T5Config(vocab_size=30, dim=16, dim_attn=24, dim_ffn=20, num_heads=3, num_layers=2)
 IDS, MASK = torch.tensor([[4, 9, 1, 0], [7, 1, 0, 0]]), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
 
 
 def encode(path):
-    shard = partial(shard_model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    shard = partial(spread_parameters, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     encoder = load_t5(path, torch.bfloat16, "cpu", shard)
     return encoder(IDS, MASK)
 

@@ -1,3 +1,4 @@
+import importlib.util
 from functools import partial
 
 import pytest
@@ -5,7 +6,16 @@ import torch
 import torch.nn.functional as F
 
 from wan.modules import attention as module
-from wan.modules.attention import BACKENDS, PACKAGES, attention, check_backend, flash_attention, resolve_backend
+from wan.modules.attention import (
+    BACKENDS,
+    FLASH_ATTN_2_AVAILABLE,
+    FLASH_ATTN_3_AVAILABLE,
+    PACKAGES,
+    attention,
+    check_backend,
+    flash_attention,
+    resolve_backend,
+)
 
 
 def qkv(batch=2, queries=5, keys=7, heads=2, dim=8, dtype=torch.float32, device="cpu"):
@@ -43,8 +53,52 @@ def test_lengths_of_another_batch_are_refused():
 
 
 def test_the_old_name_takes_lengths_as_tensors():
-    q, k, v = qkv()
+    q, k, v = qkv(dtype=torch.bfloat16)
     assert torch.equal(flash_attention(q, k, v, k_lens=torch.tensor([4, 6])), attention(q, k, v, (4, 6)))
+
+
+def test_the_old_name_computes_in_half_precision_and_gives_the_type_back():
+    q, k, v = qkv()
+    halves = [x.bfloat16() for x in (q, k, v)]
+    assert torch.equal(flash_attention(q, k, v), attention(*halves).float())
+    assert flash_attention(q.bfloat16(), k, v).dtype == torch.bfloat16
+    exact = flash_attention(q, k, v, dtype=torch.float32)
+    assert torch.equal(exact, attention(q, k, v)) and exact.dtype == torch.float32
+
+
+def test_the_old_name_scales():
+    q, k, v = qkv()
+    found = flash_attention(q, k, v, softmax_scale=0.7, q_scale=2.0, dtype=torch.float32)
+    torch.testing.assert_close(found, attention(q * (1.4 * 8**0.5), k, v))
+
+
+@pytest.mark.parametrize(
+    "causal, window", [(True, (-1, -1)), (False, (2, 1)), (False, (-1, 0)), (True, (1, 5)), (False, (0, -1))]
+)
+@pytest.mark.parametrize("lens", [(None, None), ((5, 4), (7, 5)), (None, (6, 6))])
+def test_the_old_name_limits_what_a_query_sees(causal, window, lens):
+    """The last query stands at the last key, as in FlashAttention."""
+    q, k, v = (x.double() for x in qkv())
+    q_lens, k_lens = (given and torch.tensor(given) for given in lens)
+    found = flash_attention(q, k, v, q_lens, k_lens, causal=causal, window_size=window, dtype=torch.float64)
+    left, right = window[0], 0 if causal else window[1]
+    for b in range(2):
+        queries, keys = (lens[0] or (5, 5))[b], (lens[1] or (7, 7))[b]
+        for i in range(queries):
+            own = i + keys - queries
+            seen = [j for j in range(keys) if (left < 0 or j >= own - left) and (right < 0 or j <= own + right)]
+            expected = explicit(q[b : b + 1, i : i + 1], k[b : b + 1, seen], v[b : b + 1, seen])
+            torch.testing.assert_close(found[b, i], expected[0, 0])
+
+
+def test_the_old_name_refuses_dropout():
+    with pytest.raises(ValueError, match="dropout_p must be 0, got"):
+        flash_attention(*qkv(), dropout_p=0.1)
+
+
+def test_what_is_installed_is_told_under_the_old_names():
+    found = FLASH_ATTN_2_AVAILABLE, FLASH_ATTN_3_AVAILABLE
+    assert found == tuple(importlib.util.find_spec(PACKAGES[name]) is not None for name in ("flash2", "flash3"))
 
 
 def test_unknown_and_unusable_backends_are_refused_with_what_works():

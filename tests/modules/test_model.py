@@ -211,3 +211,26 @@ def test_loading_takes_the_dtype_under_both_of_its_names(model, tmp_path):
     for name, tensor in by_either[0].items():
         assert torch.equal(tensor, by_either[1][name])
         assert tensor.dtype == (torch.float32 if WanModel.keeps_float32(name) else torch.bfloat16)
+
+
+def test_sizes_are_attributes_of_the_model(model):
+    for name, value in model.config.to_dict().items():
+        assert getattr(model, name) == value
+    assert (model.dtype, model.device) == (torch.float32, torch.device("cpu"))
+    assert not {"dim", "num_layers"} & set(model.state_dict())
+
+
+def test_a_saved_model_is_loaded_as_it_was(model, tmp_path):
+    model.save_pretrained(tmp_path / "saved")
+    loaded = WanModel.from_pretrained(tmp_path / "saved")
+    assert loaded.config == model.config
+    assert all(torch.equal(loaded.get_parameter(name), value) for name, value in model.named_parameters())
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["_class_name"] == "WanModel"
+
+
+def test_a_model_without_some_of_its_parameters_is_not_saved(tmp_path):
+    packed = WanModel(CONFIG)
+    packed.blocks[0].ffn = torch.nn.Identity()  # as packing does: the weights are no parameters any more
+    with pytest.raises(ValueError, match=r"4 parameters .* blocks.0.ffn.0.bias, are packed for inference"):
+        packed.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

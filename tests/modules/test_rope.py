@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from wan.modules.rope import axis_pairs, grid_positions, rope_table, rotate
+from wan.modules.rope import axis_pairs, grid_positions, rope_apply, rope_params, rope_table, rotate
 
 
 @pytest.mark.parametrize(("head_dim", "pairs"), [(128, (22, 21, 21)), (40, (8, 6, 6)), (16, (4, 2, 2)), (2, (1, 0, 0))])
@@ -54,3 +54,18 @@ def test_high_positions_need_the_float64_angles():
     coarse = (positions[:, 0, None].bfloat16() * 10000**-exponent).cos()
     assert (rope_table(positions, 128) - exact).abs().max() < 1e-6
     assert (coarse - exact[:, :22, 0]).abs().max() > 0.1
+
+
+def test_upstreams_names_rotate_alike():
+    """Samples of two grids, padded to one length."""
+    x = torch.randn(2, 8, 3, 16, generator=torch.Generator().manual_seed(0))
+    freqs = torch.cat([rope_params(1024, 16 - 4 * (16 // 6)), *[rope_params(1024, 2 * (16 // 6))] * 2], dim=1)
+    assert freqs.shape == (1024, 8) and freqs.dtype == torch.complex128
+    found = rope_apply(x, torch.tensor([[2, 2, 2], [1, 2, 3]]), freqs)
+    for row, sample, grid in zip(found, x, ((2, 2, 2), (1, 2, 3))):
+        table = rope_table(grid_positions(grid), 16)
+        torch.testing.assert_close(row[: len(table)], rotate(sample[None, : len(table)], table[None])[0])
+        assert torch.equal(row[len(table) :], sample[len(table) :]), "padding is not turned"
+    assert found.dtype == torch.float32
+    with pytest.raises(ValueError, match="1025 columns"):
+        rope_apply(x, torch.tensor([[1, 1, 1025]] * 2), freqs)

@@ -14,6 +14,7 @@ from wan.modules.t5 import (
     clamp_overflow,
     load_t5,
     relative_buckets,
+    umt5_xxl,
 )
 
 MANIFEST = Path(__file__).parents[1] / "data" / "state_dict" / "umt5_xxl_encoder.json"
@@ -270,3 +271,12 @@ def test_text_encoder_refuses_a_tokenizer_of_another_checkpoint(released, tmp_pa
     torch.save(make_encoder(config).state_dict(), tmp_path / "t5.pth")
     with pytest.raises(ValueError, match="belong to different checkpoints"):
         load((tmp_path / "t5.pth", released[1]))
+
+
+def test_the_released_size_under_upstreams_name():
+    model = umt5_xxl(encoder_only=True, dtype=torch.bfloat16, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == 5_680_910_336 and len(model.state_dict()) == 242
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    for wrong in ({}, {"encoder_only": True, "return_tokenizer": True}):
+        with pytest.raises(ValueError, match="only the encoder was released"):
+            umt5_xxl(**wrong)

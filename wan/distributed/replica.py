@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wan.distributed.bands import decode_in_bands
 from wan.distributed.cfg_parallel import side_by_side
-from wan.distributed.fsdp import shard_model
+from wan.distributed.fsdp import spread_parameters
 from wan.distributed.mesh import make_mesh
 from wan.distributed.sequence_parallel import parallelize
 from wan.distributed.util import broadcast_int, broadcast_tensor, get_rank
@@ -44,11 +44,11 @@ class Replica:
     @property
     def shard_dit(self) -> Shard | None:
         """What spreads the parameters of an empty transformer; None when each process has all of them."""
-        return partial(shard_model, mesh=self.mesh.fsdp) if self.spreads_dit else None
+        return partial(spread_parameters, mesh=self.mesh.fsdp) if self.spreads_dit else None
 
     @property
     def shard_t5(self) -> Shard | None:
-        return partial(shard_model, mesh=self.mesh.fsdp) if self.spreads_t5 else None
+        return partial(spread_parameters, mesh=self.mesh.fsdp) if self.spreads_t5 else None
 
     def pair(self) -> Pair:
         """How the two branches of guidance are computed."""

@@ -86,6 +86,9 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(PACKAGES[name]) is not None
 
 
+FLASH_ATTN_2_AVAILABLE, FLASH_ATTN_3_AVAILABLE = _installed("flash2"), _installed("flash3")  # for upstream's scripts
+
+
 def check_backend(name: str, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> str:
     """`name` if it can run on `device` with operands of `dtype`, else a ValueError that says why and what can.
 
@@ -134,7 +137,52 @@ def _probe(device_index: int, dtype: torch.dtype) -> str:
 
 
 def flash_attention(
-    q: Tensor, k: Tensor, v: Tensor, q_lens: Tensor | None = None, k_lens: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_lens: Tensor | None = None,
+    k_lens: Tensor | None = None,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    q_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    deterministic: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    version: int | None = None,
 ) -> Tensor:
-    """`attention` under upstream's name. Queries from q_lens on are padding: computed as any other, meaningless."""
-    return attention(q, k, v, None if k_lens is None else [int(n) for n in k_lens])
+    """`attention` under upstream's name and arguments: the same values on any device, whatever is installed.
+
+    Operands that are not in half precision are computed in `dtype`; the result has the dtype of q. Queries from q_lens
+    on are padding: computed as any other, meaningless. A query sees `window_size` (left, right) keys beside its own,
+    -1 for all, `causal` none on the right; the last query stands at the last key. `deterministic` and `version` change
+    nothing: there is no backward pass, and the kernel is chosen as for the models. Raises ValueError for dropout.
+    """
+    if dropout_p:
+        raise ValueError(f"dropout_p must be 0, got {dropout_p}: the kernels here are for inference")
+    factor = 1.0 if softmax_scale is None else softmax_scale * q.shape[-1] ** 0.5  # `attention` has its own scale
+    factor = factor if q_scale is None else factor * q_scale
+    half, result = q.dtype if q.dtype in HALF else dtype, q.dtype
+    q, k, v = (q if factor == 1 else q * factor).to(half), k.to(half), v.to(half)
+    left, right = window_size[0], 0 if causal else window_size[1]
+    lens = None if k_lens is None else [int(n) for n in k_lens]
+    if left < 0 and right < 0:
+        return attention(q, k, v, lens).to(result)
+    seen = _window(q, k, q_lens, k_lens, left, right)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None]).transpose(1, 2).to(result)
+
+
+def _window(q: Tensor, k: Tensor, q_lens: Tensor | None, k_lens: Tensor | None, left: int, right: int) -> Tensor:
+    """Which keys the queries see, [B, Lq, Lk] or [1, Lq, Lk]; a side below 0 has no limit."""
+
+    def lengths(x: Tensor, lens: Tensor | None) -> Tensor:
+        return torch.as_tensor([x.shape[1]] if lens is None else lens, device=q.device)[:, None, None]
+
+    keys, count = torch.arange(k.shape[1], device=q.device), lengths(k, k_lens)
+    own = torch.arange(q.shape[1], device=q.device)[:, None] + count - lengths(q, q_lens)
+    beyond = keys - own
+    seen = keys < count
+    if left >= 0:
+        seen = seen & (beyond >= -left)
+    return seen & (beyond <= right) if right >= 0 else seen

@@ -31,6 +31,8 @@ from wan.modules.layers import (
     sinusoidal_embedding_1d,
 )
 from wan.modules.rope import grid_positions, rope_table, rotate
+from wan.modules.rope import rope_apply as rope_apply  # where upstream's scripts look for them
+from wan.modules.rope import rope_params as rope_params
 
 MODEL_TYPES = ("t2v", "i2v", "ti2v", "s2v", "animate")
 
@@ -269,6 +271,7 @@ class WanModel(nn.Module):
         if isinstance(config, str):  # upstream's first positional argument is model_type
             options["model_type"], config = config, None
         self.config = config = WanModelConfig(**options) if config is None else config
+        vars(self).update(vars(config))  # model.dim, model.num_layers, ...: what upstream's scripts read
         dim = config.dim
         self.patch_embedding = PatchEmbedding(
             config.in_dim, dim, kernel_size=config.patch_size, stride=config.patch_size
@@ -409,8 +412,8 @@ class WanModel(nn.Module):
 
         `config.json`, in the folder or beside the file, says the architecture; for published sizes the tensors may. Its
         fields and the names of the tensors may be Diffusers'. `torch_dtype` is the name of `dtype` in other libraries.
-        `shard` spreads the empty model over processes (`distributed.fsdp.shard_model`), each of which then reads its
-        part.
+        `shard` spreads the empty model over processes (`distributed.fsdp.spread_parameters`), each of which then reads
+        its part.
         """
         from wan.checkpoint.loading import load_module, read_config
 
@@ -418,6 +421,31 @@ class WanModel(nn.Module):
         config = WanModelConfig.from_dict(read_config(path))
         policy = {"dtype": dtype or torch_dtype, "keep_float32": cls.keeps_float32}
         return load_module(lambda: cls(config), path, device=device, shard=shard, **policy)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and the parameters as `from_pretrained` reads them; existing files are replaced.
+
+        Raises ValueError for a model whose weights were packed for a CPU: load it with `from_pretrained` to save it.
+        """
+        from wan.checkpoint.loading import save_safetensors_folder
+
+        with torch.device("meta"):
+            missing = type(self)(self.config).state_dict().keys() - self.state_dict().keys()
+        if missing:
+            raise ValueError(
+                f"{len(missing)} parameters of the model, such as {min(missing)}, are packed for inference; load it "
+                "with WanModel.from_pretrained to save it"
+            )
+        save_safetensors_folder(self.state_dict(), folder, {"_class_name": "WanModel"} | self.config.to_dict())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the blocks compute in."""
+        return self.patch_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.patch_embedding.weight.device
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw weights for training from scratch: Xavier for matrices, zero output, so that the first velocity is 0."""

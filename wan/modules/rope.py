@@ -62,3 +62,25 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
         return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.view_as_complex(table)[:, :, None]).flatten(-2)
+
+
+def rope_params(max_seq_len: int, dim: int, theta: float = 10000) -> Tensor:
+    """Upstream's table of one axis of `dim` channels, complex128 [max_seq_len, dim/2]."""
+    exponent = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+    angles = torch.arange(max_seq_len, dtype=torch.float64)[:, None] * theta**-exponent
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rope_apply(x: Tensor, grid_sizes: Tensor, freqs: Tensor) -> Tensor:
+    """`rotate` under upstream's name and arguments, float32.
+
+    x [B, L, N, D]; grid_sizes [B, 3], patches (frames, rows, columns) of each sample, after which tokens are padding;
+    freqs complex [positions, D/2], the tables of the three axes side by side.
+    """
+    pairs = axis_pairs(x.shape[-1])
+    table = torch.tensor([1.0, 0.0], device=x.device).repeat(*x.shape[:2], sum(pairs), 1)
+    for rows, grid in zip(table, grid_sizes.tolist(), strict=True):
+        positions = grid_positions(tuple(grid)).to(freqs.device)
+        turns = [axis[place] for axis, place in zip(freqs.split(pairs, dim=1), positions.unbind(1), strict=True)]
+        rows[: len(positions)] = torch.view_as_real(torch.cat(turns, dim=1)).to(rows)
+    return rotate(x, table)

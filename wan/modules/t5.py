@@ -69,6 +69,9 @@ class T5Config:
         )
 
 
+UMT5_XXL = T5Config(vocab_size=256384, dim=4096, dim_attn=4096, dim_ffn=10240, num_heads=64, num_layers=24)
+
+
 class T5Encoder(nn.Module):
     """Token ids [B, L] -> text states [B, L, dim]. Trainable; runs in the dtype of its weights."""
 
@@ -281,6 +284,21 @@ def clamp_overflow(x: Tensor) -> Tensor:
     largest = torch.finfo(x.dtype).max
     limit = torch.where(torch.isinf(x).any(), largest - 1000, largest).to(x.dtype)  # on the device: no synchronisation
     return x.clamp(-limit, limit)
+
+
+def umt5_xxl(
+    encoder_only: bool = False,
+    return_tokenizer: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> T5Encoder:
+    """The encoder of the released size under upstream's name, with random weights; only `encoder_only=True` exists."""
+    if not encoder_only or return_tokenizer:
+        raise ValueError("umt5_xxl needs encoder_only=True and no return_tokenizer: only the encoder was released")
+    with torch.device("meta"):
+        model = T5Encoder(UMT5_XXL).to(dtype)
+    model.to_empty(device=device).init_weights()
+    return model
 
 
 def load_t5(

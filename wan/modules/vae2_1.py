@@ -8,6 +8,7 @@ from itertools import pairwise
 from torch import nn
 
 from wan.modules.vae import CausalVAE, VAEConfig
+from wan.modules.vae_blocks import CausalConv3d as CausalConv3d  # where upstream's scripts look for it
 from wan.modules.vae_blocks import Resample, ResidualBlock
 from wan.modules.vae_coders import Decoder3d, Encoder3d, Stage
 from wan.modules.vae_wrapper import VideoVAE
@@ -33,6 +34,9 @@ class CausalVAE2_1(CausalVAE):
             channels, config.encoder_widths, downsamples(config), temporal, z_dim, config.dropout
         )
         self.decoder = FlatDecoder3d(z_dim, config.decoder_widths, upsamples(config), channels, config.dropout)
+
+
+WanVAE_ = CausalVAE2_1  # upstream's name
 
 
 class Wan2_1_VAE(VideoVAE):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wan.modules.vae import CausalVAE, VAEConfig
 from wan.modules.vae_blocks import AvgDown3D, DupUp3D, FrameCache, Resample, ResidualBlock, run_chunk
+from wan.modules.vae_blocks import CausalConv3d as CausalConv3d  # where upstream's scripts look for it
 from wan.modules.vae_coders import Decoder3d, Encoder3d, Stage
 from wan.modules.vae_wrapper import VideoVAE
 
@@ -98,6 +99,9 @@ class CausalVAE2_2(CausalVAE):
                 f"the nearest size is {near[1]}x{near[0]}"
             )
         return frames
+
+
+WanVAE_ = CausalVAE2_2  # upstream's name
 
 
 class Wan2_2_VAE(VideoVAE):
