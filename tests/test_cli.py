@@ -609,7 +609,10 @@ def test_interrupting_the_sampling_leaves_nothing(stub, capsys):
 def test_interrupting_the_decoding_says_how_to_go_on(stub, capsys):
     stub.fail = ("decode", KeyboardInterrupt())
     assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.INTERRUPTED
-    assert "interrupted; finish it with: python generate.py --resume a.latent.safetensors" in capsys.readouterr().err
+    assert (
+        "interrupted; the sampled video is not lost; finish it with: python generate.py --resume a.latent.safetensors"
+        in capsys.readouterr().err
+    )
     assert files() == ["a.latent.safetensors"]
 
 

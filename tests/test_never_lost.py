@@ -334,7 +334,7 @@ def test_every_request_to_end_says_how_to_go_on(stub, monkeypatch, capsys, numbe
 
     monkeypatch.setattr(stub, "decode", decode)
     assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.INTERRUPTED
-    assert "interrupted; finish it with: " in capsys.readouterr().err
+    assert "interrupted; the sampled video is not lost; finish it with: " in capsys.readouterr().err
     assert files() == ["a.latent.safetensors"], "no partial file"
 
 
@@ -347,7 +347,9 @@ def test_a_request_while_the_latent_is_written_waits(stub, monkeypatch, capsys):
 
     monkeypatch.setattr(output, "save_latent", save_latent)
     assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.INTERRUPTED
-    assert "interrupted; finish it with: " in capsys.readouterr().err and files() == ["a.latent.safetensors"]
+    assert "interrupted; the sampled video is not lost; finish it with: " in capsys.readouterr().err and files() == [
+        "a.latent.safetensors"
+    ]
 
 
 def test_what_is_done_is_said_when_a_later_video_is_interrupted(stub, monkeypatch, capsys):  # noqa: F811
@@ -363,6 +365,22 @@ def test_what_is_done_is_said_when_a_later_video_is_interrupted(stub, monkeypatc
     monkeypatch.setattr(stub, "sample", sample)
     assert cli.main([*NANO, "--num_videos", "3", "--save_file", "a.mp4"]) == cli.INTERRUPTED
     assert "interrupted; written: a-1.mp4" in capsys.readouterr().err and files() == ["a-1.mp4"]
+
+
+def test_what_is_done_is_said_when_a_later_video_fails(stub, monkeypatch, capsys):  # noqa: F811
+    usual = media.write_video
+
+    def write_video(frames, path, *others):
+        if "a-2" in str(path):
+            raise OSError(28, "No space left on device")
+        return usual(frames, path, *others)
+
+    monkeypatch.setattr(media, "write_video", write_video)
+    assert cli.main([*NANO, "--num_videos", "3", "--save_file", "a.mp4"]) == cli.FAILED
+    error = capsys.readouterr().err
+    assert "written: a-1.mp4; the sampled video is not lost; finish it with: " in error
+    assert files() == ["a-1.mp4", "a-2.latent.safetensors"]
+    assert "a-2.latent.safetensors" in resume_command(error)
 
 
 def test_a_progress_bar_that_breaks_loses_nothing(stub, monkeypatch, capsys):  # noqa: F811

@@ -22,6 +22,7 @@ from wan.distributed.util import broadcast_text, get_rank, is_first_failure, lau
 from wan.distributed.util import start as join_processes
 from wan.distributed.util import stop as part_from_processes
 from wan.distributed.watch import is_lost_contact
+from wan.files import shown
 from wan.forecast import expected_bytes
 from wan.geometry import format_size
 from wan.image2video import WanI2V
@@ -113,10 +114,10 @@ class Outcome:
 
     def in_words(self) -> str:
         """What was written and how to finish the rest; empty when there is nothing."""
-        parts = [f"; written: {', '.join(map(str, self.videos))}"] if self.videos else []
+        parts = [f"written: {', '.join(shown(video) for video in self.videos)}"] if self.videos else []
         if self.latent is not None and self.latent.exists():
-            parts.append(f"; finish it with: {how_to_resume(self.job, self.latent)}")
-        return "".join(parts)
+            parts.append(f"the sampled video is not lost; finish it with: {how_to_resume(self.job, self.latent)}")
+        return "; ".join(parts)
 
 
 def run(job: Job) -> int:
@@ -132,13 +133,13 @@ def run(job: Job) -> int:
     except KeyboardInterrupt as error:
         done = outcome.in_words()
         if is_first_failure(error) or done:
-            print_error(f"interrupted{done or '; nothing was written'}")
+            print_error(f"interrupted; {done or 'nothing was written'}")
         return INTERRUPTED
     except Exception as error:  # the outermost frame of the program: report and leave
         if is_first_failure(error):
             _report_failure(error)
         if done := outcome.in_words():
-            print_error(f"the sampled video is not lost{done}")
+            print_error(done)
         return FAILED
     return DONE
 

@@ -16,7 +16,7 @@ from wan.arguments import FLAG_NAMES, OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAG
 from wan.checkpoint.fingerprint import fingerprint
 from wan.checkpoint.layout import part, repository
 from wan.configs import TaskConfig, get_config, nano_checkpoint
-from wan.distributed.util import launched_size, local_rank
+from wan.distributed.util import launched_rank, launched_size, local_rank
 from wan.files import check_writable, parse_json, shown, sweep
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
@@ -120,7 +120,8 @@ def plan(args: argparse.Namespace) -> Job:
         weights,
         stays=is_other,
     )
-    _check_output(job)
+    if launched_rank() == 0:  # the probes of several processes would take each other for files
+        _check_output(job)
     return job
 
 
