@@ -1,4 +1,7 @@
-"""What an installed copy holds: every sub-package, the nano checkpoints, the licence, and nothing else."""
+"""What an installed copy holds: every sub-package, the nano checkpoints, the licence, and nothing else.
+
+And what the source archive holds: all that a checkout needs to be tested, read and worked on.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
+from collections.abc import Iterator
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
@@ -19,28 +24,46 @@ ROOT = Path(__file__).parents[1]
 CORE = {"torch", "numpy", "safetensors", "tokenizers", "ftfy", "pillow", "av", "einops", "tqdm"}
 
 
+FOLDERS = ("wan", "tests", "docs", "examples", "benchmarks")
+FILES = """
+    CHANGELOG.md CONTRIBUTING.md LICENSE MANIFEST.in Makefile NOTICE README.md generate.py pyproject.toml
+    requirements.txt requirements-dev.txt
+""".split()
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """The wheel, built offline from a copy of the sources: the checkout stays as it is."""
-    pytest.importorskip("setuptools", minversion="77", reason="building the wheel needs setuptools >= 77")
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+def built(tmp_path_factory) -> Path:
+    """A folder with the wheel and the source archive, built offline from a copy: the checkout stays as it is."""
+    pytest.importorskip("setuptools", minversion="77", reason="building needs setuptools >= 77")
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
+    for name in FILES:
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "wan", source / "wan", ignore=shutil.ignore_patterns("__pycache__"))
-    (source / "tests").mkdir()
-    (source / "tests" / "__init__.py").touch()  # must not be picked up
-    build = f"from setuptools import build_meta; build_meta.build_wheel({str(target)!r})"
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name)
+    build = f"from setuptools.build_meta import *; build_wheel({str(target)!r}); build_sdist({str(target)!r})"
     done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return zipfile.ZipFile(next(target.glob("*.whl")))
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(built) -> zipfile.ZipFile:
+    return zipfile.ZipFile(next(built.glob("*.whl")))
+
+
+def test_the_source_archive_holds_all_that_is_needed_to_work_on_it(built):
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in (entry.name for entry in archive if entry.isfile())}
+    made = {name for name in packed if name.startswith("wan.egg-info/")} | {"PKG-INFO", "setup.cfg"}
+    assert packed - made == {*FILES, *(str(path.relative_to(ROOT)) for folder in FOLDERS for path in kept(folder))}
+
+
+def kept(folder: str) -> Iterator[Path]:
+    return (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def test_wheel_holds_every_file_of_the_package(wheel):
-    expected = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "wan").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+    expected = {str(path.relative_to(ROOT)) for path in kept("wan")}
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == expected
 
