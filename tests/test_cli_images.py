@@ -200,7 +200,7 @@ def test_another_tasks_checkpoint_is_refused_as_an_argument(tmp_path, capsys):
     other = write_random_checkpoint(tmp_path / "other")
     assert run("i2v-A14B", "--image", "photo.png", "--ckpt_dir", str(other)) == cli.WRONG
     error = capsys.readouterr().err
-    assert "config.json has model_type 't2v', and --task i2v-A14B needs 'i2v': this is another model" in error
+    assert "other is a checkpoint of t2v-A14B, not of i2v-A14B; give --task t2v-A14B" in error
 
 
 def test_a_failed_decode_is_resumed_without_the_image(monkeypatch, capsys):

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # A file may import from its own layer and those below it. The first pattern that fits a module decides.
 LAYERS = [
     (7, ["wan", "wan.__main__", "generate"]),
-    (6, ["wan.arguments", "wan.planning", "wan.remarks", "wan.cli"]),
+    (6, ["wan.arguments", "wan.finding", "wan.planning", "wan.remarks", "wan.cli"]),
     (6, ["wan.nano", "wan.nano.*", "wan.serving", "wan.serving.*", "wan.training", "wan.training.*"]),
     (6, ["wan.checkpoint.convert", "wan.modules.animate.preprocess", "wan.modules.animate.preprocess.*"]),
     (6, ["wan.utils.utils"]),

@@ -19,6 +19,7 @@ from torch import Tensor
 from wan import geometry
 from wan.checkpoint.layout import check_folder, part
 from wan.checkpoint.loading import read_config
+from wan.checkpoint.recognise import recognise, refusal
 from wan.configs import TaskConfig
 from wan.distributed.replica import Replica
 from wan.distributed.util import get_rank, get_world_size, init_distributed_group
@@ -71,7 +72,12 @@ def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
 
     A released model must be what its preset says in all it tells; of others, what decides the task.
     """
-    check_folder(checkpoint_dir, config)
+    try:
+        check_folder(checkpoint_dir, config)
+    except (FileNotFoundError, ValueError):
+        if checkpoint_dir.exists() and (reason := refusal(checkpoint_dir, recognise(checkpoint_dir), config.name)):
+            raise ValueError(reason) from None
+        raise
     for expert in config.experts:
         found, needed = read_config(checkpoint_dir / expert), config.architecture()
         WanModelConfig.from_dict(found)  # refuses what no model can be

@@ -1,7 +1,6 @@
 """Arguments become one Job, complete and checked before any weight is read."""
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -14,10 +13,12 @@ from typing import Any
 from wan import geometry, media, output
 from wan.arguments import FLAG_NAMES, OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS
 from wan.checkpoint.fingerprint import fingerprint
-from wan.checkpoint.layout import part, repository
+from wan.checkpoint.layout import part
+from wan.checkpoint.recognise import described_fields
 from wan.configs import TaskConfig, get_config, nano_checkpoint
 from wan.distributed.util import launched_rank, launched_size, local_rank
 from wan.files import check_writable, parse_json, shown, sweep
+from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.parallel import Parallel
@@ -73,9 +74,8 @@ def plan(args: argparse.Namespace) -> Job:
     _refuse_what_comes_later(args)
     stored = _fill_from_stored(args)
     _say_what_is_repeated(args)
-    task = args.task or _task_of_images(args)
-    config, checkpoint = _find_checkpoint(task, args.ckpt_dir, stored)
-    _refuse_other_tasks_flags(args, task)
+    config, checkpoint = _find_checkpoint(args, stored)
+    _refuse_other_tasks_flags(args, config.name)
     request = _request(args, config, stored)
     runtime = Runtime.from_flags(
         device=args.device,
@@ -93,6 +93,7 @@ def plan(args: argparse.Namespace) -> Job:
     latent = Path(args.resume) if args.resume else None
     video = _video_path(args, request, latent, stored)
     check_checkpoint(checkpoint, config)
+    warn_about_files(checkpoint, config)
     weights = fingerprint(checkpoint, config)
     is_other = _is_other_checkpoint(args, stored, weights)
     if latent is not None:
@@ -183,7 +184,7 @@ def _task_of_images(args: argparse.Namespace) -> str:
     """The task when none is given: what images are made into, or text."""
     given = [flag for flag in ("image", "last_image") if getattr(args, flag)]
     if not given:
-        return "t2v-A14B"
+        return DEFAULT_TASK
     log.info("--%s without --task: taken as --task i2v-A14B (--task ti2v-5B takes --image, too)", given[0])
     return "i2v-A14B"
 
@@ -308,42 +309,36 @@ def _parse_stored(text: str, source: str) -> dict[str, Any]:
     return stored
 
 
-def _find_checkpoint(task: str, ckpt_dir: str | None, stored: dict[str, Any]) -> tuple[TaskConfig, Path]:
+def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[TaskConfig, Path]:
     """The folder to load and the config that suits it: nano for the embedded model, the task's own otherwise."""
+    if args.ckpt_dir not in (None, "nano"):
+        folder = Path(args.ckpt_dir)
+        released = get_config(task_of(folder, args.task) or _task_of_images(args))
+        return (get_config(released.name, "nano") if _is_nano(folder, released) else released), folder
+    task = args.task or _task_of_images(args)
     released = get_config(task)
-    if ckpt_dir is None and stored.get("checkpoint", "nano") != "nano":
+    if args.ckpt_dir is None and stored.get("checkpoint", "nano") != "nano":
         raise ValueError(f"the stored request was made with a {task} checkpoint; give its folder with --ckpt_dir")
-    if ckpt_dir in (None, "nano"):
-        config = get_config(task, "nano")
-        if not nano_checkpoint(task).is_dir():
-            raise FileNotFoundError(
-                f"the embedded nano checkpoint of {task} is not in this copy ({nano_checkpoint(task)}); "
-                f"make it with python -m wan.nano.recipes {task.partition('-')[0]}, or give --ckpt_dir"
-            )
-        name = repository(released)
-        log.info(
-            "%s: the embedded nano model runs, a toy that knows a few moving shapes at %s. The real one: "
-            "hf download Wan-AI/%s --local-dir %s, then --ckpt_dir %s",
-            "no --ckpt_dir" if ckpt_dir is None else "--ckpt_dir nano",
-            config.size,
-            name,
-            name,
-            name,
+    config = get_config(task, "nano")
+    if not nano_checkpoint(task).is_dir():
+        raise FileNotFoundError(
+            f"the embedded nano checkpoint of {task} is not in this copy ({nano_checkpoint(task)}); "
+            f"make it with python -m wan.nano.recipes {task.partition('-')[0]}, or give --ckpt_dir"
         )
-        return config, nano_checkpoint(task)
-    folder = Path(ckpt_dir)
-    return (get_config(task, "nano") if _is_nano(folder, released) else released), folder
+    log.info(
+        "%s: the embedded nano model runs, a toy that knows a few moving shapes at %s. The real one: %s",
+        "no --ckpt_dir" if args.ckpt_dir is None else "--ckpt_dir nano",
+        config.size,
+        how_to_get(released),
+    )
+    return config, nano_checkpoint(task)
 
 
 def _is_nano(folder: Path, config: TaskConfig) -> bool:
-    """Whether a folder is of the nano family: the embedded one, or one whose `config.json` says so."""
+    """Whether a folder is of the nano family: the embedded one, or one of which a `config.json` says so."""
     if folder.resolve() == nano_checkpoint(config.name).resolve():
         return True
-    try:
-        described = json.loads((folder / (config.low_noise_checkpoint or "") / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):  # the layout check that follows names what is wrong
-        return False
-    return isinstance(described, dict) and described.get("family") == "nano"
+    return any(described_fields(folder / expert).get("family") == "nano" for expert in config.experts)
 
 
 def _request(args: argparse.Namespace, config: TaskConfig, stored: dict[str, Any]) -> Request:

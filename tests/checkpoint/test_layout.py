@@ -17,6 +17,7 @@ NANO = NANO_CONFIGS["t2v-A14B"]
 
 CONFIG = SimpleNamespace(
     name="t2v-A14B",
+    family="wan2.2",
     experts=("high_noise_model", "low_noise_model"),
     t5_checkpoint="t5.pth",
     t5_tokenizer="google/umt5-xxl",
@@ -92,9 +93,12 @@ def test_a_task_with_one_model_has_it_at_the_top(folder):
     check_folder(folder, config)
 
 
-def test_a_diffusers_pipeline_is_recognised(tmp_path):
-    (tmp_path / "model_index.json").touch()
-    assert "Diffusers pipeline" in refused(tmp_path)
+def test_nothing_is_downloaded_into_a_folder_of_something_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
+    (tmp_path / "Wan2.2-T2V-A14B").mkdir()
+    assert "hf download Wan-AI/Wan2.2-T2V-A14B --local-dir Wan2.2-T2V-A14B-2 (126 GB)" in refused(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from wan.checkpoint.formats import Shapes, describe_contents
 from wan.files import shown
 
 RENAMED = {"num_attention_heads": "num_heads", "in_channels": "in_dim", "out_channels": "out_dim"}
-KEPT = ("ffn_dim", "num_layers", "text_dim", "freq_dim", "cross_attn_norm", "eps", "patch_size", "family")
+KEPT = ("text_len", "ffn_dim", "num_layers", "text_dim", "freq_dim", "cross_attn_norm", "eps", "patch_size", "family")
 QK_NORMS = ("rms_norm_across_heads", True, False, None)  # the last two: none
 # Fields of parts that no supported model has; null or absent otherwise.
 UNSUPPORTED = ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len", "vace_layers", "motion_encoder_channel_sizes")
@@ -42,10 +42,15 @@ def released_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     heads, size = values["num_attention_heads"], values["attention_head_dim"]
     if not (isinstance(heads, int) and isinstance(size, int)):
         raise ValueError(f"num_attention_heads {heads!r} and attention_head_dim {size!r} must be whole numbers")
-    for channels, model_type in MODEL_TYPES.items():
-        if channels == (fields.get("in_dim"), fields.get("out_dim")):
-            fields["model_type"] = model_type
-    return fields | {"dim": heads * size}
+    kind = model_type_of(fields)
+    return fields | {"dim": heads * size} | ({"model_type": kind} if kind else {})
+
+
+def model_type_of(fields: Mapping[str, Any]) -> str | None:
+    """The kind of a model: what its fields say, else what its channels mean."""
+    channels = (fields.get("in_dim"), fields.get("out_dim"))
+    kinds = (kind for known, kind in MODEL_TYPES.items() if known == channels)
+    return fields.get("model_type") or next(kinds, None)
 
 
 def inferred_fields(shapes: Shapes) -> dict[str, Any]:

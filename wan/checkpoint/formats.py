@@ -149,45 +149,129 @@ def _rename(name: str, rules: Rules) -> str:
     return name
 
 
-# ---- what a file is, when it does not fit ----
+# ---- what a file is ----
 
 Test = Callable[[Shapes], bool]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What tensors are, in words. `task`: the task whose transformer they are; `is_read`: whether this version does."""
+
+    title: str
+    fits: Test
+    task: str | None = None
+    is_read: bool = True
 
 
 def _has(*patterns: str) -> Test:
     return lambda shapes: all(any(re.search(pattern, name) for name in shapes) for pattern in patterns)
 
 
-def _transformer(dim: int, in_dim: int) -> Test:
+def _transformer(in_dim: int, out_dim: int, dim: int | None = None) -> Test:
     def test(shapes: Shapes) -> bool:
-        return shapes.get("patch_embedding.weight", ())[:2] == (dim, in_dim) and "head.modulation" in shapes
+        channels = shapes.get("patch_embedding.weight", ())[:2]
+        rows = shapes.get("head.head.weight", ())[:1]
+        return channels[1:] == (in_dim,) and dim in (None, channels[0]) and rows == (4 * out_dim,)
 
     return test
 
 
-# What released names and shapes say a file is. Special families first: they contain the plain ones.
-CONTENTS: tuple[tuple[str, Test], ...] = (
-    (
-        "fp8- or int8-quantised weights, which this version does not read; use the bf16, fp16 or fp32 file",
-        _has(r"(^|\.)scaled_fp8$|\.scale_weight$|\.weight_scale(_2)?$|\.comfy_quant$"),
+LORA = "a LoRA, to be applied to a model, not a model"
+CURE = "use the bf16, fp16 or fp32 file"
+# Names and shapes under released names, or as near as they come. Special families first: they contain the plain ones.
+CONTENTS: tuple[Content, ...] = (
+    Content(
+        f"fp8-, fp4- or int8-quantised weights; {CURE}",
+        _has(
+            r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale(_2)?|weight_global_scale|comfy_quant)$"
+            r"|\.(absmax|quant_map|SCB|qweight|wscales|_scale)$|\.quant_state\."
+        ),
+        is_read=False,
     ),
-    ("a LoRA, to be applied to a model, not a model", _has(r"\.lora_(A|B|down|up)\b")),
-    ("VAE 2.2 (Wan2.2_VAE.pth, of TI2V-5B)", _has(r"^decoder\.upsamples\.0\.upsamples\.0\.")),
-    ("VAE 2.1 (Wan2.1_VAE.pth)", _has(r"^decoder\.middle\.0\.residual\.0\.gamma$")),
-    ("the S2V transformer", _has(r"^casual_audio_encoder\.")),
-    ("the Animate transformer", _has(r"^face_adapter\.|^motion_encoder\.")),
-    ("a VACE, Fun or camera-control transformer", _has(r"^vace_patch_embedding\.|^control_adapter\.|^ref_conv\.")),
-    ("the Wan2.1 image-to-video transformer (it has an image encoder branch)", _has(r"^img_emb\.")),
-    ("a T2V-A14B expert (or Wan2.1 T2V-14B)", _transformer(5120, 16)),
-    ("an I2V-A14B expert", _transformer(5120, 36)),
-    ("the TI2V-5B transformer", _transformer(3072, 48)),
-    ("the Wan2.1 T2V-1.3B transformer", _transformer(1536, 16)),
-    ("a Wan transformer of another size", _has(r"^head\.modulation$", r"^patch_embedding\.weight$")),
-    ("the umT5 text encoder", _has(r"^token_embedding\.weight$", r"^blocks\.0\.pos_embedding\.")),
-    ("the open-CLIP image encoder", _has(r"^visual\.transformer\.")),
+    Content(
+        LORA,
+        _has(
+            r"[._]lora[._]?(A|B|down|up|mid|linear_layer)\b|\.(hada|lokr)_w\d|\.diff(_b|_m)?$|\.dora_scale$|^lora_unet_"
+        ),
+        is_read=False,
+    ),
+    Content(
+        "an all-in-one file of ComfyUI: model, text encoder and VAE together",
+        _has(r"^(model\.diffusion_model|diffusion_model)\.", r"^(first_stage_model|vae|text_encoders)\."),
+        is_read=False,
+    ),
+    Content("VAE 2.2 (Wan2.2_VAE.pth, of TI2V-5B)", _has(r"^decoder\.upsamples\.0\.upsamples\.0\.")),
+    Content("VAE 2.1 (Wan2.1_VAE.pth)", _has(r"^decoder\.middle\.0\.residual\.0\.gamma$")),
+    Content("the S2V transformer", _has(r"^casual_audio_encoder\."), task="s2v-14B"),
+    Content("the Animate transformer", _has(r"^face_adapter\.|^motion_encoder\."), task="animate-14B"),
+    Content(
+        "a VACE, Fun or camera-control transformer",
+        _has(r"^vace_(patch_embedding|blocks)\.|^control_adapter\.|^ref_conv\."),
+        is_read=False,
+    ),
+    Content(
+        "the Wan2.1 image-to-video transformer (it has an image encoder branch)",
+        _has(r"^img_emb\.|^condition_embedder\.image_embedder\."),
+        is_read=False,
+    ),
+    Content("a T2V-A14B expert (or Wan2.1 T2V-14B)", _transformer(16, 16, 5120), task="t2v-A14B"),
+    Content("an I2V-A14B expert", _transformer(36, 16, 5120), task="i2v-A14B"),
+    Content("the TI2V-5B transformer", _transformer(48, 48, 3072), task="ti2v-5B"),
+    Content("the Wan2.1 T2V-1.3B transformer", _transformer(16, 16, 1536)),
+    Content("a T2V transformer of another size", _transformer(16, 16), task="t2v-A14B"),
+    Content("an I2V transformer of another size", _transformer(36, 16), task="i2v-A14B"),
+    Content("a TI2V transformer of another size", _transformer(48, 48), task="ti2v-5B"),
+    Content("a Wan transformer of another kind", _has(r"^head\.modulation$", r"^patch_embedding\.weight$")),
+    Content("the umT5 text encoder", _has(r"^token_embedding\.weight$", r"^blocks\.0\.pos_embedding\.")),
+    Content("a T5 with its decoder, of which only the encoder is needed", _has(r"^decoder\.block\.0\.")),
+    Content("the open-CLIP image encoder", _has(r"^visual\.transformer\.")),
 )
+PREFIX_MARKS = ("patch_embedding.weight", "token_embedding.weight", "encoder.conv1.weight", "shared.weight")
+QUANTISED = ("float8", "float4", "int8", "uint8", "int4", "uint4", "bits")  # how the names of such types begin
+
+
+def what_is(shapes: Shapes) -> Content | None:
+    """What tensors under released names are; None when nothing known fits."""
+    return next((content for content in CONTENTS if content.fits(shapes)), None)
 
 
 def describe_contents(shapes: Shapes) -> str | None:
-    """What tensors under released names are, in words; None when nothing known fits."""
-    return next((title for title, fits in CONTENTS if fits(shapes)), None)
+    """`what_is` in words."""
+    content = what_is(shapes)
+    return content and content.title
+
+
+def unread_form(shapes: Shapes, types: Mapping[str, str]) -> str | None:
+    """What a file in a form that this version does not read holds, in words; None for one that it may read.
+
+    `shapes` and `types` (the names that torch gives them) by the names in the file.
+    """
+    names, _ = released_names(shapes)
+    content = what_is({name: shapes[stored] for name, stored in names.items()})
+    if content is not None and not content.is_read:
+        return content.title
+    if small := sorted({kind for name, kind in types.items() if kind.startswith(QUANTISED) and len(shapes[name]) > 1}):
+        return f"weights quantised to {', '.join(small)}; {CURE}"
+    for mark in PREFIX_MARKS:
+        for name in shapes:
+            prefix = name.removesuffix(mark)
+            if name.endswith(f".{mark}") and prefix != COMFYUI_PREFIX and all(n.startswith(prefix) for n in shapes):
+                return f"tensors whose names all begin with {prefix}"
+    return None
+
+
+# How files begin that are no weights for this program.
+MAGICS = {
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"\x1f\x8b": "a gzip archive; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+}
+
+
+def foreign_file(start: bytes) -> str | None:
+    """What a file that is no safetensors and begins with `start` is, when that shows that it holds no weights."""
+    return next((title for magic, title in MAGICS.items() if start.startswith(magic)), None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wan.checkpoint.loading import inferred_config
 from wan.checkpoint.source import PICKLED_SUFFIXES, folder_shards, open_source
+
+DOWNLOAD_GB = {"t2v-A14B": 126, "i2v-A14B": 126, "ti2v-5B": 34}
 
 # Other published names of what a `TaskConfig` names, in the order in which they are looked for; a .pth may also be a
 # .safetensors of the same stem.
@@ -25,9 +28,8 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
     everything that is missing at once with the command that downloads it, ValueError when files are there but damaged.
     """
     folder = Path(checkpoint_dir)
-    download = f"Download it with: hf download Wan-AI/{repository(config)} --local-dir {folder}"
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint folder {folder}. {download}")
+        raise FileNotFoundError(f"there is no checkpoint folder {folder}. Download it with: {download(config, folder)}")
     missing: list[str] = []
     damaged: list[str] = []
     for expert in config.experts:
@@ -60,8 +62,15 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
     lines = [*(f"  missing: {item}" for item in missing), *(f"  damaged: {item}" for item in damaged)]
     if not lines:
         return
-    message = "\n".join([f"{folder} is not a complete checkpoint of {config.name}:", *lines, *_other(folder), download])
-    raise FileNotFoundError(message) if missing else ValueError(message)
+    message = [f"{folder} is not a complete checkpoint of {config.name}:", *lines]
+    if not missing:
+        raise ValueError("\n".join(message))
+    if config.family != "nano":  # which nobody publishes
+        names = ("config.json", config.t5_checkpoint, config.vae_checkpoint, config.t5_tokenizer, *config.experts)
+        is_begun = any((folder / own_name(name)).exists() for name in names if name != ".")
+        place = folder if is_begun or not any(folder.iterdir()) else free_place(config)
+        message.append(f"Download it with: {download(config, place)}")
+    raise FileNotFoundError("\n".join(message))
 
 
 def part(folder: str | Path, name: str) -> Path:
@@ -104,7 +113,14 @@ def repository(config: Any) -> str:
     return f"Wan2.2-{ {'animate': 'Animate'}.get(task, task.upper()) }-{size}"
 
 
-def _other(folder: Path) -> list[str]:
-    if (folder / "model_index.json").is_file():
-        return ["  The folder is a Diffusers pipeline; the released one (without -Diffusers in its name) is needed."]
-    return []
+def download(config: Any, place: str | Path | None = None) -> str:
+    """The command that downloads the checkpoint of a task into a folder, a new one by default, with the size."""
+    size = f"{DOWNLOAD_GB[config.name]} GB" if config.name in DOWNLOAD_GB else "tens of GB"
+    return f"hf download Wan-AI/{repository(config)} --local-dir {place or free_place(config)} ({size})"
+
+
+def free_place(config: Any) -> Path:
+    """A folder for the checkpoint of a task that does not exist yet."""
+    name = repository(config)
+    places = (Path(name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(place for place in places if not place.exists())

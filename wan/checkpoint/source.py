@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wan.checkpoint.formats import CURE, foreign_file, released_names, unread_form
 from wan.checkpoint.pickled import is_archive, load_pickled, some
 from wan.files import parse_json, read_json, refuse_placeholder, shown
 
@@ -41,6 +42,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+PACKED = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}  # types of quantised weights that the format knows as well
 
 
 class TensorSource(ABC):
@@ -74,7 +76,18 @@ def open_source(path: str | Path, checksums: bool = False) -> TensorSource:
     `checksums` are to be compared (see `load_pickled`; safetensors has none). Raises FileNotFoundError naming all that
     is missing and ValueError for a damaged file or one that holds anything but tensors.
     """
-    path = Path(path)
+    source = _opened_source(Path(path), checksums)
+    types = {name: str(source.dtype(name)).removeprefix("torch.") for name in source.names()}
+    try:
+        what = unread_form(source.shapes(), types)
+    except ValueError as error:
+        raise ValueError(f"{source.description}: {error}") from None
+    if what:
+        raise ValueError(f"{source.description} cannot be read by this version: it holds {what}")
+    return source
+
+
+def _opened_source(path: Path, checksums: bool) -> TensorSource:
     if path.is_dir():
         return FileSource(folder_shards(path), str(path), checksums)
     if not path.is_file():
@@ -177,7 +190,10 @@ def read_contents(path: Path, checksums: bool = False) -> dict[str, Entry]:
     if is_safetensors(path):
         return read_header(path)
     with open(path, "rb") as file:
-        is_pickled = is_archive(path) or file.read(1) == b"\x80"
+        start = file.read(8)
+    if what := foreign_file(start):
+        raise ValueError(f"{shown(path)} cannot be read by this version: it is {what}")
+    is_pickled = is_archive(path) or start[:1] == b"\x80"
     if is_pickled or path.suffix in PICKLED_SUFFIXES:
         tensors = load_pickled(path, checksums)
         return {name: Entry(path, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
@@ -212,9 +228,14 @@ def read_header(path: Path) -> dict[str, Entry]:
         ):  # the library that reads the tensors refuses it
             raise ValueError("__metadata__ must hold texts")
         "".join(header).encode()  # nor does it take halves of surrogate pairs
-        entries = {name: _entry(path, 8 + length, fields) for name, fields in header.items()}
+        packed = PACKED.intersection(str(fields["dtype"]) for fields in header.values())
+        entries = {} if packed else {name: _entry(path, 8 + length, fields) for name, fields in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} has a damaged safetensors header: {shown(error)}; download it again") from None
+    if packed:
+        raise ValueError(
+            f"{path} cannot be read by this version: it holds weights quantised to {', '.join(sorted(packed))}; {CURE}"
+        )
     entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
     end = 8 + length
     for name, entry in entries.items():
@@ -259,7 +280,9 @@ def folder_shards(folder: Path) -> dict[Path, set[str] | None]:
         if not shards and (one := _preferred(folder, ".safetensors")) is not None:
             shards = {one: None}
         if not shards:
-            raise FileNotFoundError(f"{folder} holds no *.safetensors and no *{INDEX_SUFFIX}")
+            others = [file.name for file in sorted(folder.glob("*")) if file.suffix in (".gguf", *PICKLED_SUFFIXES)]
+            instead = f", only {some(others)}, which is not read there" if others else ""
+            raise FileNotFoundError(f"{folder} holds no *.safetensors and no *{INDEX_SUFFIX}{instead}")
     missing = [file.name for file in shards if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(shards)} weight files: {some(missing)}")
@@ -294,11 +317,19 @@ def _complete_set(files: list[Path]) -> list[Path]:
 
 
 def _preferred(folder: Path, suffix: str) -> Path | None:
-    """The file of that suffix with one of the usual names, or the only one; None when there is none."""
+    """The file of that suffix with one of the usual names, or the only one that it can be; None when there is none.
+
+    A LoRA, or VAE and text encoder beside a transformer, are no model of the folder.
+    """
     for stem in ("diffusion_pytorch_model", "model"):
         if (folder / f"{stem}{suffix}").is_file():
             return folder / f"{stem}{suffix}"
     files = sorted(folder.glob(f"*{suffix}"))
+    if len(files) > 1 and suffix == ".safetensors":
+        shapes = {file: {name: entry.shape for name, entry in read_header(file).items()} for file in files}
+        names = {file: released_names(shapes[file])[0] for file in files}
+        models = [file for file in files if "patch_embedding.weight" in names[file]]
+        files = models or [file for file in files if unread_form(shapes[file], {}) is None]
     if len(files) > 1:
         raise ValueError(f"{folder} holds several checkpoints, name one: {some(file.name for file in files)}")
     return files[0] if files else None

@@ -1,0 +1,268 @@
+"""What a folder or file is that was given as a checkpoint, told from listings, headers and `config.json`, not names."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wan.checkpoint.architecture import model_type_of, released_fields
+from wan.checkpoint.formats import LORA, Content, foreign_file, released_names, what_is
+from wan.checkpoint.layout import STAND_INS
+from wan.checkpoint.source import PICKLED_SUFFIXES, folder_shards, is_safetensors, read_header
+from wan.files import read_json, shown
+
+EXPERTS = ("high_noise_model", "low_noise_model")
+TASKS = {"t2v": "t2v-A14B", "i2v": "i2v-A14B", "ti2v": "ti2v-5B", "s2v": "s2v-14B", "animate": "animate-14B"}
+ONE_MODEL = ("ti2v-5B", "s2v-14B", "animate-14B")  # tasks whose model lies at the top of the folder
+ANIMATE_FIELDS = ("motion_encoder_dim", "use_img_emb")  # of a config.json that has no model_type
+ANIMATE_FILES = ("process_checkpoint", "relighting_lora.ckpt")  # beside it
+COMFYUI_FOLDERS = {"diffusion_models", "unet", "text_encoders", "clip", "vae", "loras", "checkpoints"}
+MAX_CONFIG_BYTES = 1_000_000
+MAX_FOLDERS = 300  # looked into below a folder that is none itself
+MAX_DEPTH = 3  # hub / models--Wan-AI--... / snapshots / revision
+SHOWN = 6
+EMPTY = "an empty folder"
+
+# What files are for, by their endings, when they hold no weights.
+OTHER_FILES = {
+    ".gguf": "a GGUF file, which this version does not read",
+    ".json": "a JSON file",
+    **dict.fromkeys((".mp4", ".mkv", ".mov", ".webm", ".avi"), "a video; --from_video repeats one"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp", ".bmp"), "a picture; --image makes a video from one"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".7z", ".rar"), "an archive; unpack it"),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a path is, in words that follow "PATH is".
+
+    `folder`: the one checkpoint that must be meant, if there is one; `inner`: how many others lie below the path.
+    """
+
+    what: str
+    task: str | None = None
+    folder: Path | None = None
+    inner: int = 0
+
+
+def recognise(path: Path) -> Found:
+    """What an existing path is. A checkpoint, complete or not, has itself as `folder`, and its task if that shows."""
+    if path.is_file():
+        found = Found(_describe_file(path))
+    elif checkpoint := _checkpoint(path):
+        return checkpoint
+    else:
+        found = _describe_folder(path)
+    return found if found.folder else _inside_another(path, found) or found
+
+
+def refusal(path: Path, found: Found, task: str | None) -> str | None:
+    """Why a path cannot be the checkpoint folder of a task; None when it may be, complete or not."""
+    if found.folder is None:
+        return f"{shown(path)} is no checkpoint folder, it is {found.what}"
+    if found.folder != path:
+        return f"{shown(path)} is {found.what}, and not a checkpoint folder itself"
+    if found.task not in (None, task):
+        return f"{shown(path)} is {found.what}, not of {task}"
+    return None
+
+
+def loras_beside(checkpoint_dir: Path, expert_folders: Iterator[str] | tuple[str, ...]) -> list[Path]:
+    """The LoRA files that lie in a checkpoint folder, beside its models or in folders for them."""
+    places = (checkpoint_dir, *(checkpoint_dir / place for place in (*expert_folders, "lora", "loras", "LoRA", "Lora")))
+    files = {file.resolve(): file for place in places if place.is_dir() for file in sorted(place.iterdir())}
+    return [file for file in files.values() if _is_lora(file)]
+
+
+def _is_lora(file: Path) -> bool:
+    if file.suffix in PICKLED_SUFFIXES:
+        return "lora" in file.name.lower()
+    content = _content_of(file)
+    return content is not None and content.title == LORA
+
+
+# ---- folders ----
+
+
+def _checkpoint(folder: Path) -> Found | None:
+    """The checkpoint that a folder is in the released layout; its task is None when nothing there tells."""
+    experts = [folder / name for name in EXPERTS if (folder / name).is_dir()]
+    for expert in experts:
+        task = _model(expert)[1]
+        if task in ("t2v-A14B", "i2v-A14B"):
+            return _checkpoint_of(task, folder)
+    if experts:
+        return Found("a checkpoint with two experts", None, folder)
+    if (folder.parent / "model_index.json").is_file():
+        return None
+    task = _model(folder)[1]
+    return _checkpoint_of(task, folder) if task in ONE_MODEL else None
+
+
+def _checkpoint_of(task: str, folder: Path) -> Found:
+    return Found(f"a checkpoint of {task}", task, folder)
+
+
+def _describe_folder(folder: Path) -> Found:
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if not names:
+        return Found(EMPTY, None, folder)
+    if (folder / "model_index.json").is_file() or (folder / "transformer").is_dir():
+        return _diffusers(folder)
+    if folder.name.startswith("models--"):
+        return _hub_cache(folder)
+    inner = list(_checkpoints_below(folder))
+    if len(inner) == 1:
+        return Found(f"a folder with {inner[0].what} in it", inner[0].task, inner[0].folder)
+    if inner:
+        several = ", ".join(f"{shown(found.folder)} ({found.task})" for found in inner[:SHOWN])
+        more = f" and {len(inner) - SHOWN} more" if len(inner) > SHOWN else ""
+        return Found(f"a folder with {len(inner)} checkpoints in it: {several}{more}", inner=len(inner))
+    if "adapter_config.json" in names:
+        return Found(f"a folder with {LORA}")
+    if title := _model(folder)[0]:
+        return Found(f"a folder with {title}")
+    if released := [name for name in names if name in ("google", *STAND_INS)]:
+        task = "ti2v-5B" if "Wan2.2_VAE.pth" in released else None
+        return Found("a checkpoint without a diffusion model", task, folder)
+    if len(COMFYUI_FOLDERS & set(names)) > 1:
+        return Found("a folder of models for ComfyUI, whose files lie elsewhere than a checkpoint has them")
+    if files := _weights_in(folder):
+        return Found(f"a folder with {', '.join(files[:SHOWN])}{' and more' if len(files) > SHOWN else ''}")
+    if "config.json" in names:
+        return Found("a folder with a config.json that does not say what it is", None, folder)
+    listed = shown(", ".join(names[:SHOWN]) + (" and more" if len(names) > SHOWN else ""))
+    return Found(f"a folder without weights; it holds {listed}")
+
+
+def _diffusers(folder: Path) -> Found:
+    kind = str(_json(folder / "model_index.json").get("_class_name", ""))
+    task = _model(folder / "transformer")[1]
+    named = f" ({shown(kind, 60)})" if kind else ""
+    return Found(f"a Diffusers pipeline{named}, whose parts lie under other names (docs/checkpoints.md)", task)
+
+
+def _hub_cache(folder: Path) -> Found:
+    """What a folder `models--owner--name` of the Hugging Face cache holds: the snapshot that its name `main` means."""
+    revisions = _folders_in(folder / "snapshots")
+    try:
+        main = (folder / "refs" / "main").read_text("utf-8").strip()
+    except (OSError, ValueError):
+        main = ""
+    chosen = next((revision for revision in revisions if revision.name == main), revisions[-1] if revisions else None)
+    if chosen is None:
+        return Found("a folder of the Hugging Face cache without a snapshot; its download was broken off")
+    found = recognise(chosen)
+    return Found(f"a folder of the Hugging Face cache with {found.what} in it", found.task, found.folder)
+
+
+def _weights_in(folder: Path) -> list[str]:
+    """Files with weights in a folder or one below it, each with what it holds."""
+    files = [file for pattern in ("*", "*/*") for file in sorted(folder.glob(pattern))]
+    kinds = [file for file in files if file.suffix in (".safetensors", ".gguf", *PICKLED_SUFFIXES)]
+    return [f"{shown(file.name)} ({_describe_file(file)})" for file in kinds[: SHOWN + 1]]
+
+
+def _checkpoints_below(folder: Path) -> Iterator[Found]:
+    """Checkpoints of which the task shows in folders of a folder, nearest first."""
+    queue, seen = deque([(folder, 0)]), 0
+    while queue and seen < MAX_FOLDERS:
+        place, depth = queue.popleft()
+        for inner in _folders_in(place):
+            seen += 1
+            found = _checkpoint(inner)
+            if found and found.task:
+                yield found
+            elif depth + 1 < MAX_DEPTH and not (inner / "model_index.json").is_file():
+                queue.append((inner, depth + 1))
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _inside_another(path: Path, found: Found) -> Found | None:
+    """The same, when the path is a part of a checkpoint or pipeline around it."""
+    for outer in list(path.absolute().parents)[:3]:
+        if (checkpoint := _checkpoint(outer)) and checkpoint.task:
+            role = "one of the two experts" if path.name in EXPERTS and path.parent == outer else "a part"
+            return Found(f"{role} of the {checkpoint.task} checkpoint {shown(outer)}", checkpoint.task, outer)
+        if (outer / "model_index.json").is_file():
+            whole = _diffusers(outer)
+            return Found(f"{found.what}, a part of {shown(outer)}: {whole.what}", whole.task)
+    return None
+
+
+def _model(folder: Path) -> tuple[str | None, str | None]:
+    """(what the model in a folder is in words, the task it belongs to), None for what does not show."""
+    try:
+        headers = [read_header(shard) for shard in folder_shards(folder)]
+        content = _content({name: entry.shape for header in headers for name, entry in header.items()})
+    except (OSError, ValueError):  # the layout check that follows names what is wrong
+        content = None
+    if content is not None:
+        return content.title, content.task
+    values = described_fields(folder)
+    try:
+        fields = released_fields(values)
+    except ValueError:
+        return "a transformer of another kind", None
+    kind = model_type_of(fields)
+    is_silent = "model_type" not in fields and folder.name not in EXPERTS
+    named = any(name in values for name in ANIMATE_FIELDS) or any((folder / name).exists() for name in ANIMATE_FILES)
+    if named or (is_silent and kind == "i2v"):
+        return "the Animate transformer", TASKS["animate"]
+    return (f"a {kind} transformer", TASKS[kind]) if isinstance(kind, str) and kind in TASKS else (None, None)
+
+
+def described_fields(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a folder as it is; {} when it cannot be read, which the check of its layout names."""
+    return _json(folder / "config.json")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = read_json(path, MAX_CONFIG_BYTES)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+# ---- files ----
+
+
+def _describe_file(path: Path) -> str:
+    if path.name.endswith(".latent.safetensors"):
+        return "a latent; --resume decodes one"
+    if content := _content_of(path):
+        return content.title
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if path.suffix.lower() in OTHER_FILES:
+        return OTHER_FILES[path.suffix.lower()]
+    weights = "a single file of weights" if path.suffix in (".safetensors", *PICKLED_SUFFIXES) else "a file"
+    return foreign_file(start) or weights
+
+
+def _content_of(file: Path) -> Content | None:
+    """What a safetensors file holds, None for any other."""
+    try:
+        header = read_header(file) if is_safetensors(file) else {}
+    except (OSError, ValueError):
+        return None
+    return _content({name: entry.shape for name, entry in header.items()})
+
+
+def _content(shapes: dict[str, tuple[int, ...]]) -> Content | None:
+    try:
+        names, _ = released_names(shapes)
+    except ValueError:
+        return None
+    return what_is({name: shapes[stored] for name, stored in names.items()})
