@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch.distributed import Store
 
 from wan.files import remove_partial_files
+from wan.interrupts import GRACE, REQUESTS
 from wan.program import print_error
 
 PERIOD = 1.0  # seconds between two looks
 SILENCE = 30  # looks without a sign of life after which a process counts as gone
-GRACE = 5.0  # seconds that a process has to clean up before it is ended
 FAILURE = "failure"
 
 
@@ -120,7 +120,7 @@ class Watch:
             received = os.read(self._signals, 64)
         except BlockingIOError:
             return False
-        return bool({signal.SIGTERM, signal.SIGINT} & set(received))
+        return bool(set(REQUESTS) & set(received))
 
     def _leave(self) -> None:
         """The main thread has time to clean up and end the process; then it ends without it."""
