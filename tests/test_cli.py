@@ -130,6 +130,7 @@ def files():
         (["--from_video", "gone.mp4"], "there is no file gone.mp4"),
         (["--fps", "0"], "fps must be at least 1"),
         (["--boundary", "875"], "boundary is a share of the timesteps and must lie in 0..1, got 875"),
+        (["--sample_step", "3"], "unrecognized arguments: --sample_step 3"),
         (["--frames", "17"], "unrecognized arguments: --frames 17; did you mean --frame_num?"),
         (["--output_dir", "~nobody-of-that-name/x"], "is in the home folder of nobody here"),
         (["--save_file", "a\0b"], "a path cannot hold a NUL character"),

@@ -84,6 +84,28 @@ def test_architecture_builds_the_released_model(task):
     assert config.head_dim == 128 and config.model_type == task.partition("-")[0]
 
 
+# task: model_type, in_dim, out_dim, dim, ffn_dim, num_heads, num_layers; latent channels; images it takes and must have
+MODELS = {
+    "t2v-A14B": ("t2v", 16, 16, 5120, 13824, 40, 40, 16, (), False),
+    "i2v-A14B": ("i2v", 36, 16, 5120, 13824, 40, 40, 16, ("image", "last_image"), True),
+    "ti2v-5B": ("ti2v", 48, 48, 3072, 14336, 24, 30, 48, ("image",), False),
+    "s2v-14B": ("s2v", 16, 16, 5120, 13824, 40, 40, 16, ("image",), True),
+    "animate-14B": ("animate", 36, 16, 5120, 13824, 40, 40, 16, (), False),
+}
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_models_and_what_they_take(task):
+    c = WAN_CONFIGS[task]
+    *fields, z_dim, images, needs_image = MODELS[task]
+    shared = {"freq_dim": 256, "text_dim": 4096, "text_len": 512, "patch_size": (1, 2, 2), "eps": 1e-6}
+    names = "model_type in_dim out_dim dim ffn_dim num_heads num_layers".split()
+    assert c.architecture() == dict(zip(names, fields)) | shared
+    assert (c.z_dim, c.images, c.needs_image) == (z_dim, images, needs_image)
+    assert c.vae_checkpoint == ("Wan2.2_VAE.pth" if z_dim == 48 else "Wan2.1_VAE.pth")
+    assert len(c.experts) == (2 if task.endswith("A14B") else 1) == (1 if c.boundary is None else 2)
+
+
 def test_a_config_is_read_and_changed_as_attributes_and_as_items():
     cfg = WAN_CONFIGS["t2v-A14B"]
     assert cfg["dim"] == cfg.dim == cfg.get("dim") == dict(cfg)["dim"] == 5120
@@ -142,6 +164,8 @@ def test_what_upstreams_scripts_read_is_there():
         ({"frame_num": 80}, "4n\\+1"),
         ({"boundary": None}, "belong together"),
         ({"boundary": 875.0}, "0..1"),
+        ({"boundary": 1.5}, "0..1"),
+        ({"boundary": -0.5}, "0..1"),
         ({"size": "64*64"}, "none of"),
         ({"sample_guide_scale": (1.0, 2.0, 3.0)}, "a number or \\(a number, a number\\), got"),
         ({"sample_steps": "20"}, "sample_steps of the config must be a whole number, got '20'"),

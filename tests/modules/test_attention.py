@@ -1,5 +1,7 @@
 import importlib.util
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,6 +178,24 @@ def test_a_probe_tries_exact_kernels_on_the_device_itself(monkeypatch, caplog, i
     for name in broken:
         assert f"{name} is installed but does not run on cuda:3 (no kernel image); not used" in caplog.text
     assert ("using " + expected in caplog.text) == (expected != "sdpa")
+
+
+@pytest.mark.parametrize("kv_lens", [None, (7, 2, 5), (4, 4, 4)])
+@pytest.mark.parametrize("name", list(PACKAGES))
+def test_kernels_without_lengths_see_each_sample_alone(monkeypatch, name, kv_lens):
+    """A package stands in for each: what it is called, what it takes and returns is as in the real one."""
+
+    def kernel(q, k, v, tensor_layout=None):
+        assert len({q.shape[0], k.shape[0], v.shape[0]}) == 1 and tensor_layout == ("NHD" if name == "sage" else None)
+        out = explicit(q, k, v)
+        return (out, "log-sum-exp") if name == "flash3" else out
+
+    function = "sageattn" if name == "sage" else "flash_attn_func"
+    monkeypatch.setitem(sys.modules, PACKAGES[name], SimpleNamespace(**{function: kernel}))
+    q, k, v = qkv(batch=3)
+    expected = explicit(q, k, v, kv_lens)
+    torch.testing.assert_close(attention(q, k, v, kv_lens, backend=name), expected)
+    assert PACKAGES == {"flash2": "flash_attn", "flash3": "flash_attn_interface", "sage": "sageattention"}
 
 
 @pytest.mark.gpu

@@ -203,9 +203,9 @@ def test_one_timestep_per_sample_is_one_segment():
 
 
 def test_loading_takes_the_dtype_under_both_of_its_names(model, tmp_path):
-    save_safetensors_folder(model.state_dict(), tmp_path / "sub", model.config.to_dict())
+    save_safetensors_folder(model.state_dict(), tmp_path / "new" / "sub", model.config.to_dict())
     by_either = [
-        WanModel.from_pretrained(tmp_path, "sub", **{name: torch.bfloat16}).state_dict()
+        WanModel.from_pretrained(tmp_path / "new", "sub", **{name: torch.bfloat16}).state_dict()
         for name in ("dtype", "torch_dtype")
     ]
     for name, tensor in by_either[0].items():

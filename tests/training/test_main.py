@@ -97,6 +97,23 @@ def test_clips_are_cropped_to_size_and_resampled_in_time(tmp_path):
     torch.testing.assert_close(clip, every[:, ::2])
 
 
+@pytest.mark.parametrize(
+    "expert, t_min, t_max, is_said",
+    [
+        ("high_noise_model", 875, 1000, False),
+        ("high_noise_model", 874, 1000, True),
+        ("low_noise_model", 0, 875, False),
+        ("low_noise_model", 0, 876, True),
+        (".", 0, 1000, False),
+    ],
+)
+def test_an_expert_is_trained_on_its_own_timesteps(caplog, expert, t_min, t_max, is_said):
+    data, flow = DataConfig("v", "c", (32, 32)), FlowConfig(t_min=t_min, t_max=t_max)
+    warn_about_range(TrainConfig("c", "o", data, LoopConfig(steps=1), flow, expert=expert), 0.875)
+    assert ("set [flow] t_min and t_max" in caplog.text) == is_said
+    warn_about_range(TrainConfig("c", "o", data, LoopConfig(steps=1), expert=expert), None)
+
+
 def test_timesteps_of_the_other_expert_are_pointed_out(caplog):
     config = TrainConfig("c", "o", DataConfig("v", "c", (32, 32)), LoopConfig(steps=1), expert="high_noise_model")
     with caplog.at_level(logging.WARNING):
