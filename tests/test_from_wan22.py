@@ -1,0 +1,156 @@
+"""docs/from_wan22.md is true: its flags, defaults, imports and script are tried."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from dataclasses import replace
+from datetime import datetime
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+import wan
+import wan.configs
+from wan import planning
+from wan.arguments import build_parser
+from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS
+from wan.configs.shared_config import Presets
+from wan.media import read_video
+from wan.nano.random import write_random_checkpoint
+from wan.output import default_name
+from wan.parallel import Parallel
+from wan.runtime import Runtime
+
+PAGE = (Path(__file__).parents[1] / "docs" / "from_wan22.md").read_text(encoding="utf-8")
+# What the original's command knows, see its documentation.
+FLAGS = """task size frame_num ckpt_dir offload_model ulysses_size t5_fsdp t5_cpu dit_fsdp save_file prompt
+    use_prompt_extend prompt_extend_method prompt_extend_model prompt_extend_target_lang base_seed image
+    sample_solver sample_steps sample_shift sample_guide_scale convert_model_dtype src_root_path refert_num
+    replace_flag use_relighting_lora num_clip audio enable_tts tts_prompt_audio tts_prompt_text tts_text
+    pose_video start_from_ref infer_frames""".split()
+
+
+def table(title: str) -> list[list[str]]:
+    """The rows below a heading of the table, cells without the marks of code."""
+    lines = PAGE.split(f"| {title} |", 1)[1].splitlines()[2:]
+    rows = lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def code(text: str) -> str:
+    return re.search("`([^`]*)`", text)[1]
+
+
+def block(title: str) -> str:
+    return re.search(r"```python\n(.*?)```", PAGE.split(f"## {title}\n", 1)[1], flags=re.S)[1]
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(ValueError) as error:
+        planning.plan(build_parser().parse_args([*arguments, "--prompt", "a red circle"]))
+    return str(error.value)
+
+
+@cache
+def is_later(status: str) -> bool:
+    """Whether the page says so of something; then it must not exist."""
+    if not status.startswith("later: "):
+        return False
+    if (task := status.removeprefix("later: ")) != "prompt extension":
+        assert task in WAN_CONFIGS and task not in IMPLEMENTED_TASKS, f"{task} exists: move its rows"
+        assert "not available yet" in refusal("--task", task, "--image", "a.png")
+    else:
+        assert "not available yet" in refusal("--use_prompt_extend"), "prompt extension exists: move its rows"
+    return True
+
+
+def test_every_flag_of_the_original_has_its_row():
+    assert sorted(code(flag) for flag, _ in table("flag | here")) == sorted(f"--{flag}" for flag in FLAGS)
+
+
+def test_flags_are_what_the_page_says():
+    known = build_parser()._option_string_actions
+    for flag, status in table("flag | here"):
+        assert code(flag) in known, "known, also where it comes later"
+        assert is_later(status) or re.match("(same|better)\\b", status), status
+
+
+def test_the_flags_that_are_new_exist():
+    new = PAGE.split("Flags for what was fixed:")[1].split("- Less memory")[0]
+    named = re.findall("`(--[a-z_]+)`", new)
+    assert len(named) > 10 and set(named) <= set(build_parser()._option_string_actions)
+    assert set(re.findall("`(--[a-z_]+)`", PAGE)) <= set(build_parser()._option_string_actions)
+
+
+@pytest.mark.parametrize("column, task", list(enumerate(IMPLEMENTED_TASKS, start=1)))
+def test_values_of_the_tasks(column, task):
+    rows = table("value | `t2v-A14B` | `i2v-A14B` | `ti2v-5B`")
+    assert len(rows) == 6
+    for row in rows:
+        assert getattr(WAN_CONFIGS[task], code(row[0])) == ast.literal_eval(code(row[column])), row
+
+
+def test_defaults_that_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    is_true = {
+        "`--ulysses_size`": lambda: Parallel.from_flags(world_size=4).ulysses_size == 4,
+        "`--size` of ti2v-5B": lambda: WAN_CONFIGS["ti2v-5B"].size == "1280*704",
+        "`--image` of i2v-A14B": lambda: "--image" in refusal("--task", "i2v-A14B"),
+        "`--task` with `--image`": lambda: (
+            planning._task_of_images(build_parser().parse_args(["--image", "a.png"])) == "i2v-A14B"
+        ),
+        "weights": lambda: Runtime.from_flags(device="cpu").dtype_name == "bf16",
+        "`--save_file`": lambda: (
+            default_name("t2v-A14B", (64, 64), "a*b", 7, datetime(2026, 1, 31))
+            == "t2v-A14B_64x64_a_b_7_20260131_000000.mp4"
+        ),
+    }
+    rows = table("default of | original | here")
+    assert [row[0] for row in rows] == list(is_true)
+    assert [name for name, check in is_true.items() if not check()] == []
+
+
+def test_defaults_of_the_methods():
+    for method, text in table("method | defaults"):
+        name, function = code(method).split(".")
+        parameters = inspect.signature(getattr(getattr(wan, name), function)).parameters
+        call = ast.parse(f"f({code(text)})").body[0].value
+        stated = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        assert {key: parameters[key].default for key in stated} == stated
+        order = [key for key in parameters if key in stated]
+        assert order == list(stated), "positions count, too"
+
+
+@pytest.mark.parametrize("line", [ast.unparse(line) for line in ast.parse(block("Imports")).body])
+def test_imports(line):
+    exec(line, {})
+
+
+def test_names_that_do_not_exist():
+    for row, status in table("name | here"):
+        module, _, name = code(row).rpartition(".")
+        assert is_later(status) or status.startswith("gone: ")
+        with pytest.raises((ImportError, AttributeError)):
+            getattr(import_module(module), name)
+
+
+def test_the_script_runs_as_it_stands(tmp_path, monkeypatch):
+    """On a random miniature in place of the released weights, at a size that takes no time."""
+    write_random_checkpoint(tmp_path / "Wan2.2-T2V-A14B")
+    small = Presets(*(replace(config, frame_num=5) for config in NANO_CONFIGS.values()))
+    monkeypatch.setattr(wan.configs, "WAN_CONFIGS", small)
+    monkeypatch.setitem(wan.configs.SIZE_CONFIGS, "1280*720", (48, 32))
+    monkeypatch.chdir(tmp_path)
+    script = block("A script")
+    assert script.count("cfg.sample_steps = 30\n") == 1
+    names: dict = {}
+    exec(script.replace("cfg.sample_steps = 30", "cfg.sample_steps = 2"), names)
+    assert names["video"].shape == (3, 5, 32, 48) and names["video"].dtype == torch.float32
+    frames, fps = read_video(tmp_path / "video.mp4")
+    assert frames.shape == (5, 32, 48, 3) and fps == 8
+    assert small["t2v-A14B"].sample_steps == 20
