@@ -12,6 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before torch is imported
+    from wan.program import share_cores
+
+    share_cores()
+
 import torch
 from torch import Tensor
 

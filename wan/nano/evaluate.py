@@ -18,6 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before torch is imported
+    from wan.program import share_cores
+
+    share_cores()
+
 import numpy as np
 import torch
 from torch import Tensor

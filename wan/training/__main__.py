@@ -5,6 +5,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+if __name__ == "__main__":  # before torch is imported
+    from wan.program import share_cores
+
+    share_cores()
+
 import torch
 from torch import Tensor
 

@@ -9,6 +9,11 @@ import argparse
 import time
 from pathlib import Path
 
+if __name__ == "__main__":  # before torch is imported
+    from wan.program import share_cores
+
+    share_cores()
+
 from wan.nano.recipes import i2v, t2v, ti2v
 
 RECIPES = {"t2v": t2v.RECIPE, "i2v": i2v.RECIPE, "ti2v": ti2v.RECIPE}
