@@ -269,6 +269,7 @@ def test_a_latent_stays_until_the_file_is_what_was_asked(stub, monkeypatch, caps
         (torch.full((16, 5, 8, 8), float("nan")), "not finite"),
         (torch.full((16, 5, 8, 8), float("inf")), "not finite"),
         (torch.ones(16, 5, 8, 8, dtype=torch.int64), "not finite"),
+        (torch.full((16, 5, 8, 8), float("nan")).to(torch.float8_e4m3fn), "not finite"),
         (torch.zeros(16, 5, 8, 4), r"a latent of shape [16, 5, 8, 4]"),
         (torch.zeros(16, 4, 8, 8), "17 frames has [16, 5, 8, 8]"),
         (torch.zeros(8, 5, 8, 8), "64*64 and 17 frames has [16, 5, 8, 8]"),
@@ -308,6 +309,7 @@ def test_a_video_of_other_weights_is_repeated_with_a_warning(stub, capsys, own_c
     assert cli.main([*NANO, "--ckpt_dir", str(own_checkpoint), "--save_file", "a.mp4"]) == cli.DONE
     assert cli.main(["--from_video", "a.mp4", "--device", "cpu", "--save_file", "b.mp4"]) == cli.DONE
     assert "this runs with others: expect another video" in caplog.text
+    assert files() == ["a.mp4", "b.mp4"], "this run's own latent goes"
     caplog.clear()
     again = ["--from_video", "a.mp4", "--ckpt_dir", str(own_checkpoint), "--device", "cpu", "--save_file", "c.mp4"]
     assert cli.main(again) == cli.DONE and "expect another video" not in caplog.text

@@ -1,5 +1,6 @@
 """The name and the command lines in messages: as the command was started, and working when they are pasted."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -84,3 +85,9 @@ def test_closed_streams_become_the_null_device(tmp_path):
         env={"PYTHONPATH": str(ROOT)},
     )
     assert done.stdout == "True\n"
+
+
+def test_log_lines_are_escaped_and_shortened():
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, "prompt: %s", ("\x1b[31m" + "a" * 100_000,), None)
+    line = program.OneLine("%(message)s").format(record)
+    assert line.startswith("prompt: \\x1b[31maaa") and line.endswith("aaa... (100013 characters)") and len(line) < 6000

@@ -119,7 +119,7 @@ def plan(args: argparse.Namespace) -> Job:
         args.num_videos,
         args.ckpt_dir,
         weights,
-        stays=is_other,
+        stays=is_other and latent is not None,
     )
     if launched_rank() == 0:  # the probes of several processes would take each other for files
         _check_output(job)
@@ -152,7 +152,7 @@ def _check_latent(path: Path, request: Request, config: TaskConfig) -> None:
             f"{geometry.format_size(request.framing.used)} and {request.frame_num} frames has {list(wanted)}: the file "
             "was changed, or is of another model"
         )
-    if not latent.is_floating_point() or not bool(latent.isfinite().all()):
+    if not latent.is_floating_point() or not bool(latent.float().isfinite().all()):  # fp8 has no isfinite
         raise ValueError(f"{path} holds values that are not finite, of which no video can be made; sample it again")
 
 

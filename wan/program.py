@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+LONGEST_LINE = 5000  # characters of a log line; a path has up to 4096 bytes
+
 
 def program_name() -> str:
     """The name that help and errors begin with: generate.py, wan-generate or python -m wan.cli."""
@@ -51,10 +53,11 @@ def printable(text: str) -> str:
 
 
 class OneLine(logging.Formatter):
-    """Log lines in characters that do nothing to a terminal, whatever names and prompts hold."""
+    """Log lines in characters that do nothing to a terminal, and not too many, whatever names and prompts hold."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
+        text = super().formatMessage(record)
+        return printable(text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}... ({len(text)} characters)")
 
 
 def share_cores() -> None:
