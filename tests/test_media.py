@@ -383,7 +383,7 @@ def test_what_has_no_sound_or_pictures_leaves_the_video_alone(tmp_path):
     for wrong, error, text in (
         ((video, video), ValueError, "a.mp4 has no sound in it"),
         ((tone, tone), ValueError, "a.wav has no video in it"),
-        ((video, tmp_path / "text.wav"), ValueError, "text.wav"),
+        ((video, tmp_path / "text.wav"), ValueError, "text.wav is not a sound that can be read; convert it to wav"),
         ((video, tmp_path / "none.wav"), FileNotFoundError, "none.wav"),
         ((tmp_path / "none.mp4", tone), FileNotFoundError, "none.mp4"),
     ):

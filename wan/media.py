@@ -132,7 +132,11 @@ def add_audio(video: str | Path, audio: str | Path) -> None:
     """
     import av
 
-    with _open(video) as pictures, _open(audio) as sound, atomic_file(video, overwrite=True) as temporary:
+    with (
+        _open(video) as pictures,
+        _open(audio, "sound", "wav") as sound,
+        atomic_file(video, overwrite=True) as temporary,
+    ):
         for path, streams, kind in ((video, pictures.streams.video, "video"), (audio, sound.streams.audio, "sound")):
             if not streams:
                 raise ValueError(f"{path} has no {kind} in it")
@@ -188,7 +192,7 @@ def side_by_side(pictures: Frames, columns: int, border: int = 0) -> np.ndarray:
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[Any]:
+def _open(path: str | Path, what: str = "video", better: str = "mp4") -> Iterator[Any]:
     """A file of one of a few containers, told by its content. What it refers to is not opened: it has no way to."""
     import av
 
@@ -200,7 +204,7 @@ def _open(path: str | Path) -> Iterator[Any]:
         file.seek(0)
         kind = next((kind for at, mark, kind in CONTAINERS if head[at:].startswith(mark)), None)
         if kind is None:
-            raise ValueError(f"{name} is not a video that can be read; convert it to mp4")
+            raise ValueError(f"{name} is not a {what} that can be read; convert it to {better}")
         try:
             container = av.open(file, format=kind, metadata_errors="replace", options={"protocol_whitelist": "none"})
             with container:
@@ -208,7 +212,7 @@ def _open(path: str | Path) -> Iterator[Any]:
         except av.error.FFmpegError as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the disk or the rights, not the content
                 raise
-            raise ValueError(f"{name} is not a video that can be read: {shown(error, 100)}") from None
+            raise ValueError(f"{name} is not a {what} that can be read: {shown(error, 100)}") from None
 
 
 def _open_stream(container: Any, fps: int, height: int, width: int) -> Any:

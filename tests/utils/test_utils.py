@@ -85,6 +85,8 @@ def test_rand_name():
         (torch.zeros(16, 16), {}, "1 or 3 channels"),
         (torch.full((1, 3, 2, 16, 16), float("nan")), {}, "not finite"),
         (torch.zeros(1, 3, 2, 16, 16), {"value_range": (1, -1)}, "low, high"),
+        (torch.zeros(1, 3, 2, 16, 16), {"fps": "thirty"}, "fps must be a finite number"),
+        (torch.zeros(1, 3, 2, 16, 16), {"fps": 0}, "fps must be at least 1"),
     ],
 )
 def test_what_is_no_video_is_refused(tmp_path, tensor, options, text):

@@ -6,13 +6,13 @@ import copy
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from numbers import Integral, Real
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
 from wan.geometry import check_frame_num
+from wan.values import quoted, real, text, whole
 
 DEFAULT_NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
@@ -23,11 +23,11 @@ DEFAULT_NEGATIVE_PROMPT = (
 KNOWN_SIZES = ("720*1280", "1280*720", "480*832", "832*480", "704*1280", "1280*704", "1024*704", "704*1024")
 
 
-# How the type of a field is checked and named; a bool is no number.
-KINDS: dict[Any, tuple[type, str]] = {
-    int: (Integral, "a whole number"),
-    float: (Real, "a number"),
-    str: (str, "text"),
+# How the type of a field is checked, by a function that raises ValueError or a class, and named.
+KINDS: dict[Any, tuple[Any, str]] = {
+    int: (whole, "a whole number"),
+    float: (real, "a finite number"),
+    str: (text, "text"),
     bool: (bool, "True or False"),
     torch.dtype: (torch.dtype, "a torch.dtype"),
     NoneType: (NoneType, "None"),
@@ -46,7 +46,7 @@ class Settings(MutableMapping[str, Any]):
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)
             if not _fits(value, hint):
-                raise ValueError(f"{name} of the config must be {_in_words(hint)}, got {value!r}")
+                raise ValueError(f"{name} of the config must be {_in_words(hint)}, got {quoted(value)}")
 
     def copy(self) -> "Settings":
         return copy.copy(self)
@@ -221,7 +221,14 @@ def _fits(value: Any, hint: Any) -> bool:
         return len(value) == len(kinds) and all(map(_fits, value, kinds))
     if kinds:  # a union
         return any(_fits(value, kind) for kind in kinds)
-    return isinstance(value, KINDS[hint][0]) and (hint is bool or not isinstance(value, bool))
+    check = KINDS[hint][0]
+    if isinstance(check, type):
+        return isinstance(value, check)
+    try:
+        check("", value)
+    except ValueError:
+        return False
+    return True
 
 
 def _in_words(hint: Any) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from wan import geometry, media
 from wan.arguments import str2bool
 from wan.geometry import best_output_size
+from wan.values import real
 
 __all__ = ["best_output_size", "masks_like", "merge_video_audio", "rand_name", "save_image", "save_video", "str2bool"]
 
@@ -38,7 +39,7 @@ def save_video(
     """
     pixels = _grid(tensor if tensor.ndim == 5 else tensor[None], nrow, value_range if normalize else (0, 1))
     path = _path(save_file, suffix)
-    media.write_video(pixels, path, int(fps) if fps == int(fps) else Fraction(fps).limit_denominator(), overwrite=True)
+    media.write_video(pixels, path, Fraction(real("fps", fps)).limit_denominator(), overwrite=True)
     return path
 
 
