@@ -125,6 +125,8 @@ def crop_to_aspect(image: Image, like: Size) -> Image:
     """The largest centred part of an image with the aspect ratio of `like`; the image itself when it has that."""
     width = min(image.width, round(image.height * like[0] / like[1])) or 1
     height = min(image.height, round(image.width * like[1] / like[0])) or 1
+    if (width, height) == image.size:
+        return image
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 

@@ -22,7 +22,9 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "J
 MAX_PIXELS = 178_956_970  # as Pillow, from where it takes a file for an attack
 MAX_FILE_BYTES = 2**30
 BAND_PIXELS = 2**20  # pixels that are converted at once
+BAND_BYTES = 48 * BAND_PIXELS  # with its copies in float32
 PIXEL_BYTES = 4  # of Pillow's RGB
+HOLDING = ("WEBP", "AVIF")  # an open image keeps a decoder with two more pictures
 GREY = ("1", "L", "LA", "I;16")
 PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # the mode of Pillow for the colours of an ICC profile
 SAME = 2  # of 255: a profile that moves no colour further is sRGB
@@ -104,7 +106,7 @@ def _upright_rgb(image: Any, name: str, in_place: bool) -> Any:
     with _damage_reported(name):
         image = ImageOps.exif_transpose(image, in_place=in_place) or image
         to_srgb = _profile(image, name)
-        if image.mode == "RGB" and to_srgb is None and not image.has_transparency_data:
+        if image.mode == "RGB" and to_srgb is None and not image.has_transparency_data and image.format not in HOLDING:
             return image
         result, clear = Image.new("RGB", image.size), False
         for top, band in bands(image):
