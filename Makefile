@@ -34,7 +34,7 @@ help:
 	@echo 'make demo TASK=i2v [IMAGE=FILE]                the same from an image (examples/first_frame.png)'
 	@echo 'make demo TASK=ti2v [IMAGE=FILE]               the same from text, or from text and an image'
 	@echo 'make test [ARGS="..."]                         run the test suite (ARGS go to pytest)'
-	@echo 'make bench                                     run the benchmarks; results in benchmarks/results'
+	@echo 'make bench [ARGS=--save]                       run the benchmarks; --save: into benchmarks/results'
 	@echo 'make format | lint | clean'
 
 demo: $(VENV)/.core
@@ -50,7 +50,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.bench
-	for name in dit vae t5 load parallel; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in dit vae t5 load parallel; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .

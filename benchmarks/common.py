@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,19 +19,56 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from wan.files import check_writable
+from wan.parser import Parser
+from wan.runtime import resolve_device
+from wan.typed import at_least, parsed, path
+
 RESULTS = Path(__file__).parent / "results"
 
 
+# Arguments -----------------------------------------------------------------------------------------------------------
+
+
+def make_parser(name: str, description: str, rounds: int) -> Parser:
+    """The parser of `python -m benchmarks.NAME` with what all have: --rounds and --save."""
+    parser = Parser(prog=f"python -m benchmarks.{name}", description=description.split("\n")[0])
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=rounds, metavar="N", help="measurements of each; default: %(default)s"
+    )
+    parser.add_argument(
+        "--save",
+        nargs="?",
+        const=True,
+        type=path,
+        metavar="FILE",
+        help="write the table to benchmarks/results, under the usual name or this one; default: only print it",
+    )
+    return parser
+
+
+def parse(parser: Parser, arguments: Sequence[str] | None) -> Namespace:
+    """The arguments, after making sure that a result can be written."""
+    args = parser.parse_args(arguments)
+    if args.save:
+        try:
+            check_writable(RESULTS / ("new.md" if args.save is True else args.save), overwrite=True)
+        except ValueError as error:
+            parser.error(f"{str(error).partition(';')[0]}; leave --save out to print the table only")
+    return args
+
+
+def add_device(parser: Parser) -> None:
+    parser.add_argument(
+        "--device",
+        type=parsed(resolve_device),
+        default=resolve_device(None),
+        metavar="NAME",
+        help="cuda, cuda:1, mps or cpu; default: the best there is",
+    )
+
+
 # The machine ---------------------------------------------------------------------------------------------------------
-
-
-def default_device() -> torch.device:
-    """CUDA, else MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
 
 
 def describe_machine(device: torch.device | str = "cpu") -> str:
@@ -269,7 +307,8 @@ def _cell(value: object) -> str:
 
 
 def write_result(
-    path: Path | str,
+    name: str,
+    save: str | bool | None,
     *,
     title: str,
     device: torch.device | str,
@@ -278,11 +317,10 @@ def write_result(
     rows: Iterable[Sequence[object]],
     notes: Iterable[str] = (),
 ) -> None:
-    """Print a table and write it as Markdown with machine, commit, settings and the command that repeats it.
+    """Print a table as Markdown with machine, commit, settings and the command that repeats it.
 
-    A relative `path` lies in benchmarks/results.
+    With `save` it is written as well, True: to benchmarks/results under `name`; a text is another name or path.
     """
-    path = RESULTS / path
     lines = [
         f"# {title}",
         "",
@@ -296,9 +334,11 @@ def write_result(
         *notes,
     ]
     text = "\n".join(lines).rstrip() + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
     print(text)
+    if save:
+        file = RESULTS / (name if save is True else save)
+        file.write_text(text, encoding="utf-8")
+        print(f"wrote {file}", file=sys.stderr)
 
 
 def command_line() -> str:

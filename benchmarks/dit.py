@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -17,12 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import (
+    add_device,
     alternate,
-    default_device,
     dit_flops,
     floor_seconds,
     gemm_ceiling,
+    make_parser,
     median_seconds,
+    parse,
     peak_memory,
     sdpa_ceiling,
     write_result,
@@ -30,6 +34,7 @@ from benchmarks.common import (
 from wan.checkpoint.formats import released_names
 from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.packed import can_pack, pack_linears
+from wan.parser import exit_code
 
 TEXT_LEN = 512
 
@@ -64,18 +69,26 @@ CUDA_CASES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.dit", description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default=str(default_device()))
-    parser.add_argument("--cases", nargs="+", help=f"of {', '.join([*CPU_CASES, *CUDA_CASES])}; all of the device's")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--no-compile", action="store_true", help="skip the compiled variant")
-    parser.add_argument("--no-peer", action="store_true", help="skip diffusers")
-    parser.add_argument("--first-frame", action="store_true", help="image mode against text mode, no peer")
-    parser.add_argument("--out")
-    args = parser.parse_args()
-    device = torch.device(args.device)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser("dit", __doc__, rounds=7)
+    add_device(parser)
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        metavar="NAME",
+        help=f"on CUDA of {', '.join(CUDA_CASES)}, elsewhere of {', '.join(CPU_CASES)}; default: all",
+    )
+    parser.add_argument("--no-compile", action="store_true", help="skip the compiled variant; default: measure it")
+    parser.add_argument("--no-peer", action="store_true", help="skip diffusers; default: compare with it")
+    parser.add_argument(
+        "--first-frame", action="store_true", help="image mode against text mode, no peer; default: against diffusers"
+    )
+    args = parse(parser, arguments)
+    device = args.device
     cases = CUDA_CASES if device.type == "cuda" else CPU_CASES
+    if unknown := set(args.cases or ()) - set(cases):
+        parser.error(f"--cases {', '.join(unknown)}: on {device.type} there are {', '.join(cases)}")
+    peer = "not run" if args.no_peer or args.first_frame else metadata.version("diffusers")
     torch.set_grad_enabled(False)
     if args.first_frame:
         chosen = [cases[name] for name in args.cases or (("3072",) if device.type == "cpu" else ("ti2v-5b",))]
@@ -83,14 +96,15 @@ def main() -> None:
         return
     rows = [measure(case, device, args) for name, case in cases.items() if not args.cases or name in args.cases]
     write_result(
-        args.out or f"dit-{device.type}.md",
+        f"dit-{device.type}.md",
+        args.save,
         title="Transformer forward against diffusers",
         device=device,
         settings={
             "precision": "bfloat16 matrices around a float32 stream (the default, exact mode)",
             "prompt": "100 tokens of 512",
             "rounds": args.rounds,
-            "diffusers": "not run" if args.no_peer else metadata.version("diffusers"),
+            "diffusers": peer,
         },
         header=(
             "case",
@@ -179,7 +193,8 @@ def write_first_frame(cases: list[Case], device: torch.device, args: argparse.Na
         both = alternate(*runs, device, rounds=args.rounds)
         rows.append([str(case), both.ours * 1e3, both.reference * 1e3, 1 / both.ratio])
     write_result(
-        args.out or f"dit-first-frame-{device.type}.md",
+        f"dit-first-frame-{device.type}.md",
+        args.save,
         title="Forward with a clean first frame against one from text alone",
         device=device,
         settings={"timesteps": "0 for the tokens of the first frame, 500 for the others", "rounds": args.rounds},
@@ -236,4 +251,4 @@ def build_peer(model: WanModel, device: torch.device) -> nn.Module:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -5,7 +5,7 @@ of /proc/self/status, sampled every 2 ms) above its level before the load, after
 really have. Pages of the mapped files, which the kernel may drop at any time, are in the second figure only: the growth
 of VmHWM, the most memory of any kind that was resident.
 
-    python -m benchmarks.load [--dir FOLDER] [--layers 6] [--rounds 5]
+    python -m benchmarks.load [--dir FOLDER] [--layers 6] [--rounds 5] [--save]
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.common import peak_memory, seconds, write_result
+from benchmarks.common import make_parser, parse, peak_memory, seconds, write_result
 from wan.checkpoint.formats import released_names
 from wan.checkpoint.loading import load_module, save_safetensors_folder
 from wan.checkpoint.source import open_source
 from wan.modules.model import WanModel, WanModelConfig
+from wan.parser import exit_code
+from wan.typed import at_least, path
 
 SHARD_BYTES = 10**9
 GIB = 2**30
@@ -149,7 +151,7 @@ def write_checkpoint(folder: Path, layers: int, diffusers: bool) -> None:
         )
 
 
-def run(folder: Path, layers: int, rounds: int) -> None:
+def run(folder: Path, layers: int, rounds: int, save: str | bool | None) -> None:
     has_diffusers = importlib.util.find_spec("diffusers") is not None
     names = [name for name in LOADERS if name != "diffusers" or has_diffusers]
     write_checkpoint(folder, layers, has_diffusers)
@@ -190,6 +192,7 @@ def run(folder: Path, layers: int, rounds: int) -> None:
     shards = len(list(folder.glob("*.safetensors")))
     write_result(
         "load-cpu.md",
+        save,
         title="Loading a float32 checkpoint to bfloat16 on the CPU",
         device="cpu",
         settings={
@@ -215,19 +218,31 @@ def run(folder: Path, layers: int, rounds: int) -> None:
         raise SystemExit(f"peak memory {peak / GIB:.3f} GiB is above the bound {bound / GIB:.3f} GiB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.splitlines()[0])
-    parser.add_argument("--dir", type=Path, help="where to write the temporary checkpoint (twice its size is needed)")
-    parser.add_argument("--layers", type=int, default=6, help="transformer layers; 6 make 4.3 GB in float32")
-    parser.add_argument("--rounds", type=int, default=5)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser("load", __doc__, rounds=5)
+    parser.add_argument(
+        "--dir",
+        type=path,
+        metavar="DIR",
+        help="where to write the temporary checkpoint, twice its size is needed; default: the system's folder for them",
+    )
+    parser.add_argument(
+        "--layers",
+        type=at_least(2),
+        default=6,
+        metavar="N",
+        help="transformer layers; default: 6, which make 4.3 GB in float32",
+    )
     parser.add_argument("--child", choices=LOADERS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(parser, arguments)
     if options.child:
-        print(json.dumps(measure(options.child, options.dir, options.layers)))
+        print(json.dumps(measure(options.child, Path(options.dir), options.layers)))
         return
+    if options.dir and not Path(options.dir).is_dir():
+        parser.error(f"there is no folder {options.dir}; --dir must exist")
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="wan-load-") as temporary:
-        run(Path(temporary) / "released", options.layers, options.rounds)
+        run(Path(temporary) / "released", options.layers, options.rounds, options.save)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -7,14 +7,14 @@ with what runs. The rates are not measured here: they were chosen on published r
 
 from __future__ import annotations
 
-import argparse
 import math
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.common import write_result
+from benchmarks.common import make_parser, parse, write_result
 from wan import geometry
 from wan.configs import WAN_CONFIGS, TaskConfig
 from wan.distributed.replica import Replica
 from wan.modules.model import WanModel, WanModelConfig
 from wan.parallel import Parallel, shares
+from wan.parser import exit_code
 
 # One H100: FLOP/s, and seconds of norms, modulation and rotation per token, channel and block.
 GEMM_RATE, ATTENTION_RATE = 730e12, 690e12
@@ -234,14 +235,16 @@ def _forwards(rank: int, count: int, parts: int, meeting: str, rounds: int, resu
     dist.destroy_process_group()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parallel", description=__doc__.split("\n")[0])
-    parser.add_argument("--measure", action="store_true", help="run a small model on one and two cores instead")
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser("parallel", __doc__, rounds=9)
+    parser.add_argument(
+        "--measure", action="store_true", help="run a small model on one and two cores instead; default: predict"
+    )
+    args = parse(parser, arguments)
     if args.measure:
         write_result(
             "parallel-cpu.md",
+            args.save,
             title="Ulysses on two cores",
             device="cpu",
             settings={
@@ -256,6 +259,7 @@ def main() -> None:
         return
     write_result(
         "parallel.md",
+        args.save,
         title="Several GPUs: predicted denoising steps",
         device="cpu",
         settings={
@@ -289,4 +293,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -4,16 +4,21 @@ Two references: their encoder on the prompt's own tokens, and what upstream does
 Tokenising is left out on both sides.
 """
 
+from __future__ import annotations
+
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from importlib import metadata
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import alternate, default_device, gemm_ceiling, write_result
+from benchmarks.common import add_device, alternate, gemm_ceiling, make_parser, parse, write_result
 from wan.modules.t5 import T5Config, T5Encoder
+from wan.parser import exit_code
+from wan.typed import at_least, one_of
 
 TEXT_LEN = 512
 HEADER = (
@@ -44,10 +49,11 @@ BLOCK_NAMES = {
 OUTER_NAMES = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
 
 
-def main() -> None:
-    args = parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_args(arguments)
+    peer = metadata.version("transformers")
     torch.set_grad_enabled(False)
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    device, dtype = args.device, getattr(torch, args.dtype)
     config = T5Config(
         vocab_size=1000,  # the embedding is a look-up: its height costs nothing
         dim=args.dim,
@@ -60,7 +66,8 @@ def main() -> None:
     ceiling = gemm_ceiling(device, dtype)
     rows = [measure(ours, theirs, lengths, device, ceiling, args.rounds) for lengths in args.prompts]
     write_result(
-        f"t5-{device.type}.md" if args.out is None else args.out,
+        f"t5-{device.type}.md",
+        args.save,
         title="Text encoder against transformers",
         device=device,
         settings={
@@ -68,7 +75,7 @@ def main() -> None:
             "dtype": args.dtype,
             "rounds": args.rounds,
             "bf16 GEMM ceiling" if dtype == torch.bfloat16 else "GEMM ceiling": f"{ceiling / 1e12:.2f} TFLOP/s",
-            "transformers": metadata.version("transformers"),
+            "transformers": peer,
         },
         header=HEADER,
         rows=rows,
@@ -79,23 +86,43 @@ def main() -> None:
     )
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default=str(default_device()))
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--dim", type=int, default=4096, help="width, a multiple of 64; released: 4096")
-    parser.add_argument("--layers", type=int, default=4, help="released: 24")
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("t5", __doc__, rounds=5)
+    add_device(parser)
+    dtypes = ("bfloat16", "float16", "float32")
+    parser.add_argument(
+        "--dtype",
+        type=one_of(dtypes),
+        default=dtypes[0],
+        metavar="NAME",
+        help=f"of {', '.join(dtypes)}; default: bfloat16",
+    )
+    parser.add_argument(
+        "--dim",
+        type=at_least(64),
+        default=4096,
+        metavar="N",
+        help="width, 64n; default: 4096, as released",
+    )
+    parser.add_argument("--layers", type=at_least(1), default=4, metavar="N", help="default: 4; released: 24")
     parser.add_argument(
         "--prompts",
-        type=lambda text: [int(length) for length in text.split("+")],
+        type=lengths,
         nargs="+",
         default=[[20], [80], [512], [20, 126]],
         metavar="LENGTHS",
-        help="tokens of the prompts of one call, as 20 or 20+126 (a short prompt and the default negative one)",
+        help="tokens of the prompts of one call, as 20, or 20+126 for a short prompt and the default negative one; "
+        "default: 20 80 512 20+126",
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", help="result file; default t5-<device>.md in benchmarks/results")
-    return parser.parse_args()
+    args = parse(parser, arguments)
+    if args.dim % 64:
+        parser.error(f"--dim must be a multiple of 64, got {args.dim}; try {args.dim // 64 * 64}")
+    return args
+
+
+def lengths(text: str) -> list[int]:
+    """'20+126' -> [20, 126]"""
+    return [at_least(1)(length) for length in text.split("+")]
 
 
 def build_pair(config: T5Config, device: torch.device, dtype: torch.dtype) -> tuple[T5Encoder, torch.nn.Module]:
@@ -203,4 +230,4 @@ def transformers_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

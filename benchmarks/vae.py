@@ -8,7 +8,8 @@ convolutions for either side.
 import argparse
 import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -16,10 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import alternate, default_device, gemm_ceiling, peak_memory, seconds, synchronize, write_result
+from benchmarks.common import (
+    add_device,
+    alternate,
+    gemm_ceiling,
+    make_parser,
+    parse,
+    peak_memory,
+    seconds,
+    synchronize,
+    write_result,
+)
 from wan.modules.vae import CausalVAE
 from wan.modules.vae2_1 import CausalVAE2_1
 from wan.modules.vae2_2 import CausalVAE2_2
+from wan.parser import exit_code
+from wan.typed import at_least, one_of
 
 KEYMAP = Path(__file__).parents[1] / "tests" / "data" / "state_dict" / "vae_diffusers_keymap.json"
 NETWORKS = {"2.1": CausalVAE2_1, "2.2": CausalVAE2_2}
@@ -40,10 +53,11 @@ GIB = 2**30
 HEADER = ("call", "ours s", "diffusers s", "ratio", "ours peak GiB", "diffusers peak GiB", "max difference", "TFLOP/s")
 
 
-def main() -> None:
-    args = parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_args(arguments)
+    peer = metadata.version("diffusers")
     torch.set_grad_enabled(False)
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    device, dtype = args.device, getattr(torch, args.dtype)
     ours, theirs = build_pair(args.vae, device, dtype)
     time, height, width = ours.config.stride
     shape = (1, ours.z_dim, (args.frames - 1) // time + 1, args.height // height, args.width // width)
@@ -63,7 +77,8 @@ def main() -> None:
     notes = [f"- Ceiling of a matrix product in this type: {ceiling / 1e12:.3g} TFLOP/s."]
     notes += tiling_notes(ours, latent, args, device)
     write_result(
-        args.out or f"vae{args.vae.replace('.', '_')}-{device.type}.md",
+        f"vae{args.vae.replace('.', '_')}-{device.type}.md",
+        args.save,
         title=f"VAE {args.vae} against diffusers",
         device=device,
         settings={
@@ -71,7 +86,7 @@ def main() -> None:
             "dtype": args.dtype,
             "latents at once": args.chunk,
             "rounds": args.rounds,
-            "diffusers": metadata.version("diffusers"),
+            "diffusers": peer,
         },
         header=HEADER,
         rows=rows,
@@ -79,20 +94,24 @@ def main() -> None:
     )
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.vae", description=__doc__.splitlines()[0])
-    parser.add_argument("--vae", choices=tuple(NETWORKS), default="2.1")
-    parser.add_argument("--device", default=str(default_device()))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--width", type=int, default=832)
-    parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--frames", type=int, default=17)
-    parser.add_argument("--chunk", type=int, default=4, help="latent frames that ours takes together")
-    parser.add_argument("--tile", type=int, default=256, help="tile edge in pixels; 0 leaves tiling out")
-    parser.add_argument("--encode", action="store_true", help="compare encoding, too")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", help="name of the file in benchmarks/results")
-    return parser.parse_args()
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("vae", __doc__, rounds=3)
+    add_device(parser)
+    for flag, names, default in (("--vae", NETWORKS, "2.1"), ("--dtype", ("float32", "bfloat16"), "float32")):
+        choices = ", ".join(names)
+        parser.add_argument(
+            flag, type=one_of(names), default=default, metavar="NAME", help=f"of {choices}; default: {default}"
+        )
+    for flag, low, default, what in (
+        ("--width", 16, 832, "pixels"),
+        ("--height", 16, 480, "pixels"),
+        ("--frames", 1, 17, "frames, 4n+1"),
+        ("--chunk", 1, 4, "latent frames that ours takes together"),
+        ("--tile", 0, 256, "tile edge in pixels; 0 leaves tiling out"),
+    ):
+        parser.add_argument(flag, type=at_least(low), default=default, metavar="N", help=f"{what}; default: {default}")
+    parser.add_argument("--encode", action="store_true", help="compare encoding, too; default: decoding alone")
+    return parse(parser, arguments)
 
 
 def build_pair(vae: str, device: torch.device, dtype: torch.dtype) -> tuple[CausalVAE, nn.Module]:
@@ -172,4 +191,4 @@ def tiling_notes(model: CausalVAE, latent: Tensor, args: argparse.Namespace, dev
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

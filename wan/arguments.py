@@ -70,7 +70,6 @@ def build_parser() -> argparse.ArgumentParser:
         description="Make a video from a prompt, an image or both. Without --ckpt_dir a small embedded model runs, "
         f"with defaults of its own: {_nano_defaults()}.",
         epilog="Exit codes: 0 done, 1 failed while running, 2 wrong arguments, 130 interrupted.",
-        allow_abbrev=False,
     )
     _add_request(parser.add_argument_group("what to make"))
     _add_images(parser.add_argument_group("image-to-video (i2v-A14B, ti2v-5B)"))

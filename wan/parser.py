@@ -4,10 +4,10 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from wan.program import print_error, shell_word
+from wan.program import keep_streams_open, print_error, shell_word
 from wan.typed import NO, YES, nearest, path, text
 from wan.values import quoted
 
@@ -33,6 +33,7 @@ SYNONYMS = {
     "ring_size": "ulysses_size",
 }
 LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\uff0d"
+EXTRAS = {"tomli": "train", "diffusers": "dev", "transformers": "dev", "accelerate": "dev"}  # of pyproject.toml
 Flags = dict[str, argparse.Action]
 CONTINUATIONS = ("\\", "^", "`")
 TYPOGRAPHIC_QUOTES = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
@@ -42,6 +43,9 @@ class Parser(argparse.ArgumentParser):
     """Errors are one line with exit code 2; the full list of flags is a --help away."""
 
     typed: Sequence[str] = ()
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """As argparse; `typed` counts how often each flag was given."""
@@ -57,6 +61,28 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print_error(f"error: {mistake(self.typed, self._actions) or message} (see --help)", self.prog)
         raise SystemExit(2)
+
+
+def exit_code(main: Callable[[], int | None]) -> int:
+    """Run a program whose user's mistakes are one line and code 2, as wrong arguments are; Ctrl-C gives 130."""
+    keep_streams_open()
+    try:
+        return main() or 0
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        print_error(f"error: the package {package} is not installed; pip install '.[{EXTRAS[package]}]'")
+    except OSError as error:
+        print_error(
+            f"error: {error.filename}: {error.strerror}" if error.filename and error.strerror else f"error: {error}"
+        )
+    except ValueError as error:
+        print_error(f"error: {error}")
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        return 130
+    return 2
 
 
 def mistake(typed: Sequence[str], actions: Sequence[argparse.Action]) -> str | None:

@@ -60,6 +60,17 @@ def whole(value: str) -> int:
         raise argparse.ArgumentTypeError(_expected("a whole number", value, near)) from None
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """A whole number from `low` up."""
+
+    def convert(value: str) -> int:
+        if (number := whole(value)) < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, got {number}")
+        return number
+
+    return convert
+
+
 def str2bool(value: str | bool) -> bool:
     """yes, true, t, y, 1 and no, false, f, n, 0 in any case. Raises ArgumentTypeError for anything else."""
     if isinstance(value, bool):

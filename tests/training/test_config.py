@@ -51,3 +51,41 @@ def test_toml_becomes_a_checked_config(tmp_path):
 def test_mistakes_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def changed(old, new):
+    return TOML.replace(old, new) if old else new + TOML
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 100", 'steps = "100"', "steps must be a whole number, got '100'"),
+        ("steps = 100", "steps = 1.5", "steps must be a whole number, got 1.5"),
+        ("steps = 100", "steps = true", "steps must be a whole number, got True"),
+        ("steps = 100", "steps = 100\ncompile = 1", "compile must be true or false, got 1"),
+        ("steps = 100", "steps = 100\nlearning_rate = nan", "learning_rate must be a finite number, got nan"),
+        ("betas = [0.9, 0.95]", "betas = 0.9", "betas must be a list, got 0.9"),
+        ("betas = [0.9, 0.95]", "betas = [0.9]", r"betas must have 2 values, got \[0.9\]"),
+        ("size = [832, 480]", 'size = "832*480"', "size must be a list, got '832\\*480'"),
+        ("size = [832, 480]", 'size = ["832", 480]', "size must be a whole number, got '832'"),
+        ('videos = "clips"', "videos = 3", "videos must be text, got 3"),
+        ("t_min = 875", 't_min = "high"', "t_min must be a finite number, got 'high'"),
+        ("", 'preview_prompts = "a cat"\n', "preview_prompts must be a list, got 'a cat'"),
+        ("", "architecture = [1]\n", r"architecture must be a table, got \[1\]"),
+        ("", 'family = "nanno"\n', "family must be one of wan2.2, nano, got 'nanno'"),
+        ("[data]", "[data", "run.toml: .*line 5"),
+        ("", "\ufffe", "run.toml: "),
+    ],
+)
+def test_wrong_types_and_broken_files_are_named(tmp_path, old, new, message):
+    path = tmp_path / "run.toml"
+    path.write_text(changed(old, new), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_toml(path)
+
+
+def test_values_that_may_be_written_in_several_ways(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(changed("steps = 100", "steps = 100\nlearning_rate = 1\n[data.x]").replace("[data.x]", ""))
+    assert TrainConfig.from_toml(path).loop.learning_rate == 1.0

@@ -1,5 +1,7 @@
 import json
 import logging
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from wan.modules.model import WanModel
 from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
 from wan.nano.random import write_random_checkpoint
-from wan.training.__main__ import encode_videos, load_clip, main, warn_about_range
+from wan.parser import exit_code
+from wan.training.__main__ import encode_videos, load_clip, main, read_captions, warn_about_range
 from wan.training.config import DataConfig, FlowConfig, LoopConfig, TrainConfig
 
 TOML = """
@@ -123,3 +126,41 @@ def test_timesteps_of_the_other_expert_are_pointed_out(caplog):
     fitting = TrainConfig("c", "o", config.data, config.loop, FlowConfig(t_min=875), expert="high_noise_model")
     warn_about_range(fitting, 0.875)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("", "", "there is no folder .*clips; .data. videos names the folder of the clips"),
+        ("[loop]", "[loop", "run.toml: "),
+        ("steps = 2", "stepz = 2", r"unknown name in \[loop\]: stepz"),
+        ('task = "t2v-A14B"', 'task = "t2v"', "unknown task 't2v'; the tasks are t2v-A14B"),
+        ('task = "t2v-A14B"', 'task = "t2v-A14B"\ndevice = "tpu"', "device 'tpu' is not a device"),
+        ("/out", "/run.toml/out", "run.toml/out: Not a directory"),
+    ],
+)
+def test_what_the_user_can_cause_is_one_line(tmp_path, capsys, old, new, message):
+    text = TOML.format(root=tmp_path.as_posix(), task="t2v-A14B", expert="high_noise_model", share=0)
+    (tmp_path / "run.toml").write_text(text.replace(old, new))
+    assert exit_code(lambda: main([str(tmp_path / "run.toml")])) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(message, error)
+
+
+def test_a_missing_file_and_a_missing_package_are_one_line(tmp_path, capsys, monkeypatch):
+    assert exit_code(lambda: main([str(tmp_path / "gone.toml")])) == 2
+    assert "gone.toml; python -m wan.training reads a TOML file" in capsys.readouterr().err
+    (tmp_path / "run.toml").write_text("")
+    for name in ("tomllib", "tomli"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert exit_code(lambda: main([str(tmp_path / "run.toml")])) == 2
+    assert "error: the package tomli is not installed; pip install '.[train]'\n" in capsys.readouterr().err
+
+
+def test_captions_are_utf8(tmp_path):
+    path = tmp_path / "clip.txt"
+    path.write_bytes("\ufeff\u7ea2\n\n two \n".encode())
+    assert read_captions(path) == ["\u7ea2", "two"]
+    path.write_bytes(b"\xba\xec")
+    with pytest.raises(ValueError, match="is not UTF-8, perhaps GBK"):
+        read_captions(path)

@@ -9,10 +9,10 @@ writes results.json, results.md, table.png, samples.png and failures.png into th
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from wan.configs.nano import NANO_CONFIGS, nano_checkpoint
+from wan.files import check_writable
 from wan.geometry import parse_size
 from wan.image2video import WanI2V
 from wan.media import to_uint8
@@ -42,11 +43,14 @@ from wan.nano.scores import (
     heldout_scenes,
     reconstruction,
 )
+from wan.parser import Parser, exit_code
 from wan.pipeline import WanPipeline
 from wan.request import Request
-from wan.runtime import Runtime
+from wan.runtime import DTYPES, Runtime
+from wan.sampling import SOLVERS
 from wan.text2video import WanT2V
 from wan.textimage2video import WanTI2V
+from wan.typed import at_least, number, one_of, path
 
 
 @dataclass(frozen=True)
@@ -180,13 +184,17 @@ def vae_round_trip(pipeline: WanPipeline) -> Callable[[Tensor], Tensor]:
     return reconstruct
 
 
-def run_family(args: argparse.Namespace, family: Family) -> int:
+def run_family(args: Namespace, family: Family) -> int:
     """Evaluate a checkpoint in every mode of its task; returns 1 when a target is missed."""
     config = NANO_CONFIGS[family.task]
     runtime = Runtime.from_flags(device=args.device, dtype=args.dtype, offload_model=False)
     settings = {"steps": args.steps, "solver": args.solver, "guidance": args.guidance}
     settings = {name: value for name, value in settings.items() if value is not None}
     pipeline = family.pipeline(config, args.ckpt_dir or nano_checkpoint(family.task), runtime=runtime)
+    try:
+        check_writable(args.out / "results.json", overwrite=True)
+    except ValueError as error:
+        raise ValueError(f"{str(error).partition(';')[0]}; choose another --out") from None
     size = parse_size(config.size)[0]
     scenes = heldout_scenes(args.videos, args.seed)
     vae = reconstruction(vae_round_trip(pipeline), scenes[:60], size)
@@ -226,31 +234,37 @@ def _progress(name: str, total: int, goal: Goal, visible: bool) -> Callable[[Sam
 
 def main(argv: Iterable[str] | None = None) -> int:
     """Entry of `python -m wan.nano.evaluate`; 0 when every target is reached, 1 when one is missed, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m wan.nano.evaluate", description=__doc__.split("\n")[0])
-    parser.add_argument("family", choices=sorted(FAMILIES))
-    parser.add_argument("--videos", type=int, default=120, help="how many held-out scenes")
-    parser.add_argument("--expert", choices=[*EXPERTS, "compare"], default="both", help="compare runs all three")
-    parser.add_argument("--out", type=Path, default=None, help="folder for the results; outputs/evaluate_TASK")
-    parser.add_argument("--ckpt_dir", type=Path, default=None, help="checkpoint folder; the embedded one by default")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=None, help="sampling steps; the preset's by default")
-    parser.add_argument("--solver", default=None, help="unipc, dpm++ or euler; the preset's by default")
-    parser.add_argument("--guidance", type=float, default=None, help="guidance scale; the preset's by default")
-    parser.add_argument("--device", default=None)
-    parser.add_argument("--dtype", default="bf16", help="bf16 or fp32")
-    parser.add_argument("--progress", choices=["bar", "none"], default="bar")
+    parser = Parser(prog="python -m wan.nano.evaluate", description=__doc__.split("\n")[0])
+    parser.add_argument("family", type=one_of(FAMILIES), metavar="{t2v,i2v,ti2v}", help="which task's model")
+    parser.add_argument("--videos", type=at_least(1), default=120, help="how many held-out scenes; default: 120")
+    parser.add_argument(
+        "--expert",
+        type=one_of([*EXPERTS, "compare"]),
+        default="both",
+        metavar="NAME",
+        help="both, high or low; compare runs all three; default: both",
+    )
+    parser.add_argument("--out", type=path, help="folder for the results; default: outputs/evaluate_FAMILY")
+    parser.add_argument("--ckpt_dir", type=path, help="checkpoint folder; default: the embedded one")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="the first seed; default: 0")
+    parser.add_argument("--steps", type=at_least(1), help="sampling steps; default: the preset's")
+    parser.add_argument(
+        "--solver", type=one_of(SOLVERS), metavar="NAME", help=f"of {', '.join(SOLVERS)}; default: the preset's"
+    )
+    parser.add_argument("--guidance", type=number, help="guidance scale; default: the preset's")
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu; default: the best there is")
+    parser.add_argument("--dtype", type=one_of(DTYPES), default="bf16", metavar="NAME", help="or fp32; default: bf16")
+    parser.add_argument("--progress", type=one_of(["bar", "none"]), default="bar", help="or none; default: bar")
     args = parser.parse_args(None if argv is None else list(argv))
     family = FAMILIES[args.family]
-    args.out = args.out or Path(f"outputs/evaluate_{args.family}")
-    if args.videos < 1:
-        parser.error(f"--videos must be at least 1, got {args.videos}")
+    args.out = Path(args.out or f"outputs/evaluate_{args.family}")
     if args.expert != "both" and NANO_CONFIGS[family.task].boundary is None:
         parser.error(f"--expert {args.expert}: {family.task} has one model")
     try:
         return run_family(args, family)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -1,7 +1,7 @@
 """`python -m wan.training config.toml`: videos with captions -> caches -> a trained DiT in the released layout."""
 
-import argparse
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from wan.checkpoint.layout import part
 from wan.configs import get_config
 from wan.configs.shared_config import TaskConfig
 from wan.modules.vae_wrapper import VideoVAE
+from wan.parser import Parser, exit_code
 from wan.pipeline import VAES
+from wan.runtime import resolve_device
 from wan.training.config import DataConfig, TrainConfig
 from wan.training.data import CacheWriter, LatentCache
 from wan.training.loop import fit
@@ -30,8 +32,8 @@ log = logging.getLogger("wan.training")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m wan.training", description=__doc__)
-    parser.add_argument("config", type=Path, help="a TOML file; docs/training.md lists what it may hold")
+    parser = Parser(prog="python -m wan.training", description=__doc__)
+    parser.add_argument("config", help="a TOML file; docs/training.md lists what it may hold")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(TrainConfig.from_toml(args.config))
@@ -42,6 +44,9 @@ def train(config: TrainConfig) -> None:
     from wan.checkpoint.loading import save_safetensors_folder
 
     settings = get_config(config.task, config.family)
+    check_device(config.device)
+    for folder in (config.output, config.data.cache.parent):  # a place that cannot be written is found out now
+        folder.mkdir(parents=True, exist_ok=True)
     warn_about_range(config, settings.boundary)
     build_caches(config, settings)
     model = build_model(config)
@@ -65,6 +70,14 @@ def train(config: TrainConfig) -> None:
         {"_class_name": "WanModel", **model.config.to_dict()},
     )
     log.info("wrote %s", config.output / config.expert)
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError, naming what this machine has, for a device it lacks."""
+    try:
+        resolve_device(name)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--device", "device")) from None
 
 
 def warn_about_range(config: TrainConfig, boundary: float | None) -> None:
@@ -99,6 +112,7 @@ def build_caches(config: TrainConfig, settings: TaskConfig) -> None:
     """Latents of every video, and text states of every caption and preview prompt."""
     folder = config.data.cache
     if not LatentCache.exists(folder):
+        find_clips(config.data)  # before weights load
         encode_videos(config.data, load_vae(config, settings), folder, with_first_frame=settings.model_type == "i2v")
     text_file = folder / TEXT_FILE
     if not text_file.exists():
@@ -114,21 +128,38 @@ def encode_videos(data: DataConfig, vae: VideoVAE, folder: Path, with_first_fram
 
     `with_first_frame` adds the condition that image-to-video has of the first frame.
     """
-    paths = sorted(p for p in data.videos.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
-    if not paths:
-        raise ValueError(f"{data.videos} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
-    silent = [p.name for p in paths if not p.with_suffix(".txt").exists()]
-    if silent:
-        raise ValueError(f"videos without a caption file (clip.mp4 needs clip.txt): {', '.join(silent[:5])}")
+    paths = find_clips(data)
     writer = CacheWriter(folder)
     for i, path in enumerate(paths):
-        captions = [line.strip() for line in path.with_suffix(".txt").read_text().splitlines() if line.strip()]
+        captions = read_captions(path.with_suffix(".txt"))
         with torch.no_grad():
             clip = load_clip(path, data).to(vae.device)
             conditions = [first_frame_condition(vae, clip)] if with_first_frame else []
             writer.add(vae.encode([clip])[0], captions or [""], conditions)
         log.info("encoded %s (%d/%d)", path.name, i + 1, len(paths))
     writer.close()
+
+
+def find_clips(data: DataConfig) -> list[Path]:
+    """The videos of the folder, each with a caption file; ValueError or FileNotFoundError when there are none."""
+    if not data.videos.is_dir():
+        raise FileNotFoundError(f"there is no folder {data.videos}; [data] videos names the folder of the clips")
+    paths = sorted(p for p in data.videos.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{data.videos} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
+    silent = [p.name for p in paths if not p.with_suffix(".txt").exists()]
+    if silent:
+        raise ValueError(f"videos without a caption file (clip.mp4 needs clip.txt): {', '.join(silent[:5])}")
+    return paths
+
+
+def read_captions(path: Path) -> list[str]:
+    """The lines of a caption file that hold something."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8, perhaps GBK or Latin-1; convert it") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def first_frame_condition(vae: VideoVAE, clip: Tensor) -> Tensor:
@@ -216,4 +247,4 @@ def previewer(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -3,11 +3,15 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
+
+from wan.values import quoted, real, text, whole
 
 SIGMA_DISTRIBUTIONS = ("uniform", "logit_normal")
 PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("adamw", "muon")
+FAMILIES = ("wan2.2", "nano")
+READERS = {int: whole, float: real, str: text}
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class TrainConfig:
         object.__setattr__(self, "checkpoint", Path(self.checkpoint))
         object.__setattr__(self, "output", Path(self.output))
         object.__setattr__(self, "preview_prompts", tuple(self.preview_prompts))
+        _choice("family", self.family, FAMILIES)
         _require(
             not self.loop.preview_every or bool(self.preview_prompts),
             "preview_every is set but preview_prompts is empty; give at least one prompt",
@@ -135,8 +140,13 @@ class TrainConfig:
     @classmethod
     def from_toml(cls, path: Path | str) -> "TrainConfig":
         """Read a TOML file; relative paths in it are relative to the current directory."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}; python -m wan.training reads a TOML file")
         with open(path, "rb") as file:
-            return cls.from_dict(_toml().load(file))
+            try:
+                return cls.from_dict(_toml().load(file))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
 
 
 def _build(cls: type, values: Any, where: str) -> Any:
@@ -151,17 +161,35 @@ def _build(cls: type, values: Any, where: str) -> Any:
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and n not in values
     ]
     _require(not needed, f"missing in {where}: {', '.join(needed)}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    kinds = get_type_hints(cls)
+    return cls(**{name: _typed(name, value, kinds[name]) for name, value in values.items()})
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """The value as the field of a dataclass takes it; ValueError for another type."""
+    parts = get_args(kind)
+    if type(None) in parts:  # TOML has no null
+        return _typed(name, value, parts[0])
+    if get_origin(kind) is tuple:
+        endless = parts[-1] is ...
+        _require(isinstance(value, (list, tuple)), f"{name} must be a list, got {quoted(value)}")
+        _require(endless or len(value) == len(parts), f"{name} must have {len(parts)} values, got {quoted(value)}")
+        return tuple(_typed(name, item, parts[0]) for item in value)
+    if kind in READERS:
+        return READERS[kind](name, value)
+    if kind is Path:
+        return Path(value if isinstance(value, Path) else text(name, value)).expanduser()
+    wanted = get_origin(kind) or kind
+    what = {bool: "true or false", dict: "a table"}.get(wanted, "a table")
+    _require(isinstance(value, wanted), f"{name} must be {what}, got {quoted(value)}")
+    return value
 
 
 def _toml():
     try:
         import tomllib  # Python 3.11
     except ModuleNotFoundError:
-        try:
-            import tomli as tomllib
-        except ModuleNotFoundError:
-            raise ValueError("reading TOML on Python 3.10 needs the package tomli: pip install tomli") from None
+        import tomli as tomllib
     return tomllib
 
 

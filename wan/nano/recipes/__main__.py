@@ -5,7 +5,7 @@ killed run stopped. All draws come from fixed seeds and budgets are counted in s
 by the rounding of the machine.
 """
 
-import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -15,31 +15,37 @@ if __name__ == "__main__":  # before torch is imported
     share_cores()
 
 from wan.nano.recipes import i2v, t2v, ti2v
+from wan.parser import Parser, exit_code
+from wan.typed import at_least, one_of, path
 
 RECIPES = {"t2v": t2v.RECIPE, "i2v": i2v.RECIPE, "ti2v": ti2v.RECIPE}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m wan.nano.recipes", description=__doc__.split("\n")[0])
-    parser.add_argument("family", choices=list(RECIPES))
-    parser.add_argument("--stage", default="all", help="one stage of the family, or all of them")
-    parser.add_argument("--dir", "--work", dest="folder", type=Path, default=Path("nano-training"))
-    parser.add_argument("--budget", choices=["full", "smoke"], default="full")
-    parser.add_argument("--steps", type=int, help="another number of steps for the training stages chosen")
+    parser = Parser(prog="python -m wan.nano.recipes", description=__doc__.split("\n")[0])
+    parser.add_argument("family", type=one_of(RECIPES), metavar="{t2v,i2v,ti2v}", help="what to train")
+    parser.add_argument("--stage", default="all", help="one stage of the family; default: all of them")
+    parser.add_argument(
+        "--dir", "--work", dest="folder", type=path, default="nano-training", help="default: nano-training"
+    )
+    parser.add_argument("--budget", type=one_of(["full", "smoke"]), default="full", help="or smoke; default: full")
+    parser.add_argument(
+        "--steps", type=at_least(1), help="steps of the training stages chosen; default: those of the budget"
+    )
     args = parser.parse_args(arguments)
-    recipe = RECIPES[args.family]
+    recipe, folder = RECIPES[args.family], Path(args.folder)
     if args.stage not in ("all", *recipe.stages):
         parser.error(f"--stage {args.stage!r} is not one of all, {', '.join(recipe.stages)}")
     budget = recipe.budgets[args.budget]
     if args.steps:
         budget = recipe.with_steps(budget, args.steps)
-    args.folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in recipe.stages if args.stage == "all" else [args.stage]:
         started = time.monotonic()
         print(f"--- {name}", flush=True)
-        recipe.stages[name](args.folder, budget)
+        recipe.stages[name](folder, budget)
         print(f"--- {name} done in {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

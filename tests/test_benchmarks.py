@@ -1,0 +1,102 @@
+"""The benchmarks as programs: one line for what their user can cause, and no file without --save."""
+
+import importlib
+import sys
+from importlib import metadata
+
+import pytest
+
+from benchmarks import common
+from wan.parser import exit_code
+
+NAMES = ("dit", "vae", "t5", "load", "parallel")
+
+
+def run(name, *arguments):
+    """The exit code of `python -m benchmarks.NAME`."""
+    main = importlib.import_module(f"benchmarks.{name}").main
+    try:
+        return exit_code(lambda: main(arguments))
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.fixture(autouse=True)
+def results(monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_flag_is_explained(name, capsys):
+    assert run(name, "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--save [FILE] write the table to benchmarks/results" in text and f"python -m benchmarks.{name}" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (["--foo"], "unrecognized arguments: --foo"),
+        (["--rounds", "0"], "argument --rounds: must be at least 1, got 0"),
+        (["--round", "3"], "did you mean --rounds?"),
+        (["--save", "/dev/null/a.md"], "leave --save out to print the table only"),
+    ],
+)
+def test_wrong_arguments_are_one_line(name, wrong, text, capsys):
+    assert run(name, *wrong) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1 and f"python -m benchmarks.{name}: error: " in error and text in error
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ("dit --cases 1536 foo", "--cases foo: on cpu there are 1536, 3072, 5120"),
+        ("dit --device tpu", "'tpu' is not a device"),
+        ("vae --vae 2.3", "invalid choice: '2.3'"),
+        ("t5 --prompts 20+x", "a whole number was expected, got 'x'"),
+        ("t5 --dim 100", "--dim must be a multiple of 64, got 100; try 64"),
+        ("load --dir nowhere", "there is no folder nowhere; --dir must exist"),
+    ],
+)
+def test_wrong_values_are_one_line(typed, text, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run(*typed.split()) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "package"), [("dit", "diffusers"), ("vae", "diffusers"), ("t5", "transformers")])
+def test_a_missing_package_names_the_extra_before_anything_is_measured(name, package, monkeypatch, capsys):
+    def missing(asked):
+        raise metadata.PackageNotFoundError(asked)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert run(name) == 2
+    assert f"error: the package {package} is not installed; pip install '.[dev]'" in capsys.readouterr().err
+
+
+def test_a_missing_package_of_ours_is_a_defect():
+    def broken():
+        raise ModuleNotFoundError("No module named 'wan.gone'", name="wan.gone")
+
+    with pytest.raises(ModuleNotFoundError):
+        exit_code(broken)
+
+
+def test_results_are_written_only_with_save(results, capsys, tmp_path):
+    assert run("parallel") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# Several GPUs: predicted denoising steps") and not results.exists()
+    assert run("parallel", "--save") == 0
+    assert (results / "parallel.md").read_text(encoding="utf-8") == capsys.readouterr().out.removesuffix("\n")
+    assert run("parallel", "--save", str(tmp_path / "mine.md")) == 0
+    assert (tmp_path / "mine.md").exists() and [path.name for path in results.iterdir()] == ["parallel.md"]
+
+
+def test_the_command_is_in_the_table(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["parallel.py", "--rounds", "3"])
+    run("parallel", "--rounds", "3")
+    assert "--rounds 3`" in capsys.readouterr().out
