@@ -215,25 +215,6 @@ def test_another_tasks_model_is_refused_before_weights_are_read(tmp_path):
         WanT2V(CONFIG, folder, runtime=FLOAT32)
 
 
-@pytest.mark.parametrize(
-    "field, value", [("dim", 4800), ("num_layers", 30), ("text_len", 256), ("eps", 1e-5), ("patch_size", [1, 1, 1])]
-)
-def test_a_released_config_contradicts_its_preset_in_nothing(tmp_path, field, value):
-    """A miniature is whatever its own config says, as long as that is of the task."""
-    folder = write_random_checkpoint(tmp_path)
-    released = WAN_CONFIGS["t2v-A14B"]
-    described = {"_class_name": "WanModel"} | released.architecture()
-    del described["text_dim"]  # as in the released files, which do not tell everything
-    for expert in released.experts:
-        (folder / expert / "config.json").write_text(json.dumps(described))
-    WanT2V(released, folder, runtime=FLOAT32)
-    WanT2V(CONFIG, folder, runtime=FLOAT32)
-    (folder / "low_noise_model" / "config.json").write_text(json.dumps(described | {field: value}))
-    WanT2V(CONFIG, folder, runtime=FLOAT32)
-    with pytest.raises(ValueError, match=rf"low_noise_model/config.json has {field} .*, and --task t2v-A14B needs"):
-        WanT2V(released, folder, runtime=FLOAT32)
-
-
 def test_missing_files_are_listed_together(tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match="nothing-here"):
         WanT2V(CONFIG, tmp_path / "nothing-here", runtime=FLOAT32)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wan import media, output
 from wan.arguments import build_parser
-from wan.checkpoint.loading import read_config
+from wan.checking import expert_config
 from wan.distributed.util import broadcast_text, get_rank, is_first_failure, launched_rank, launched_size, local_rank
 from wan.distributed.util import start as join_processes
 from wan.distributed.util import stop as part_from_processes
@@ -252,7 +252,7 @@ def describe(job: Job) -> None:
     if runtime.parallel.world_size > 1:
         guided = any(scale != 1 for scale in request.guidance)
         log.info("%s", runtime.parallel.describe(guided))
-        num_heads = read_config(job.checkpoint / job.config.experts[0])["num_heads"]
+        num_heads = expert_config(job.checkpoint, job.config, job.config.experts[0]).num_heads
         tiled = runtime.vae_tile is not None
         for remark in runtime.parallel.remarks(
             num_videos=job.num_videos, num_heads=num_heads, guided=guided, tiled=tiled

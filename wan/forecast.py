@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 from wan import geometry, memory
+from wan.checking import expert_config
 from wan.checkpoint.layout import part, stored_bytes
-from wan.checkpoint.loading import read_config
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
 from wan.request import Request
@@ -23,11 +23,11 @@ def expected_bytes(config: TaskConfig, checkpoint: Path, request: Request, runti
     expert_bytes //= parallel.replica_size if parallel.dit_fsdp else 1
     text_bytes //= parallel.replica_size if parallel.t5_fsdp else 1
 
-    model = read_config(checkpoint / experts[0])
+    model = expert_config(checkpoint, config, experts[0])
     size = request.framing.used
     latent = geometry.latent_shape(size, request.frame_num, config.vae_stride, config.z_dim)
     tokens = math.ceil(geometry.token_count(latent, config.patch_size) / parallel.ulysses_size)
-    denoise = memory.denoise_bytes(0, tokens, model["dim"], model["ffn_dim"], runtime.dtype)
+    denoise = memory.denoise_bytes(0, tokens, model.dim, model.ffn_dim, runtime.dtype)
     width, height = memory.decoded_at_once(size, config.vae_stride, runtime.vae_tile)
     rows = height if runtime.vae_tile else math.ceil(height / parallel.replica_size)
     decode = memory.decode_bytes(0, width, rows, config.vae_dim)

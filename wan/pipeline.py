@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from wan import geometry
-from wan.checkpoint.layout import check_folder, part
-from wan.checkpoint.loading import read_config
-from wan.checkpoint.recognise import recognise, refusal
+from wan.checking import VAES, check_checkpoint, expert_config
+from wan.checkpoint.layout import part
 from wan.configs import TaskConfig
 from wan.distributed.replica import Replica
 from wan.distributed.util import get_rank, get_world_size, init_distributed_group
@@ -28,7 +27,7 @@ from wan.framing import Framing
 from wan.geometry import LatentShape
 from wan.memory import PhaseStats, Weights, measured
 from wan.modules.attention import attention, check_backend, resolve_backend
-from wan.modules.model import WanModel, WanModelConfig
+from wan.modules.model import WanModel
 from wan.modules.packed import can_pack, pack_linears
 from wan.modules.t5 import T5EncoderModel
 from wan.modules.vae2_1 import Wan2_1_VAE
@@ -54,9 +53,6 @@ ARGUMENTS = {
     "guidance": "guide_scale",
     "solver": "sample_solver",
 }
-VAES = {16: Wan2_1_VAE, 48: Wan2_2_VAE}  # by latent channels
-# What decides the task of a model; a contradiction with the preset means that it is another task's.
-TASK_FIELDS = ("model_type", "in_dim", "out_dim")
 
 
 class Condition(NamedTuple):
@@ -65,30 +61,6 @@ class Condition(NamedTuple):
     y: Tensor | None = None  # channels [C, T, H, W] that are appended to every latent
     keep: Keep = identity  # re-imposes what is known, before the first step and after each
     timesteps: Callable[[Tensor], Tensor] = lambda t: t[None]  # t [] -> [1], or per token [1, L]
-
-
-def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
-    """Whether a folder holds all of a task's files, and models of that task; `check_folder` tells what is raised.
-
-    A released model must be what its preset says in all it tells; of others, what decides the task.
-    """
-    try:
-        check_folder(checkpoint_dir, config)
-    except (FileNotFoundError, ValueError):
-        if checkpoint_dir.exists() and (reason := refusal(checkpoint_dir, recognise(checkpoint_dir), config.name)):
-            raise ValueError(reason) from None
-        raise
-    for expert in config.experts:
-        found, needed = read_config(checkpoint_dir / expert), config.architecture()
-        WanModelConfig.from_dict(found)  # refuses what no model can be
-        for field in needed if config.family == "wan2.2" else TASK_FIELDS:
-            value = found.get(field, needed[field])
-            value = tuple(value) if isinstance(value, list) else value
-            if value != needed[field]:
-                raise ValueError(
-                    f"{checkpoint_dir / expert}/config.json has {field} {value!r}, and --task {config.name} needs "
-                    f"{needed[field]!r}: this is another model"
-                )
 
 
 def _of_config(name: str) -> property:
@@ -330,7 +302,8 @@ class WanPipeline:
         # several processes would each keep a host copy of what they converted
         stays = shard is not None or (runtime.parallel.world_size > 1 and self.weights.offload is Offload.NONE)
         device = runtime.device if stays else "cpu"
-        model = WanModel.from_pretrained(self.checkpoint_dir, expert, runtime.dtype, device, shard=shard)
+        config = expert_config(self.checkpoint_dir, self.config, expert)
+        model = WanModel.from_pretrained(self.checkpoint_dir, expert, runtime.dtype, device, shard=shard, config=config)
         if runtime.convert_model_dtype:  # upstream's flag also rounds norms, modulation and time weights
             model.to(runtime.dtype)
         if can_pack(runtime.device, runtime.dtype) and shard is None:

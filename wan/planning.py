@@ -12,6 +12,7 @@ from typing import Any
 
 from wan import geometry, media, output
 from wan.arguments import FLAG_NAMES, OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS
+from wan.checking import check_checkpoint
 from wan.checkpoint.fingerprint import fingerprint
 from wan.checkpoint.layout import part
 from wan.checkpoint.recognise import described_fields
@@ -22,7 +23,6 @@ from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.parallel import Parallel
-from wan.pipeline import check_checkpoint
 from wan.program import shell_word
 from wan.remarks import without_effect
 from wan.request import MAX_SEED, Picture, Request, check_supported_size

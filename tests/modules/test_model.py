@@ -183,18 +183,12 @@ def test_wrong_calls_are_named(model, call, message):
         ({"num_heads": 5}, "must be a multiple of num_heads"),
         ({"model_type": "v2v"}, "'v2v' is not one of"),
         ({"window_size": (8, 8)}, "only global attention"),
-        ({"num_layers": 0}, "num_layers must be at least 1"),
+        ({"num_layers": 0}, "num_layers must be a whole number from 1 to 1000, got 0"),
     ],
 )
 def test_impossible_configs_fail_before_any_weight(change, message):
     with pytest.raises(ValueError, match=message):
         WanModelConfig.from_dict(CONFIG.to_dict() | change)
-
-
-def test_a_released_config_may_have_unknown_and_missing_fields():
-    text = json.dumps({"_class_name": "WanModel", "_diffusers_version": "0.33.0", "model_type": "i2v", "in_dim": 36})
-    config = WanModelConfig.from_dict(json.loads(text))
-    assert (config.model_type, config.in_dim, config.patch_size) == ("i2v", 36, (1, 2, 2))
 
 
 def test_one_timestep_per_sample_is_one_segment():

@@ -79,7 +79,7 @@ def test_other_tensors_are_refused(kind):
 def test_contradicting_config_is_refused():
     with pytest.raises(ValueError, match=r"one flag per transition.* 2 for dim_mult"):
         VAEConfig(dim_mult=(1, 2, 4))
-    with pytest.raises(ValueError, match="dec_dim must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="dec_dim must be at least 1 and at most 65536, got 0"):
         VAE2_2Config(dec_dim=0)
 
 

@@ -43,7 +43,7 @@ def released_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     if not (isinstance(heads, int) and isinstance(size, int)):
         raise ValueError(f"num_attention_heads {heads!r} and attention_head_dim {size!r} must be whole numbers")
     kind = model_type_of(fields)
-    return fields | {"dim": heads * size} | ({"model_type": kind} if kind else {})
+    return {"text_len": TEXT_LEN} | fields | {"dim": heads * size} | ({"model_type": kind} if kind else {})
 
 
 def model_type_of(fields: Mapping[str, Any]) -> str | None:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from wan.checkpoint.architecture import inferred_fields, released_fields
 from wan.checkpoint.formats import describe_contents, released_names
 from wan.checkpoint.source import INDEX_SUFFIX, TensorSource, in_file_order, open_source
-from wan.files import atomic_file, read_json
+from wan.files import atomic_file, read_json, shown
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -50,8 +50,7 @@ def load_module(
     """
     source = source if isinstance(source, TensorSource) else open_source(source)
     device = torch.device(device)
-    with torch.device("meta"), _Uninitialized():
-        module = factory()
+    module = empty(factory)
     stored = match_names(module, source)
     if shard is not None:
         module = shard(module)
@@ -80,6 +79,12 @@ def load_module(
     unfilled = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     assert not unfilled, f"no file fills non-persistent buffers, compute them when needed: {unfilled}"
     return module.eval().requires_grad_(False)
+
+
+def empty(factory: Callable[[], Module]) -> Module:
+    """`factory()` on the meta device, where a module has names, shapes and types, and takes no memory."""
+    with torch.device("meta"), _Uninitialized():
+        return factory()
 
 
 class _Uninitialized(TorchFunctionMode):
@@ -140,6 +145,11 @@ def _one_ahead(read: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any
 # ---- strictness ----
 
 
+def check_fits(factory: Callable[[], nn.Module], source: TensorSource) -> None:
+    """Raise what `load_module` would raise about names, shapes and types, without reading a tensor."""
+    match_names(empty(factory), source)
+
+
 def match_names(module: nn.Module, source: TensorSource) -> dict[str, str]:
     """Name in the module -> name in the source, for every tensor of `module` (which may be on the meta device).
 
@@ -187,7 +197,7 @@ def group_names(names: Iterable[str], detail: Callable[[str], str] = lambda name
     """
     groups: dict[tuple[str, str], list[tuple[int | None, str]]] = {}
     for name in names:
-        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        number = re.search(r"(?<=\.)\d{1,9}(?=\.)", name)
         key = name if number is None else f"{name[: number.start()]}\0{name[number.end() :]}"
         groups.setdefault((key, detail(name)), []).append((int(number[0]) if number else None, name))
     lines = []
@@ -197,6 +207,7 @@ def group_names(names: Iterable[str], detail: Callable[[str], str] = lambda name
         else:
             numbers = _ranges(sorted(number for number, _ in members if number is not None))
             lines.append(f"{key.replace(chr(0), '{' + numbers + '}')} ({len(members)}){text}")
+    lines = [shown(line) for line in lines]
     return lines if len(lines) <= limit else [*lines[:limit], f"and {len(lines) - limit} more lines"]
 
 

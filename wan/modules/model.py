@@ -10,7 +10,6 @@ It is a list of steps; whoever runs the list (`run_blocks`) may shard, stream or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,62 +29,10 @@ from wan.modules.layers import (
     norm_modulate,
     sinusoidal_embedding_1d,
 )
+from wan.modules.model_config import WanModelConfig
 from wan.modules.rope import grid_positions, rope_table, rotate
 from wan.modules.rope import rope_apply as rope_apply  # where upstream's scripts look for them
 from wan.modules.rope import rope_params as rope_params
-
-MODEL_TYPES = ("t2v", "i2v", "ti2v", "s2v", "animate")
-
-
-@dataclass(frozen=True)
-class WanModelConfig:
-    """Shape of a diffusion transformer. The first eleven fields are what a released `config.json` carries."""
-
-    model_type: str = "t2v"
-    dim: int = 2048
-    ffn_dim: int = 8192
-    num_heads: int = 16
-    num_layers: int = 32
-    in_dim: int = 16
-    out_dim: int = 16
-    text_len: int = 512
-    freq_dim: int = 256
-    eps: float = 1e-6
-    text_dim: int = 4096
-    patch_size: tuple[int, int, int] = (1, 2, 2)  # frames, rows, columns
-    window_size: tuple[int, int] = (-1, -1)  # only global attention exists in this family
-    qk_norm: bool = True
-    cross_attn_norm: bool = True
-
-    def __post_init__(self):
-        object.__setattr__(self, "patch_size", tuple(self.patch_size))
-        object.__setattr__(self, "window_size", tuple(self.window_size))
-        if self.model_type not in MODEL_TYPES:
-            raise ValueError(f"model_type {self.model_type!r} is not one of {', '.join(MODEL_TYPES)}")
-        for name in ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim", "text_len", "text_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.dim % self.num_heads:
-            raise ValueError(f"dim {self.dim} must be a multiple of num_heads {self.num_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"dim / num_heads must be even for rotary embedding, got {self.head_dim}")
-        if self.freq_dim % 2:
-            raise ValueError(f"freq_dim must be even, got {self.freq_dim}")
-        if self.window_size != (-1, -1):
-            raise ValueError(f"only global attention, window_size (-1, -1), is supported; got {self.window_size}")
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> WanModelConfig:
-        """From a `config.json`: unknown entries (`_class_name`, ...) are ignored, absent ones take the default."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Segment(NamedTuple):
@@ -407,18 +354,19 @@ class WanModel(nn.Module):
         *,
         torch_dtype: torch.dtype | None = None,
         shard: Callable[[nn.Module], nn.Module] | None = None,
+        config: WanModelConfig | None = None,
     ) -> WanModel:
         """Load a model folder or a single file of one; `dtype` of the matrices, None as stored.
 
         `config.json`, in the folder or beside the file, says the architecture; for published sizes the tensors may. Its
         fields and the names of the tensors may be Diffusers'. `torch_dtype` is the name of `dtype` in other libraries.
         `shard` spreads the empty model over processes (`distributed.fsdp.spread_parameters`), each of which then reads
-        its part.
+        its part. `config` replaces what config.json says.
         """
-        from wan.checkpoint.loading import load_module, read_config
+        from wan.checkpoint.loading import load_module
 
         path = Path(folder) / (subfolder or "")
-        config = WanModelConfig.from_dict(read_config(path))
+        config = config or WanModelConfig.read(path)
         policy = {"dtype": dtype or torch_dtype, "keep_float32": cls.keeps_float32}
         return load_module(lambda: cls(config), path, device=device, shard=shard, **policy)
 

@@ -5,6 +5,7 @@ from T5 in one point that matters here: every layer owns its position bias.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 
 from wan.checkpoint.formats import released_names
 from wan.checkpoint.loading import load_module
-from wan.checkpoint.source import open_source
+from wan.checkpoint.source import TensorSource, open_source
 from wan.modules.tokenizers import HuggingfaceTokenizer
+
+# Far beyond any model, and small enough to build one without weights.
+T5_LARGEST = dict.fromkeys(("vocab_size", "dim", "dim_attn", "dim_ffn", "num_heads"), 1 << 24) | {"num_layers": 1000}
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,9 @@ class T5Config:
     eps: float = 1e-6
 
     def __post_init__(self):
-        for name in ("vocab_size", "dim", "dim_attn", "dim_ffn", "num_heads", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"T5Config.{name} must be at least 1, got {getattr(self, name)}")
+        for name, largest in T5_LARGEST.items():
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"T5Config.{name} must be at least 1 and at most {largest}, got {getattr(self, name)}")
         if self.dim_attn % self.num_heads:
             raise ValueError(f"dim_attn {self.dim_attn} must be a multiple of num_heads {self.num_heads}")
         if self.num_buckets % 4 or self.num_buckets < 4:
@@ -46,7 +50,7 @@ class T5Config:
     def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> "T5Config":
         """Infer every size from names and shapes; `max_distance` and `eps` leave no trace there and stay default.
 
-        Raises ValueError naming the tensors that a umT5 encoder must have and these shapes lack.
+        Raises ValueError naming the tensors that a umT5 encoder must have and these shapes lack, or have otherwise.
         """
         embedding, q, fc1, bias = (
             "token_embedding.weight",
@@ -57,14 +61,19 @@ class T5Config:
         missing = [name for name in (embedding, q, fc1, bias) if name not in shapes]
         if missing:
             raise ValueError(f"not a umT5 text encoder in the Wan layout: the checkpoint has no {', '.join(missing)}")
-        layers = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")}
+        for name in (embedding, q, fc1, bias):
+            if len(shapes[name]) != 2 or 0 in shapes[name]:
+                raise ValueError(
+                    f"not a umT5 text encoder: {name} has shape {list(shapes[name])}, not rows and columns"
+                )
+        blocks = {match[0] for name in shapes if (match := re.match(r"blocks\.\d+\.", name))}
         return cls(
             vocab_size=shapes[embedding][0],
             dim=shapes[embedding][1],
             dim_attn=shapes[q][0],
             dim_ffn=shapes[fc1][0],
             num_heads=shapes[bias][1],
-            num_layers=max(layers) + 1,
+            num_layers=len(blocks),  # others than the first ones are unexpected names
             num_buckets=shapes[bias][0],
         )
 
@@ -163,11 +172,7 @@ class T5EncoderModel:
         self.text_len = text_len
         self.tokenizer = HuggingfaceTokenizer(tokenizer_path, seq_len=text_len, clean="whitespace")
         self.model = model = load_t5(checkpoint_path, dtype, device, shard_fn)
-        if self.tokenizer.vocab_size > model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer in {tokenizer_path} has {self.tokenizer.vocab_size} tokens but {checkpoint_path} only "
-                f"embeds {model.config.vocab_size}: they belong to different checkpoints"
-            )
+        check_tokenizer(self.tokenizer, model.config, checkpoint_path)
 
     @torch.no_grad()
     def __call__(self, texts: str | Sequence[str], device: torch.device | str) -> list[Tensor]:
@@ -309,6 +314,23 @@ def load_t5(
 ) -> T5Encoder:
     """The encoder of a checkpoint, of whatever size its tensors say; Transformers' names are understood as well."""
     source = open_source(path)
-    names, _ = released_names(source.names())
-    config = T5Config.from_state({name: source.shape(stored) for name, stored in names.items()})
+    config = read_t5_config(source)
     return load_module(lambda: T5Encoder(config), source, dtype=dtype, device=device, shard=shard)
+
+
+def read_t5_config(source: TensorSource) -> T5Config:
+    """The sizes that the tensors of a checkpoint show. Errors name the file."""
+    names, _ = released_names(source.names())
+    try:
+        return T5Config.from_state({name: source.shape(stored) for name, stored in names.items()})
+    except ValueError as error:
+        raise ValueError(f"{source.description}: {error}") from None
+
+
+def check_tokenizer(tokenizer: HuggingfaceTokenizer, config: T5Config, checkpoint: str | Path) -> None:
+    """Raise ValueError when a tokenizer can give ids that the embedding of the text encoder does not have."""
+    if tokenizer.largest_id >= config.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {tokenizer.name} has token ids up to {tokenizer.largest_id}, and {checkpoint} embeds "
+            f"{config.vocab_size} tokens: they belong to different checkpoints"
+        )

@@ -3,12 +3,17 @@
 import html
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from wan.files import refuse_placeholder, shown
+
+MAX_BYTES = 100_000_000
 PAD_ID = 0
 EOS_ID = 1
 CLEANING_MODES = (None, "whitespace", "lower", "canonicalize")
@@ -30,6 +35,11 @@ class HuggingfaceTokenizer:
         self.clean = clean
         self.tokenizer = load_tokenizer(Path(name))
         self.vocab_size = self.tokenizer.get_vocab_size()
+
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest id that any text can have; ids may leave gaps, so that it can exceed `vocab_size`."""
+        return max(self.tokenizer.get_vocab().values())
 
     def __call__(
         self, sequence: str | Sequence[str], return_mask: bool = False, add_special_tokens: bool = True
@@ -68,23 +78,46 @@ class HuggingfaceTokenizer:
         return [*ids, EOS_ID]
 
     def _encode(self, text: str):
-        return self.tokenizer.encode(clean_text(text, self.clean), add_special_tokens=False)
+        text = clean_text(text, self.clean)
+        return _refusing(Path(self.name), lambda: self.tokenizer.encode(text, add_special_tokens=False))
 
 
 def load_tokenizer(folder: Path):
     """The `tokenizers.Tokenizer` of a folder, without truncation or padding of its own.
 
-    Raises FileNotFoundError that says which file is missing and where it comes from.
+    Raises FileNotFoundError that says which file is missing and where it comes from, ValueError when it is damaged or
+    not of such a model.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(_explain_missing(folder))
+    refuse_placeholder(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; umT5's has 17 million")
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = _refusing(folder, lambda: Tokenizer.from_buffer(path.read_bytes()))
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    for token, expected in {"<pad>": PAD_ID, "</s>": EOS_ID}.items():
+        if (found := tokenizer.token_to_id(token)) != expected:
+            raise ValueError(
+                f"{path} is the tokenizer of another model: {token} must have id {expected}, "
+                f"{'and is no token of it' if found is None else f'not {found}'}"
+            )
     return tokenizer
+
+
+def _refusing(folder: Path, call: Callable[[], Any]) -> Any:
+    """The result of a call of the library; whatever it raises, its panics included, is a ValueError about the file."""
+    try:
+        return call()
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(
+            f"{folder / 'tokenizer.json'} is damaged or no tokenizer ({shown(error)}); download it again"
+        ) from None
 
 
 def _explain_missing(folder: Path) -> str:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from wan.checkpoint.formats import describe_contents
+from wan.files import shown
 from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, FrameCache, Resample, RMS_norm
 from wan.modules.vae_coders import Decoder3d, Encoder3d, join
 
 PIXEL_CHANNELS = 3
+MAX_WIDTH, MAX_STAGES, MAX_BLOCKS = 1 << 16, 8, 32  # far beyond any VAE, and small enough to build one without weights
 LATENTS_AT_ONCE = 4  # latent frames decoded together: enough to filter in groups of 4, few enough to be small
 
 
@@ -40,6 +42,12 @@ class VAEConfig:
         object.__setattr__(self, "temporal_downsample", tuple(bool(flag) for flag in self.temporal_downsample))
         if min(self.dim, self.z_dim, self.num_res_blocks, *self.dim_mult) < 1:
             raise ValueError(f"dim, z_dim, num_res_blocks and every dim_mult must be at least 1, got {self}")
+        widest = max(self.z_dim, self.dim * max(self.dim_mult))
+        if widest > MAX_WIDTH or len(self.dim_mult) > MAX_STAGES or self.num_res_blocks > MAX_BLOCKS:
+            raise ValueError(
+                f"a VAE has at most {MAX_WIDTH} channels, {MAX_STAGES} stages and {MAX_BLOCKS} blocks in each, got "
+                f"{widest}, {len(self.dim_mult)} and {self.num_res_blocks}"
+            )
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             raise ValueError(
                 f"temporal_downsample needs one flag per transition between stages: {len(self.dim_mult) - 1} "
@@ -100,8 +108,10 @@ class VAEConfig:
             contents = describe_contents(shapes) or "nothing that this version knows"
             raise ValueError(
                 f"not the tensors of {cls.title}; they look like {contents}: "
-                f"{len(shapes)}, such as {', '.join(list(shapes)[:3]) or 'none'}"
+                f"{len(shapes)}, such as {', '.join(shown(name, 80) for name in list(shapes)[:3]) or 'none'}"
             )
+        if odd := [name for name in (*ENDS, *names) if len(shapes[name]) not in (4, 5) or 0 in shapes[name]]:
+            raise ValueError(f"not the tensors of {cls.title}: {odd[0]} has shape {list(shapes[odd[0]])}")
         dim, z_dim = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
         widths, blocks, temporal = [], [0], []
         for name in names:
@@ -113,7 +123,10 @@ class VAEConfig:
                 temporal.append(name.replace("resample.1", "time_conv") in shapes)
         widths.append(shapes[names[-1]][0])
         if len(set(blocks)) > 1 or any(width % dim for width in widths):
-            raise ValueError(f"unsupported VAE: stage widths {widths} on base width {dim}, residual blocks {blocks}")
+            raise ValueError(
+                f"unsupported VAE: stage widths {shown(widths, 80)} on base width {dim}, residual blocks "
+                f"{shown(blocks, 80)}"
+            )
         return cls(dim, z_dim, tuple(width // dim for width in widths), blocks[0], tuple(temporal))
 
 

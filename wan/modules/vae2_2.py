@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from wan.modules.vae import CausalVAE, VAEConfig
+from wan.modules.vae import MAX_WIDTH, CausalVAE, VAEConfig
 from wan.modules.vae_blocks import AvgDown3D, DupUp3D, FrameCache, Resample, ResidualBlock, run_chunk
 from wan.modules.vae_blocks import CausalConv3d as CausalConv3d  # where upstream's scripts look for it
 from wan.modules.vae_coders import Decoder3d, Encoder3d, Stage
@@ -51,8 +51,8 @@ class VAE2_2Config(VAEConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.dec_dim < 1:
-            raise ValueError(f"dec_dim must be at least 1, got {self.dec_dim}")
+        if not 1 <= self.dec_dim <= MAX_WIDTH:
+            raise ValueError(f"dec_dim must be at least 1 and at most {MAX_WIDTH}, got {self.dec_dim}")
         mult, factors = self.dim_mult, [8 if doubles else 4 for doubles in self.temporal_downsample]
         encoder = zip((1, *mult[:-1]), mult, (*factors, 1), strict=True)
         decoder = zip(mult[1:-1], mult[2:], factors[:-1], strict=True)  # its shortcut into the last stage is missing

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from wan.checkpoint.formats import released_names
 from wan.checkpoint.loading import load_module
-from wan.checkpoint.source import open_source
+from wan.checkpoint.source import TensorSource, open_source
 from wan.finite import require_finite
-from wan.modules.vae import LATENTS_AT_ONCE, PIXEL_CHANNELS, CausalVAE
+from wan.modules.vae import LATENTS_AT_ONCE, PIXEL_CHANNELS, CausalVAE, VAEConfig
 
 
 class VideoVAE:
@@ -118,10 +118,16 @@ class VideoVAE:
 
 def load_vae(network: type[CausalVAE], path: str | Path, dtype: torch.dtype, device: torch.device | str) -> CausalVAE:
     """Read a VAE of any size; its architecture is that of the tensors in the file."""
-    source = open_source(path)
+    source, config = open_vae(network, path)
+    return load_module(lambda: network(config), source, dtype=dtype, device=device)
+
+
+def open_vae(network: type[CausalVAE], path: str | Path) -> tuple[TensorSource, VAEConfig]:
+    """The tensors of a VAE, compared with their checksums, and the architecture that they show."""
+    source = open_source(path, checksums=True)
     stored, _ = released_names(source.names())
     try:
         config = network.config_class.from_state({name: source.shape(key) for name, key in stored.items()})
     except ValueError as error:
         raise ValueError(f"{source.description}: {error}") from None
-    return load_module(lambda: network(config), source, dtype=dtype, device=device)
+    return source, config

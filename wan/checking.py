@@ -1,0 +1,87 @@
+"""Everything that the files of a checkpoint show before their weights are read, checked against the task.
+
+Reads listings, indices, headers, lists of tensors, the tokenizer and, of the VAE alone, all data for their checksums.
+A released checkpoint takes about a second, most of it for the tokenizer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wan.checkpoint.layout import check_folder, part
+from wan.checkpoint.loading import check_fits
+from wan.checkpoint.recognise import recognise, refusal
+from wan.checkpoint.source import open_source
+from wan.configs import TaskConfig
+from wan.modules.model import WanModel
+from wan.modules.model_config import WanModelConfig
+from wan.modules.t5 import T5Encoder, check_tokenizer, read_t5_config
+from wan.modules.tokenizers import HuggingfaceTokenizer
+from wan.modules.vae2_1 import Wan2_1_VAE
+from wan.modules.vae2_2 import Wan2_2_VAE
+from wan.modules.vae_wrapper import open_vae
+
+VAES = {16: Wan2_1_VAE, 48: Wan2_2_VAE}  # by latent channels
+# What decides the task of a model; a contradiction with the preset means that it is another task's.
+TASK_FIELDS = ("model_type", "in_dim", "out_dim", "patch_size")
+
+
+def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
+    """Check that a folder holds all of a task's files, that each is whole, and that they fit the task and each other.
+
+    Raises FileNotFoundError or ValueError, naming the file and what is wrong with it.
+    """
+    try:
+        check_folder(checkpoint_dir, config)
+    except (FileNotFoundError, ValueError):
+        if checkpoint_dir.exists() and (reason := refusal(checkpoint_dir, recognise(checkpoint_dir), config.name)):
+            raise ValueError(reason) from None
+        raise
+    models = {expert: expert_config(checkpoint_dir, config, expert) for expert in config.experts}
+    for expert, model in models.items():
+        check_fits(lambda model=model: WanModel(model), open_source(checkpoint_dir / expert))
+    _check_vae(part(checkpoint_dir, config.vae_checkpoint), config)
+    text = part(checkpoint_dir, config.t5_checkpoint)
+    source = open_source(text)
+    encoder = read_t5_config(source)
+    check_fits(lambda: T5Encoder(encoder), source)
+    for expert, model in models.items():
+        if model.text_dim != encoder.dim:
+            raise ValueError(
+                f"{text} gives text states of width {encoder.dim}, and {checkpoint_dir / expert} reads "
+                f"{model.text_dim}: they belong to different checkpoints"
+            )
+    folder = part(checkpoint_dir, config.t5_tokenizer)
+    check_tokenizer(HuggingfaceTokenizer(folder, config.text_len, "whitespace"), encoder, text)
+
+
+def expert_config(checkpoint_dir: Path, config: TaskConfig, expert: str) -> WanModelConfig:
+    """The sizes of one diffusion model of a task, by its `config.json`; what that lacks are the task's.
+
+    A released model must be what its preset says in all it tells; of others, what decides the task.
+    """
+    needed = config.architecture()
+    model = WanModelConfig.read(checkpoint_dir / expert, needed)
+    for field in needed if config.family == "wan2.2" else TASK_FIELDS:
+        if getattr(model, field) != needed[field]:
+            raise ValueError(
+                f"{checkpoint_dir / expert}/config.json has {field} {getattr(model, field)!r}, and --task "
+                f"{config.name} needs {needed[field]!r}: this is another model"
+            )
+    if model.text_len < config.text_len:
+        raise ValueError(
+            f"{checkpoint_dir / expert}/config.json has text_len {model.text_len}, and prompts of --task {config.name} "
+            f"have up to {config.text_len} tokens: this is another model"
+        )
+    return model
+
+
+def _check_vae(path: Path, config: TaskConfig) -> None:
+    network = VAES[config.z_dim].network
+    source, vae = open_vae(network, path)
+    if (vae.z_dim, vae.stride) != (config.z_dim, tuple(config.vae_stride)):
+        raise ValueError(
+            f"{path} has {vae.z_dim} latent channels and strides {vae.stride}, and --task {config.name} needs "
+            f"{config.z_dim} and {tuple(config.vae_stride)}: this is another VAE"
+        )
+    check_fits(lambda: network(vae), source)
