@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import wan
 import wan.configs
@@ -154,3 +155,67 @@ def test_the_script_runs_as_it_stands(tmp_path, monkeypatch):
     frames, fps = read_video(tmp_path / "video.mp4")
     assert frames.shape == (5, 32, 48, 3) and fps == 8
     assert small["t2v-A14B"].sample_steps == 20
+
+
+@pytest.mark.parametrize("task", ["i2v-A14B", "ti2v-5B"])
+def test_scripts_that_start_from_an_image(task, tmp_path):
+    """The calls of the original's `generate.py`, with a picture in memory."""
+    cfg, image = NANO_CONFIGS[task], Image.new("RGB", (64, 64), "navy")
+    folder = write_random_checkpoint(tmp_path, task)
+    settings = {
+        "frame_num": 5,
+        "shift": cfg.sample_shift,
+        "sample_solver": "dpm++",
+        "sampling_steps": 2,
+        "guide_scale": cfg.sample_guide_scale,
+        "seed": 3,
+        "offload_model": True,
+    }
+    if task == "ti2v-5B":
+        pipeline = wan.WanTI2V(config=cfg, checkpoint_dir=str(folder), device_id=0, rank=0, t5_cpu=True)
+        video = pipeline.generate("a cat", img=image, size=(64, 64), max_area=64 * 64, **settings)
+        assert pipeline.generate("a cat", img=None, size=(64, 32), max_area=64 * 64, **settings).shape == (3, 5, 32, 64)
+    else:
+        pipeline = wan.WanI2V(config=cfg, checkpoint_dir=str(folder), device_id=0, rank=0, convert_model_dtype=True)
+        video = pipeline.generate("a cat", image, max_area=64 * 64, **settings)
+    assert video.shape == (3, 5, 64, 64) and video.isfinite().all()
+
+
+def test_a_loop_that_is_built_from_the_parts_gives_the_video_of_the_pipeline(tmp_path):
+    """As scripts do that sample by themselves: text encoder, transformer, scheduler and autoencoder by their names."""
+    cfg, folder = NANO_CONFIGS["t2v-A14B"], write_random_checkpoint(tmp_path)
+    cfg.param_dtype = torch.float32
+    whole = wan.WanT2V(cfg, folder)
+    expected = whole.generate("a red circle", (32, 32), 5, 3.0, "unipc", 3, (2.0, 4.0), "blurred", 7)
+
+    device = whole.device
+    encoder = wan.modules.T5EncoderModel(
+        text_len=cfg.text_len,
+        dtype=cfg.t5_dtype,
+        device=device,
+        checkpoint_path=str(folder / cfg.t5_checkpoint),
+        tokenizer_path=str(folder / cfg.t5_tokenizer),
+    )
+    vae = wan.modules.Wan2_1_VAE(vae_pth=str(folder / cfg.vae_checkpoint), device=device)
+    experts = [
+        wan.modules.WanModel.from_pretrained(str(folder), subfolder=name).eval().requires_grad_(False).to(device)
+        for name in (cfg.low_noise_checkpoint, cfg.high_noise_checkpoint)
+    ]
+    context, context_null = (encoder([text], device) for text in ("a red circle", "blurred"))
+    generator = torch.Generator(device=device).manual_seed(7)
+    latent = torch.randn(vae.model.z_dim, 2, 4, 4, device=device, generator=generator)
+    scheduler = wan.utils.FlowUniPCMultistepScheduler(
+        num_train_timesteps=cfg.num_train_timesteps, shift=1, use_dynamic_shifting=False
+    )
+    scheduler.set_timesteps(3, device=device, shift=3.0)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            is_high = t.item() >= cfg.boundary * cfg.num_train_timesteps
+            model, scale = experts[is_high], (2.0, 4.0)[is_high]
+            arguments = {"t": torch.stack([t]), "seq_len": 8}
+            cond = model([latent], context=context, **arguments)[0]
+            uncond = model([latent], context=context_null, **arguments)[0]
+            guided = uncond + scale * (cond - uncond)
+            step = scheduler.step(guided[None], t, latent[None], return_dict=False, generator=generator)
+            latent = step[0].squeeze(0)
+    torch.testing.assert_close(vae.decode([latent])[0].cpu(), expected, atol=1e-4, rtol=0)
