@@ -154,8 +154,9 @@ def planned(arguments, processes, monkeypatch):
         for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             patch.setenv(name, "0")
         patch.setenv("WORLD_SIZE", str(processes))
-        for name in ("check_checkpoint", "fingerprint", "_warn_about_long_prompts"):  # these read the folder
-            patch.setattr(planning, name, lambda *_: "")
+        for name in ("check_checkpoint", "fingerprint", "warn_about_files", "_warn_about_long_prompts"):
+            patch.setattr(planning, name, lambda *_: "")  # these read the folder
+        patch.setattr(planning, "task_of", lambda folder, task: task)
         job = planning.plan(build_parser().parse_args(arguments))
     assert job.config.family == "wan2.2" and job.runtime.parallel.world_size == processes
 

@@ -13,13 +13,15 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint.published import DATA, WEIGHTS, core_map, make_diffusers, make_safetensors, manifest, write_header
 from wan import cli, planning
 from wan.arguments import build_parser
-from wan.configs import NANO_CONFIGS, WAN_CONFIGS, get_config
+from wan.checkpoint.formats import COMFYUI_PREFIX
+from wan.configs import NANO_CONFIGS, WAN_CONFIGS, get_config, nano_checkpoint
 from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1
 from wan.nano.random import write_random_checkpoint
 from wan.text2video import WanT2V
 
 IMAGE = str(Path(__file__).parents[1] / "examples" / "first_frame.png")
+NANO = nano_checkpoint("t2v-A14B")
 COMMON = ["--prompt", "a red circle", "--device", "cpu", "--progress", "none"]
 HIGH, LOW = "high_noise_model", "low_noise_model"
 LORA = {"diffusion_model.blocks.0.self_attn.q.lora_down.weight": (4, 8)}
@@ -230,6 +232,28 @@ def test_the_parts_of_a_diffusers_pipeline_can_be_linked(originals, t2v, tmp_pat
     assert video(linked) == before
 
 
+def test_the_model_of_a_small_diffusers_pipeline_can_be_linked(originals, ti2v, tmp_path):
+    theirs = make_pipeline(originals["ti2v-5B"], tmp_path / "theirs", "ti2v-5B") / "transformer"
+    for name in ("config.json", WEIGHTS):
+        (ti2v / name).unlink()
+        (ti2v / name).symlink_to(theirs / name)
+    assert planned(ti2v).config == NANO_CONFIGS["ti2v-5B"]
+
+
+@pytest.mark.parametrize("naming", ["released", "comfyui"])
+def test_single_files_of_released_size_need_no_config(naming, tmp_path):
+    folder, prefix = tmp_path / "single", COMFYUI_PREFIX if naming == "comfyui" else ""
+    shapes = {prefix + name: shape for name, shape in manifest("wan_t2v_A14B").items()}
+    for expert in (HIGH, LOW):
+        write_header(folder / expert / f"wan2.2_t2v_{expert}_14B_fp16.safetensors", shapes, "F16")
+    names = core_map("umt5", 24)
+    text = {names[name]: shape for name, shape in manifest("umt5_xxl_encoder").items()}
+    write_header(folder / "umt5_xxl_fp16.safetensors", text, "F16")
+    write_header(folder / "wan_2.1_vae.safetensors", manifest("wan2_1_vae"))
+    shutil.copytree(NANO / "google", folder / "google")
+    assert planned(folder).config == WAN_CONFIGS["t2v-A14B"]
+
+
 @pytest.mark.parametrize(
     "content, words",
     [
@@ -269,7 +293,8 @@ def test_a_folder_of_something_else(content, words, tmp_path, capsys):
         ("a.mp4", b"", "a video; --from_video repeats one"),
         ("a.png", b"", "a picture; --image makes a video from one"),
         ("a.zip", b"PK", "an archive; unpack it"),
-        ("a", b"", "a file"),
+        ("a", b"", "a file without weights"),
+        ("a.bin", b"\0\0", "a file without weights"),
     ],
 )
 def test_a_file(name, content, words, tmp_path, capsys):
@@ -317,6 +342,11 @@ def test_a_download_that_was_broken_off_is_continued(originals, task, tmp_path, 
     error = capsys.readouterr().err
     assert f"begun is not a complete checkpoint of {task}" in error
     assert f"--local-dir {folder} (" in error
+
+
+def test_hidden_files_are_not_nothing(tmp_path, capsys):
+    put(tmp_path / "home" / ".profile", b"")
+    assert "a folder without weights; it holds hidden files" in refused(capsys, tmp_path / "home")
 
 
 # ---- from Python ----
@@ -395,15 +425,31 @@ FORMS = {
     "int8": ("weights quantised to int8", one(torch.int8)),
     "scaled fp8": ("fp8-, fp4- or int8-quantised weights", lambda state: state | {"scaled_fp8": torch.zeros(2)}),
     "LoRA": ("a LoRA, to be applied to a model", lambda state: {"blocks.0.lora_A.weight": torch.zeros(4, 8)}),
+    "all-in-one": (
+        "an all-in-one file of ComfyUI",
+        lambda state: prefixed("model.diffusion_model.")(state) | {"vae.encoder.conv1.weight": torch.zeros(1, 1)},
+    ),
     "diffusion_model.": ("tensors whose names all begin with diffusion_model.", prefixed("diffusion_model.")),
     "pipe.dit.": ("tensors whose names all begin with pipe.dit.", prefixed("pipe.dit.")),
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("part", [HIGH, LOW, "vae_checkpoint", "t5_checkpoint"])
+OTHER_MODELS = {
+    "VACE": ("a VACE, Fun or camera", lambda state: state | {"vace_patch_embedding.weight": torch.zeros(1, 1)}),
+    "Fun": ("a VACE, Fun or camera", lambda state: state | {"ref_conv.weight": torch.zeros(1, 1)}),
+    "Wan2.1 I2V": ("the Wan2.1 image-to-video transf", lambda state: state | {"img_emb.proj.0.bias": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize(
+    "part, form",
+    [
+        *((part, form) for form in FORMS for part in (HIGH, LOW, "vae_checkpoint", "t5_checkpoint")),
+        *((part, form) for form in OTHER_MODELS for part in (HIGH, LOW)),
+    ],
+)
 def test_a_form_that_is_not_read_is_named(t2v, form, part, capsys):
-    words, change = FORMS[form]
+    words, change = (FORMS | OTHER_MODELS)[form]
     file = t2v / (f"{part}/{WEIGHTS}" if part in (HIGH, LOW) else getattr(NANO_CONFIGS["t2v-A14B"], part))
     if callable(change):
         state = change(load_file(file) if file.suffix == ".safetensors" else torch.load(file))

@@ -1,12 +1,14 @@
 import json
 import os
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from wan.checkpoint.layout import check_folder, part, repository, stored_bytes
+from wan.checkpoint.layout import STAND_INS, check_folder, part, repository, stored_bytes
 from wan.checkpoint.loading import save_safetensors_folder
 from wan.configs import NANO_CONFIGS
 from wan.modules.t5 import T5EncoderModel
@@ -132,6 +134,20 @@ def test_text_encoder_and_tokenizer_under_another_name(nano, stand_in):
     files = {"checkpoint_path": part(nano, NANO.t5_checkpoint), "tokenizer_path": part(nano, NANO.t5_tokenizer)}
     assert T5EncoderModel(text_len=64, **files)(["a red circle"], "cpu")[0].shape == (4, 16)
     assert stored_bytes(files["checkpoint_path"]) == (nano / stand_in).stat().st_size
+
+
+def test_the_page_lists_the_names_that_are_looked_for(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text("utf-8")
+    rows = [re.findall(r"`([^`]+)`", row) for row in page.partition("| released name |")[2].splitlines()[2:6]]
+    assert {row[0].rstrip("/") for row in rows} == STAND_INS.keys()
+    for released, *others in rows:
+        if others[0] == ".safetensors":
+            others[0] = released.replace(".pth", ".safetensors")
+        same_stem = [released.replace(".pth", ".safetensors")] if released.endswith(".pth") else []
+        assert [name.rstrip("/") for name in others] == [*same_stem, *STAND_INS[released.rstrip("/")]]
+        for name in reversed(others):  # the first that is there is taken
+            (tmp_path / name).mkdir(exist_ok=True)
+            assert part(tmp_path, released.rstrip("/")) == tmp_path / name
 
 
 def test_a_released_name_goes_before_its_stand_ins(nano):

@@ -59,7 +59,7 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
             damaged.append(str(error))
     if not (part(folder, config.t5_tokenizer) / "tokenizer.json").is_file():
         missing.append(f"{config.t5_tokenizer}/tokenizer.json (the tokenizer)")
-    lines = [*(f"  missing: {item}" for item in missing), *(f"  damaged: {item}" for item in damaged)]
+    lines = [*(f"  missing: {item}" for item in missing), *(f"  not usable: {item}" for item in damaged)]
     if not lines:
         return
     message = [f"{folder} is not a complete checkpoint of {config.name}:", *lines]
@@ -68,7 +68,7 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
     if config.family != "nano":  # which nobody publishes
         names = ("config.json", config.t5_checkpoint, config.vae_checkpoint, config.t5_tokenizer, *config.experts)
         is_begun = any((folder / own_name(name)).exists() for name in names if name != ".")
-        place = folder if is_begun or not any(folder.iterdir()) else free_place(config)
+        place = folder if is_begun or is_empty(folder) else free_place(config)
         message.append(f"Download it with: {download(config, place)}")
     raise FileNotFoundError("\n".join(message))
 
@@ -117,6 +117,11 @@ def download(config: Any, place: str | Path | None = None) -> str:
     """The command that downloads the checkpoint of a task into a folder, a new one by default, with the size."""
     size = f"{DOWNLOAD_GB[config.name]} GB" if config.name in DOWNLOAD_GB else "tens of GB"
     return f"hf download Wan-AI/{repository(config)} --local-dir {place or free_place(config)} ({size})"
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a download that was broken off or a file manager leaves."""
+    return all(path.name in (".cache", ".huggingface", ".gitattributes", ".DS_Store") for path in folder.iterdir())
 
 
 def free_place(config: Any) -> Path:

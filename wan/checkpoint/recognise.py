@@ -10,7 +10,7 @@ from typing import Any
 
 from wan.checkpoint.architecture import model_type_of, released_fields
 from wan.checkpoint.formats import LORA, Content, foreign_file, released_names, what_is
-from wan.checkpoint.layout import STAND_INS
+from wan.checkpoint.layout import STAND_INS, is_empty
 from wan.checkpoint.source import PICKLED_SUFFIXES, folder_shards, is_safetensors, read_header
 from wan.files import read_json, shown
 
@@ -24,6 +24,7 @@ MAX_CONFIG_BYTES = 1_000_000
 MAX_FOLDERS = 300  # looked into below a folder that is none itself
 MAX_DEPTH = 3  # hub / models--Wan-AI--... / snapshots / revision
 SHOWN = 6
+OTHER_FILE = "a file without weights"
 EMPTY = "an empty folder"
 
 # What files are for, by their endings, when they hold no weights.
@@ -53,6 +54,8 @@ def recognise(path: Path) -> Found:
     """What an existing path is. A checkpoint, complete or not, has itself as `folder`, and its task if that shows."""
     if path.is_file():
         found = Found(_describe_file(path))
+    elif not path.is_dir():
+        return Found("neither a file nor a folder")
     elif checkpoint := _checkpoint(path):
         return checkpoint
     else:
@@ -108,9 +111,9 @@ def _checkpoint_of(task: str, folder: Path) -> Found:
 
 
 def _describe_folder(folder: Path) -> Found:
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if not names:
+    if is_empty(folder):
         return Found(EMPTY, None, folder)
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if (folder / "model_index.json").is_file() or (folder / "transformer").is_dir():
         return _diffusers(folder)
     if folder.name.startswith("models--"):
@@ -136,7 +139,7 @@ def _describe_folder(folder: Path) -> Found:
     if "config.json" in names:
         return Found("a folder with a config.json that does not say what it is", None, folder)
     listed = shown(", ".join(names[:SHOWN]) + (" and more" if len(names) > SHOWN else ""))
-    return Found(f"a folder without weights; it holds {listed}")
+    return Found(f"a folder without weights; it holds {listed or 'hidden files'}")
 
 
 def _diffusers(folder: Path) -> Found:
@@ -163,8 +166,9 @@ def _hub_cache(folder: Path) -> Found:
 def _weights_in(folder: Path) -> list[str]:
     """Files with weights in a folder or one below it, each with what it holds."""
     files = [file for pattern in ("*", "*/*") for file in sorted(folder.glob(pattern))]
-    kinds = [file for file in files if file.suffix in (".safetensors", ".gguf", *PICKLED_SUFFIXES)]
-    return [f"{shown(file.name)} ({_describe_file(file)})" for file in kinds[: SHOWN + 1]]
+    kinds = [file for file in files if file.is_file() and file.suffix in (".safetensors", ".gguf", *PICKLED_SUFFIXES)]
+    described = ((file, _describe_file(file)) for file in kinds)
+    return [f"{shown(file.name)} ({kind})" for file, kind in described if kind != OTHER_FILE][: SHOWN + 1]
 
 
 def _checkpoints_below(folder: Path) -> Iterator[Found]:
@@ -243,18 +247,21 @@ def _describe_file(path: Path) -> str:
         return "a latent; --resume decodes one"
     if content := _content_of(path):
         return content.title
-    with open(path, "rb") as file:
-        start = file.read(8)
     if path.suffix.lower() in OTHER_FILES:
         return OTHER_FILES[path.suffix.lower()]
-    weights = "a single file of weights" if path.suffix in (".safetensors", *PICKLED_SUFFIXES) else "a file"
-    return foreign_file(start) or weights
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        return f"a file that cannot be read ({error.strerror})"
+    is_weights = path.suffix == ".safetensors" or (path.suffix in PICKLED_SUFFIXES and start[:1] in (b"P", b"\x80"))
+    return foreign_file(start) or ("a single file of weights" if is_weights else OTHER_FILE)
 
 
 def _content_of(file: Path) -> Content | None:
     """What a safetensors file holds, None for any other."""
     try:
-        header = read_header(file) if is_safetensors(file) else {}
+        header = read_header(file) if file.is_file() and is_safetensors(file) else {}
     except (OSError, ValueError):
         return None
     return _content({name: entry.shape for name, entry in header.items()})
