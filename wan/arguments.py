@@ -190,7 +190,8 @@ def _add_output(group: Any) -> None:
         "--save_file",
         type=path,
         metavar="FILE",
-        help="the mp4, or with / at its end a folder; default: a name from task, size, prompt, seed, time",
+        help="the mp4 (of one frame a png, jpg or webp), or with / at its end a folder; default: a name from "
+        "task, size, prompt, seed, time",
     )
     group.add_argument("--output_dir", type=path, metavar="DIR", help="folder of the output; default: the current one")
     group.add_argument(

@@ -164,7 +164,7 @@ def make(outcome: Outcome, pipeline: WanPipeline) -> None:
     start = time.perf_counter()
     frames = (media.to_uint8(chunk) for chunk in pipeline.decode(latent, job.request.framing))
     if pipeline.replica.is_first:
-        count = media.write_video(frames, job.video, job.request.fps, _tags(job), job.overwrite)
+        count = media.write(frames, job.video, job.request.fps, _tags(job), job.overwrite)
         _check_written(job)
         if outcome.latent is not None and not job.stays:
             outcome.latent.unlink(missing_ok=True)

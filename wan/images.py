@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wan.files import shown
+from wan.files import parse_json, shown
 from wan.geometry import Size
 
 log = logging.getLogger(__name__)
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 # What is looked for in a file, whatever its name. Others are left out because Pillow starts a program for them (EPS) or
 # because nobody keeps a first frame in them. TGA has no signature and comes last.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "QOI", "TGA")
+WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # by suffix
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+MAX_JPEG_COMMENT = 65_000  # of the 65,533 bytes of a segment
 MAX_PIXELS = 178_956_970  # as Pillow, from where it takes a file for an attack
 MAX_FILE_BYTES = 2**30
 BAND_PIXELS = 2**20  # pixels that are converted at once
@@ -50,11 +54,11 @@ def read_image(path: str | Path) -> Any:
         raise FileNotFoundError(f"there is no image {name}")
     if Path(path).stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{name} has more than {MAX_FILE_BYTES >> 20} MiB; scale the picture down first")
-    with _damage_reported(name):
+    with damage_reported(name):
         Image.init()
         image = Image.open(path, formats=[format for format in FORMATS if format in Image.OPEN])
     with image:
-        with _damage_reported(name):
+        with damage_reported(name):
             if getattr(image, "is_animated", False):
                 log.info("%s holds several pictures; the first one is used", name)
             image.seek(0)
@@ -66,6 +70,41 @@ def upright_rgb(image: Any) -> Any:
     if image.format is not None and image.format not in FORMATS:  # None: made or changed in memory
         raise ValueError(f"the image is a file of the format {shown(image.format, 20)}; save it as PNG or JPEG")
     return _upright_rgb(image, "the image", in_place=False)
+
+
+def write_image(pixels: np.ndarray, file: Path, kind: str, metadata: dict[str, str]) -> None:
+    """Write uint8 [H, W, 3] RGB in a format of `WRITTEN`, with texts that `read_metadata` finds again."""
+    from PIL import Image, PngImagePlugin
+
+    if kind == "PNG":
+        texts = PngImagePlugin.PngInfo()
+        for key, value in metadata.items():
+            texts.add_itxt(key, value)
+        how = {"pnginfo": texts}
+    else:
+        exif = Image.Exif()
+        comment = b"ASCII\0\0\0" + json.dumps(metadata).encode()
+        if kind == "JPEG" and len(comment) > MAX_JPEG_COMMENT:
+            log.warning("a JPEG has no room for this request: it is not stored; PNG has")
+        elif metadata:
+            exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+        how = {"exif": exif} | ({"lossless": True} if kind == "WEBP" else {"quality": 95, "subsampling": 0})
+    Image.fromarray(pixels).save(file, kind, **how)
+
+
+def read_metadata(path: Path) -> tuple[dict[str, str], Size]:
+    """The texts of a picture that `write_image` wrote, none of another one, and its size. Nothing is decoded."""
+    from PIL import Image
+
+    with damage_reported(shown(path)), Image.open(path, formats=tuple(WRITTEN.values())) as image:
+        if image.format == "PNG":
+            return {key: str(text) for key, text in image.text.items()}, image.size
+        comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
+    try:
+        texts = parse_json(bytes(comment).removeprefix(b"ASCII\0\0\0"))
+    except (ValueError, TypeError):
+        texts = {}  # a comment of another program
+    return texts if isinstance(texts, dict) else {}, image.size
 
 
 def bands(image: Any) -> Iterator[tuple[int, Any]]:
@@ -103,7 +142,7 @@ def _upright_rgb(image: Any, name: str, in_place: bool) -> Any:
     if image.mode == "F" or (image.mode.startswith("I") and not sixteen_bits):
         kind = "floating point" if image.mode == "F" else "32-bit"
         raise ValueError(f"{name} has {kind} values, whose range is not known; save it as 8-bit PNG or JPEG")
-    with _damage_reported(name):
+    with damage_reported(name):
         image = ImageOps.exif_transpose(image, in_place=in_place) or image
         to_srgb = _profile(image, name)
         if image.mode == "RGB" and to_srgb is None and not image.has_transparency_data and image.format not in HOLDING:
@@ -194,7 +233,7 @@ def _too_large(name: str) -> ValueError:
 
 
 @contextmanager
-def _damage_reported(name: str) -> Iterator[None]:
+def damage_reported(name: str) -> Iterator[None]:
     """Whatever Pillow stumbles over becomes a ValueError that says what to do."""
     from PIL import Image, UnidentifiedImageError
 

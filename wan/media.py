@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wan import images
 from wan.files import atomic_file, shown
 from wan.images import read_image as read_image
 from wan.images import upright_rgb as upright_rgb
@@ -44,6 +45,8 @@ CONTAINERS = (
     *((0, mark, "aac") for mark in (b"\xff\xf1", b"\xff\xf9")),
 )
 
+PICTURE_MARKS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"WEBP")
+
 Frames = np.ndarray | Tensor  # uint8 [F, H, W, 3], RGB
 
 
@@ -63,6 +66,25 @@ def check_fps(fps: Any) -> None:
         raise ValueError(f"{called('fps')} must be at least 1, got {quoted(fps)}")
     if fps > MAX_FPS:
         raise ValueError(f"{called('fps')} can be at most {MAX_FPS}, got {quoted(fps)}: files of more do not play")
+
+
+def is_picture(path: str | Path) -> bool:
+    """Whether a name is that of a picture of one frame, which `write` can make."""
+    return Path(path).suffix.lower() in images.WRITTEN
+
+
+def write(
+    chunks: Iterable[Frames] | Frames, path: str | Path, fps: int, metadata: dict[str, str], overwrite: bool = False
+) -> int:
+    """`write_video`, or for one frame a picture when the name ends so. WebP is lossless, a JPEG has quality 95."""
+    if not is_picture(path):
+        return write_video(chunks, path, fps, metadata, overwrite)
+    frames = list(_frames(chunks))
+    if len(frames) != 1:
+        raise ValueError(f"{path} is the name of a picture and there are {len(frames)} frames; let it end in .mp4")
+    with atomic_file(path, overwrite) as temporary:
+        images.write_image(frames[0], temporary, images.WRITTEN[Path(path).suffix.lower()], metadata)
+    return 1
 
 
 def write_video(
@@ -118,7 +140,9 @@ def read_video(path: str | Path) -> tuple[Tensor, float]:
 
 
 def written(path: str | Path) -> tuple[int, tuple[int, int]]:
-    """Number of frames and size (width, height) of a finished video, from its header."""
+    """Number of frames and size (width, height) of a finished file, from its header."""
+    if is_picture(path):
+        return 1, images.read_metadata(Path(path))[1]
     with _open(path) as container:
         stream = container.streams.video[0]
         return stream.frames, (stream.width, stream.height)
@@ -151,7 +175,12 @@ def add_audio(video: str | Path, audio: str | Path) -> None:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The container tags of a video file. Raises FileNotFoundError, and ValueError for a file that is no video."""
+    """The tags of a video, or of a picture that `write` made. Raises FileNotFoundError, and ValueError for neither."""
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            head = file.read(12)
+        if any(mark in head for mark in PICTURE_MARKS):
+            return images.read_metadata(Path(path))[0]
     with _open(path) as container:
         return dict(container.metadata)
 

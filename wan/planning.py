@@ -361,6 +361,13 @@ def _video_path(args: argparse.Namespace, request: Request, latent: Path | None,
         path = folder / args.save_file
         if not path.suffix and not path.is_dir():
             return path.with_name(path.name + ".mp4")
+        if media.is_picture(path):
+            if request.frame_num == 1:
+                return path
+            raise ValueError(
+                f"{path.name} is the name of a picture, and {request.frame_num} frames are asked for; try "
+                f"{path.with_suffix('.mp4').name}, or --frame_num 1"
+            )
         if path.suffix and path.suffix.lower() != ".mp4":
             raise ValueError(f"--save_file must end in .mp4, got {path.name}; try {path.with_suffix('.mp4').name}")
         return path
