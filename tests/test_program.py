@@ -91,3 +91,21 @@ def test_log_lines_are_escaped_and_shortened():
     record = logging.LogRecord("x", logging.INFO, "x.py", 1, "prompt: %s", ("\x1b[31m" + "a" * 100_000,), None)
     line = program.OneLine("%(message)s").format(record)
     assert line.startswith("prompt: \\x1b[31maaa") and line.endswith("aaa... (100013 characters)") and len(line) < 6000
+
+
+@pytest.mark.parametrize("where", ["| head -c 1", ">/dev/full", "2>/dev/full", ">&- 2>&-", "2>&1 | head -c 1"])
+def test_nobody_has_to_listen(tmp_path, where):
+    """A log that cannot be written ends no run and changes no exit code."""
+    code = (
+        "import sys; from wan.program import *; keep_streams_open(); print('x' * 10**6); print_error('y' * 10**6); "
+        "print('z', file=sys.stderr); open('done', 'w').close()"
+    )
+    command = f'set -o pipefail; "{sys.executable}" -c "{code}" {where}'
+    env = {"PYTHONPATH": str(ROOT), "PATH": os.defpath}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and (tmp_path / "done").exists() and "Error" not in done.stderr
+
+
+def test_log_lines_do_nothing_to_a_terminal():
+    record = logging.LogRecord("wan", logging.INFO, "", 0, "prompt: %s", ("a\x1b[31m\n\udcba",), None)
+    assert program.OneLine("%(message)s").format(record) == r"prompt: a\x1b[31m\n\udcba"

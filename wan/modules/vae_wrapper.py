@@ -40,7 +40,7 @@ class VideoVAE:
         """Load `vae_pth`, or wrap `model`. Computes in `dtype`, whatever autocast region the caller is in.
 
         `z_dim` can only be the published number of latent channels. `tiling` is the edge in pixels of the tiles that
-        frames are cut into when memory is short; None: whole frames. The result is the same; small tiles cost time,
+        frames are cut into when memory is short; None: whole frames. Rounding differs; small tiles cost time,
         because each is computed with a margin of 13 latent pixels around it.
         """
         title, channels = self.network.config_class.title, len(self.latent_mean)
