@@ -41,6 +41,8 @@ STORED = {
     "image": {"task": "i2v-A14B", "image": "a.png"},
     "dtype": {"dtype": ["bf16"]},
     "dtype name": {"dtype": "int4"},
+    "long dtype": {"dtype": "bf16" * 5000},
+    "hostile dtype": {"dtype": "\x1b[31m"},
     "checkpoint": {"checkpoint": {}},
     "saved": {"saved": "999999*999999"},
     "seed": {"seed": 2**64},

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from wan.files import atomic_file, check_writable, parse_json, read_json, shown
+from wan.checkpoint.source import is_safetensors, read_header
+from wan.files import atomic_file, check_writable, parse_json, read_json, refuse_placeholder, shown
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -86,3 +87,10 @@ def test_bad_json_is_a_value_error(tmp_path, text):
         read_json(path, 1_000_000)
     with pytest.raises(ValueError, match=r"at most -1|empty"):
         read_json(path, -1)
+
+
+def test_errors_of_the_disk_name_the_file(tmp_path):
+    (tmp_path / "x.safetensors").symlink_to("/proc/self/mem")  # a file whose first bytes cannot be read
+    for read in (refuse_placeholder, is_safetensors, read_header):
+        with pytest.raises(OSError, match=r"Input/output error: '.*x\.safetensors'"):
+            read(tmp_path / "x.safetensors")

@@ -390,3 +390,12 @@ def test_what_has_no_sound_or_pictures_leaves_the_video_alone(tmp_path):
         with pytest.raises(error, match=text):
             add_audio(*wrong)
     assert video.read_bytes() == before
+
+
+def test_a_stream_without_a_codec_is_refused_by_name(tmp_path):
+    path, tone = tmp_path / "a.mp4", write_tone(tmp_path / "a.wav", 1.0)
+    write_video(np.zeros((2, 32, 32, 3), np.uint8), path, 8)
+    path.write_bytes(path.read_bytes().replace(b"avc1\0", b"\0\0\0\0\0").replace(b"avcC", b"free"))
+    for read in (lambda: read_video(path), lambda: add_audio(path, tone)):
+        with pytest.raises(ValueError, match=r"a\.mp4"):
+            read()

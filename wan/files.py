@@ -241,9 +241,20 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
+@contextmanager
+def disk_named(path: Path) -> Iterator[None]:
+    """Within the block errors of the disk, which know no name, name the file that is read."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
 def refuse_placeholder(path: Path) -> None:
     """Raise ValueError when a file is empty, or what stands in for it after a download that went wrong."""
-    with open(path, "rb") as file:
+    with disk_named(path), open(path, "rb") as file:
         start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for mark, kind in PLACEHOLDERS.items():
         if start.startswith(mark):

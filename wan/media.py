@@ -128,9 +128,7 @@ def read_video(path: str | Path) -> tuple[Tensor, float]:
     Raises FileNotFoundError, and ValueError when the file has no video stream.
     """
     with _open(path) as container:
-        if not container.streams.video:
-            raise ValueError(f"{path} has no video stream")
-        stream = container.streams.video[0]
+        stream = _first(container.streams.video, path, "video")
         stream.thread_type = "AUTO"
         frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
         rate = stream.average_rate or stream.guessed_rate
@@ -161,10 +159,7 @@ def add_audio(video: str | Path, audio: str | Path) -> None:
         _open(audio, "sound", "wav") as sound,
         atomic_file(video, overwrite=True) as temporary,
     ):
-        for path, streams, kind in ((video, pictures.streams.video, "video"), (audio, sound.streams.audio, "sound")):
-            if not streams:
-                raise ValueError(f"{path} has no {kind} in it")
-        tracks = pictures.streams.video[0], sound.streams.audio[0]
+        tracks = _first(pictures.streams.video, video, "video"), _first(sound.streams.audio, audio, "sound")
         with av.open(str(temporary), "w", format="mp4", options={"movflags": MOVFLAGS}) as out:
             out.metadata.update({key: value for key, value in pictures.metadata.items() if key not in CONTAINER_TAGS})
             packets = [_copied(pictures, tracks[0], out), _audio_packets(sound, tracks[1], out)]
@@ -242,6 +237,13 @@ def _open(path: str | Path, what: str = "video", better: str = "mp4") -> Iterato
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the disk or the rights, not the content
                 raise
             raise ValueError(f"{name} is not a {what} that can be read: {shown(error, 100)}") from None
+
+
+def _first(streams: Sequence[Any], path: str | Path, kind: str) -> Any:
+    """The first stream of a kind; ValueError when there is none, or one that names no codec."""
+    if not streams or streams[0].codec_context is None:
+        raise ValueError(f"{shown(path)} has no {kind} in it{' that can be read' if streams else ''}")
+    return streams[0]
 
 
 def _open_stream(container: Any, fps: int, height: int, width: int) -> Any:

@@ -12,6 +12,7 @@ from wan import framing, geometry, images, media
 from wan.configs import TaskConfig, get_config
 from wan.framing import FITS, Framing
 from wan.geometry import Size, format_size
+from wan.runtime import DTYPES
 from wan.sampling import SOLVERS
 from wan.values import called, named, quoted, real, text, whole
 
@@ -225,6 +226,8 @@ class Request:
             for name, kind in STORED_BESIDE.items():
                 if not isinstance(values.get(name), (kind, type(None))):
                     raise ValueError(f"{name} must be {kind.__name__}, got {quoted(values[name])}")
+            if (dtype := values.get("dtype")) not in (None, *DTYPES):
+                raise ValueError(f"unknown dtype {quoted(dtype)}; choose one of {', '.join(DTYPES)}")
             config = get_config(text("task", values["task"]))
             known = {field.name for field in fields(cls)}
             sizes = [

@@ -6,6 +6,7 @@ from enum import Enum
 import torch
 
 from wan.parallel import ALONE, Parallel
+from wan.values import quoted
 
 CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -89,7 +90,7 @@ class Runtime:
         """
         dtype = DTYPE_NAMES.get(dtype, dtype)
         if dtype not in DTYPES:
-            raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+            raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {quoted(dtype)}")
         place = resolve_device(device if parallel.world_size == 1 else own_device(device, local_rank))
         on_cpu = place.type == "cpu"
         # On the CPU there is nowhere to move a model to, so asking for offload changes nothing.

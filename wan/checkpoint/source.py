@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wan.checkpoint.formats import CURE, foreign_file, released_names, unread_form
 from wan.checkpoint.pickled import is_archive, load_pickled, some
-from wan.files import parse_json, read_json, refuse_placeholder, shown
+from wan.files import disk_named, parse_json, read_json, refuse_placeholder, shown
 
 MAX_HEADER_BYTES = 16_000_000  # the format allows 100 MB; the largest released model has 0.2 MB
 MAX_INDEX_BYTES = 16_000_000
@@ -204,7 +204,7 @@ def read_contents(path: Path, checksums: bool = False) -> dict[str, Entry]:
 
 def is_safetensors(path: Path) -> bool:
     """Whether a file starts with a header of that format: its length in 8 bytes, then an object."""
-    with open(path, "rb") as file:
+    with disk_named(path), open(path, "rb") as file:
         start = file.read(9)
     return start[4:] == b"\0\0\0\0{"
 
@@ -212,7 +212,7 @@ def is_safetensors(path: Path) -> bool:
 def read_header(path: Path) -> dict[str, Entry]:
     """The tensors a safetensors file promises, in file order, with sizes and positions checked against the file."""
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with disk_named(path), open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise ValueError(
