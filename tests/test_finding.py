@@ -192,7 +192,7 @@ def make_pipeline(source, folder, task):
         (folder / name).mkdir()
         for file in ("config.json", WEIGHTS):
             shutil.copy(source / expert / file, folder / name)
-        make_diffusers(folder / name, family="nano", text_len=64)
+        make_diffusers(folder / name, family="nano")
     return folder
 
 

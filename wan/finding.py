@@ -48,7 +48,7 @@ def _how_to_fill(folder: Path, task: str | None) -> str:
     """A message for a folder that is absent or empty. Its name decides nothing, but says what was probably wanted."""
     named = next((name for name in IMPLEMENTED_TASKS if repository(get_config(name)) == folder.name), None)
     wanted = task or named or DEFAULT_TASK
-    place = folder if folder.parent.is_dir() and named in (None, wanted) else None
+    place = folder if folder.parent.is_dir() and not folder.is_symlink() and named in (None, wanted) else None
     more = "" if task or named in (None, DEFAULT_TASK) else f" and add --task {wanted}"
     what = f"{shown(folder)} is empty" if folder.exists() else f"there is no checkpoint folder {shown(folder)}"
     return f"{what}. Download it with: {download(get_config(wanted), place)}{more}"

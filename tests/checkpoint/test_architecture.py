@@ -9,7 +9,7 @@ from tests.checkpoint.published import WEIGHTS, core_map, diffusers_config, make
 from wan.checkpoint.architecture import inferred_fields, released_fields
 from wan.checkpoint.formats import COMFYUI_PREFIX
 from wan.checkpoint.loading import read_config
-from wan.configs import WAN_CONFIGS
+from wan.configs import NANO_CONFIGS, WAN_CONFIGS
 from wan.modules.model import WanModel, WanModelConfig
 from wan.nano.random import write_random_checkpoint
 
@@ -25,7 +25,7 @@ def expert(tmp_path):
 def test_diffusers_fields_say_what_released_ones_say(task):
     released = WAN_CONFIGS[task].architecture()
     known = WanModelConfig.from_dict(released)
-    assert WanModelConfig.from_dict({"text_len": 512} | released_fields(diffusers_config(released))) == known
+    assert WanModelConfig.from_dict(released_fields(diffusers_config(released))) == known
 
 
 @pytest.mark.parametrize("task", TRANSFORMERS)
@@ -101,6 +101,37 @@ def test_a_config_beside_wins_over_what_shapes_tell(tmp_path):
     write_header(tmp_path / "model.safetensors", manifest("wan_ti2v_5B"))
     (tmp_path / "config.json").write_text(json.dumps({"num_heads": 12}))
     assert read_config(tmp_path / "model.safetensors") == {"num_heads": 12}
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("", "has no config.json; it is a checkpoint of t2v-A14B, and a model folder is needed"),
+        ("google", "google has no config.json; it is a part of the t2v-A14B checkpoint"),
+        ("nowhere", "there is no model"),
+        ("Wan2.1_VAE.pth", "has no config.json, and the tensors are not those of a Wan transformer"),
+    ],
+)
+def test_another_path_is_called_what_it_is(expert, place, words):
+    with pytest.raises(FileNotFoundError) as caught:
+        WanModel.from_pretrained(expert.parent / place)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"GGUF\3\0\0\0", {"blocks.0.self_attn.q.lora_A.weight": (4, 8)}])
+def test_a_file_that_is_not_read_is_named_first(content, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content) if isinstance(content, bytes) else write_header(path, content)
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors cannot be read by this version: it (is a GGUF|holds a LoRA)"
+    ):
+        WanModel.from_pretrained(path)
+
+
+def test_the_text_length_of_a_diffusers_model_is_the_tasks(expert):
+    make_diffusers(expert)
+    assert WanModelConfig.read(expert).text_len == 512
+    assert WanModelConfig.read(expert, NANO_CONFIGS["t2v-A14B"].architecture()).text_len == 64
 
 
 def same(left, right):

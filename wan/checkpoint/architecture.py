@@ -10,7 +10,7 @@ from wan.checkpoint.formats import Shapes, describe_contents
 from wan.files import shown
 
 RENAMED = {"num_attention_heads": "num_heads", "in_channels": "in_dim", "out_channels": "out_dim"}
-KEPT = ("text_len", "ffn_dim", "num_layers", "text_dim", "freq_dim", "cross_attn_norm", "eps", "patch_size", "family")
+KEPT = ("ffn_dim", "num_layers", "text_dim", "freq_dim", "cross_attn_norm", "eps", "patch_size", "family")
 QK_NORMS = ("rms_norm_across_heads", True, False, None)  # the last two: none
 # Fields of parts that no supported model has; null or absent otherwise.
 UNSUPPORTED = ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len", "vace_layers", "motion_encoder_channel_sizes")
@@ -21,9 +21,10 @@ PUBLISHED = {(5120, 13824, 40), (3072, 14336, 30), (1536, 8960, 30)}  # dim, ffn
 TEXT_LEN = 512  # of every published model; stands in no Diffusers config and in no shape
 
 
-def released_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+def released_fields(values: Mapping[str, Any], text_len: int = TEXT_LEN) -> dict[str, Any]:
     """The fields of a `config.json` under their released names; what is no transformer of Diffusers stays as it is.
 
+    Diffusers stores no `text_len`.
     Raises ValueError for a transformer of Diffusers that has parts which this version does not know.
     """
     if "num_attention_heads" not in values or "attention_head_dim" not in values:
@@ -43,7 +44,7 @@ def released_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     if not (isinstance(heads, int) and isinstance(size, int)):
         raise ValueError(f"num_attention_heads {heads!r} and attention_head_dim {size!r} must be whole numbers")
     kind = model_type_of(fields)
-    return {"text_len": TEXT_LEN} | fields | {"dim": heads * size} | ({"model_type": kind} if kind else {})
+    return {"text_len": text_len} | fields | {"dim": heads * size} | ({"model_type": kind} if kind else {})
 
 
 def model_type_of(fields: Mapping[str, Any]) -> str | None:

@@ -37,13 +37,13 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
         if not (folder / expert).is_dir():
             missing.append(f"{where} (a diffusion model)")
             continue
-        if not (folder / expert / "config.json").is_file():
-            try:
+        try:
+            if not (folder / expert / "config.json").is_file():
                 inferred_config(folder / expert)
-            except FileNotFoundError:
-                missing.append(f"{where}config.json")
-            except ValueError as error:
-                missing.append(f"{where}config.json, and {error}")
+        except FileNotFoundError as error:
+            missing.append(f"{where}config.json{f', and {error}' if str(error) else ''}")
+        except ValueError as error:
+            damaged.append(str(error))
         try:
             open_source(folder / expert)
         except FileNotFoundError as error:
@@ -59,7 +59,7 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
             damaged.append(str(error))
     if not (part(folder, config.t5_tokenizer) / "tokenizer.json").is_file():
         missing.append(f"{config.t5_tokenizer}/tokenizer.json (the tokenizer)")
-    lines = [*(f"  missing: {item}" for item in missing), *(f"  not usable: {item}" for item in damaged)]
+    lines = [*(f"  missing: {item}" for item in missing), *(f"  not usable: {item}" for item in dict.fromkeys(damaged))]
     if not lines:
         return
     message = [f"{folder} is not a complete checkpoint of {config.name}:", *lines]

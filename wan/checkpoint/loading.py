@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from wan.checkpoint.architecture import inferred_fields, released_fields
+from wan.checkpoint.architecture import TEXT_LEN, inferred_fields, released_fields
 from wan.checkpoint.formats import describe_contents, released_names
 from wan.checkpoint.source import INDEX_SUFFIX, TensorSource, in_file_order, open_source
 from wan.files import atomic_file, read_json, shown
@@ -225,35 +225,43 @@ def _ranges(numbers: list[int]) -> str:
 # ---- the released folder layout ----
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path, text_len: int = TEXT_LEN) -> dict[str, Any]:
     """The released fields of a model: of the `config.json` in its folder, or beside a single file.
 
-    Diffusers' fields are understood; without a config.json the tensors may tell them. Raises FileNotFoundError or
-    ValueError naming the file.
+    Diffusers' fields are understood, with this `text_len`; without a config.json the tensors may tell them. Raises
+    FileNotFoundError or ValueError naming the file.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no model {path}")
     file = (path if path.is_dir() else path.parent) / "config.json"
     if not file.is_file():
         try:
             return inferred_config(path)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{file.parent} has no config.json") from None
-        except ValueError as error:
-            raise FileNotFoundError(f"{file.parent} has no config.json, and {error}") from None
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{file.parent} has no config.json{f', and {error}' if str(error) else ''}"
+            ) from None
     config = read_json(file, MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
         raise ValueError(f"{file} must hold an object, not a {type(config).__name__}")
     try:
-        return released_fields(config)
+        return released_fields(config, text_len)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
 
 def inferred_config(path: Path) -> dict[str, Any]:
-    """The fields that the tensors of a folder or file tell; FileNotFoundError or ValueError when that is not enough."""
-    source = open_source(path)
+    """The fields that the tensors of a folder or file tell. Raises FileNotFoundError when that is not enough."""
+    try:
+        source = open_source(path)
+    except FileNotFoundError:
+        raise FileNotFoundError from None
     names, _ = released_names(source.names())
-    return inferred_fields({name: source.shape(stored) for name, stored in names.items()})
+    try:
+        return inferred_fields({name: source.shape(stored) for name, stored in names.items()})
+    except ValueError as error:
+        raise FileNotFoundError(str(error)) from None
 
 
 def save_safetensors_folder(

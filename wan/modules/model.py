@@ -364,9 +364,15 @@ class WanModel(nn.Module):
         its part. `config` replaces what config.json says.
         """
         from wan.checkpoint.loading import load_module
+        from wan.checkpoint.recognise import recognise
 
         path = Path(folder) / (subfolder or "")
-        config = config or WanModelConfig.read(path)
+        try:
+            config = config or WanModelConfig.read(path)
+        except FileNotFoundError as error:
+            if not path.is_dir():
+                raise
+            raise FileNotFoundError(f"{error}; it is {recognise(path).what}, and a model folder is needed") from None
         policy = {"dtype": dtype or torch_dtype, "keep_float32": cls.keeps_float32}
         return load_module(lambda: cls(config), path, device=device, shard=shard, **policy)
 

@@ -94,7 +94,7 @@ class WanModelConfig:
     @classmethod
     def read(cls, path: str | Path, task: Mapping[str, Any] | None = None) -> WanModelConfig:
         """Of a model folder or single file, by its `config.json`; `task` as in `from_dict`. Errors name the file."""
-        values = read_config(path)
+        values = read_config(path, **({"text_len": task["text_len"]} if task else {}))
         try:
             return cls.from_dict(values, task)
         except ValueError as error:
