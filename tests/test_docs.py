@@ -204,7 +204,7 @@ def test_every_snippet_of_python_runs(page, desk, monkeypatch):
     """With the embedded models in few steps; what is only planned is asked of a pipeline without weights."""
     run = WanPipeline.run
 
-    def build(self, config, folder, **flags):
+    def build(self, config, checkpoint_dir, **flags):
         self.config = config
 
     for text in texts(page):

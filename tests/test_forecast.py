@@ -58,15 +58,16 @@ def test_denoising_grows_with_the_tokens(forecast, frames):
     assert long == pytest.approx(short * ((frames - 1) // 2 + 1) / ((frames - 1) // 4 + 1), rel=0.02)
 
 
-def test_processes_that_decode_together_share_the_rows(forecast):
+@pytest.mark.parametrize("offload", Offload)
+def test_processes_that_decode_together_share_the_rows(forecast, offload):
     """A single large frame, where decoding takes the most."""
-    large = {"frame_num": 1, "size": (4096, 4096)}
+    large = {"frame_num": 1, "size": (4096, 4096), "offload": offload}
     one, two, four = (forecast(**large, parallel=spread(n)) for n in (1, 2, 4))
     assert one - two == pytest.approx(2 * (two - four), rel=0.05)
     assert forecast(**large, parallel=spread(2, cfg_size=2)) == pytest.approx(two, rel=0.05)
     tiled = [forecast(**large, parallel=spread(n), vae_tile=256) for n in (1, 2)]
     assert tiled[0] < 0.5 * one and tiled[1] <= tiled[0]
-    assert forecast(frame_num=1, size=(4096, 2048)) < 0.6 * one
+    assert forecast(**large | {"size": (4096, 2048)}) < 0.6 * one
 
 
 def test_spread_parameters_take_a_share_of_their_memory(forecast, folder):
