@@ -48,7 +48,7 @@ def code(text: str) -> str:
 
 
 def block(title: str) -> str:
-    return re.search(r"```python\n(.*?)```", PAGE.split(f"## {title}\n", 1)[1], flags=re.S)[1]
+    return re.search(r"```python.*?\n(.*?)```", PAGE.split(f"## {title}\n", 1)[1], flags=re.S)[1]
 
 
 def refusal(*arguments: str) -> str:
