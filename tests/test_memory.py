@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from wan.memory import PhaseStats, Weights, decoded_at_once, denoise_bytes, measured, peak_memory
+from wan.memory import PhaseStats, Weights, measured, peak_memory
 from wan.runtime import Offload
 
 CPU = torch.device("cpu")
@@ -179,15 +179,3 @@ def test_models_take_turns_on_a_gpu_and_come_back_to_their_host_tensors():
     weights.set_offload(Offload.MODEL)
     weights.use("b")
     assert a.is_home() and b.places() == {"cuda:1"}
-
-
-def test_the_estimate_grows_with_tokens_and_weights():
-    small = denoise_bytes(10, 100, 64, 256, torch.bfloat16)
-    assert denoise_bytes(10, 200, 64, 256, torch.bfloat16) - 10 == 2 * (small - 10)
-    assert denoise_bytes(20, 100, 64, 256, torch.bfloat16) == small + 10
-
-
-def test_tiles_bound_what_is_decoded_at_once():
-    assert decoded_at_once((1280, 704), (4, 16, 16), None) == (1280, 704)
-    assert decoded_at_once((1280, 704), (4, 16, 16), 256) == (256 + 2 * 13 * 16, 256 + 2 * 13 * 16)
-    assert decoded_at_once((320, 704), (4, 8, 8), 256) == (320, 256 + 2 * 13 * 8)

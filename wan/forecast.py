@@ -3,37 +3,134 @@
 import math
 from pathlib import Path
 
+import torch
+
 from wan import geometry, memory
-from wan.checking import expert_config
+from wan.checking import VAES, expert_config
+from wan.checkpoint.formats import released_names
 from wan.checkpoint.layout import part, stored_bytes
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
+from wan.geometry import Size
+from wan.modules.model import WanModel
+from wan.modules.vae import PIXEL_CHANNELS, VAEConfig, tile_axis
+from wan.modules.vae_blocks import HISTORY
+from wan.modules.vae_kernels import MIN_CHANNELS
+from wan.modules.vae_wrapper import open_vae
 from wan.request import Request
 from wan.runtime import Offload, Runtime
+
+# Values per position, in units of the width at full resolution, that the last stage has alive beside its caches, by
+# latent stride: counted on the released VAEs (21 and 31 latent frames decoded, 81 and one encoded) and the miniatures.
+DECODING = {8: 30.0, 16: 45.0}
+ENCODING = {8: 24.0, 16: 20.0}
+SHORT = {1: 0.1, 5: 0.8}  # of them, for videos of so many frames
+REORDERED = 1.5  # a CPU's convolutions of few channels copy them into blocks
+STARTED = 120 << 20  # bytes of libraries and compiled kernels that a CPU's run adds to the program
+WRITTEN = 10  # bytes per pixel of each frame that the video encoder looks ahead
+LOOK_AHEAD = 50
 
 
 def expected_bytes(config: TaskConfig, checkpoint: Path, request: Request, runtime: Runtime) -> int:
     """Peak memory to expect, from file headers and shapes: of the device, or on a CPU of the whole process."""
-    parallel, experts = runtime.parallel, config.experts
-    shapes = open_source(checkpoint / experts[0]).shapes().values()
-    expert_bytes = sum(map(math.prod, shapes)) * runtime.dtype.itemsize
-    text, vae = (part(checkpoint, name) for name in (config.t5_checkpoint, config.vae_checkpoint))
-    text_bytes = stored_bytes(text) if runtime.t5_device == runtime.device else 0
-    vae_bytes = stored_bytes(vae)
-    expert_bytes //= parallel.replica_size if parallel.dit_fsdp else 1
-    text_bytes //= parallel.replica_size if parallel.t5_fsdp else 1
+    parallel, size, on_cpu = runtime.parallel, request.framing.used, runtime.device.type == "cpu"
+    experts = [transformer_bytes(checkpoint / expert, runtime) for expert in config.experts]
+    experts = [whole // (parallel.replica_size if parallel.dit_fsdp else 1) for whole in experts]
+    text_path, vae_path = (part(checkpoint, name) for name in (config.t5_checkpoint, config.vae_checkpoint))
+    text = stored_bytes(text_path) if runtime.t5_device == runtime.device else 0
+    text //= parallel.replica_size if parallel.t5_fsdp else 1
+    vae = stored_bytes(vae_path)
 
-    model = expert_config(checkpoint, config, experts[0])
-    size = request.framing.used
+    model = expert_config(checkpoint, config, config.experts[0])
     latent = geometry.latent_shape(size, request.frame_num, config.vae_stride, config.z_dim)
     tokens = math.ceil(geometry.token_count(latent, config.patch_size) / parallel.ulysses_size)
-    denoise = memory.denoise_bytes(0, tokens, model.dim, model.ffn_dim, runtime.dtype)
-    width, height = memory.decoded_at_once(size, config.vae_stride, runtime.vae_tile)
-    rows = height if runtime.vae_tile else math.ceil(height / parallel.replica_size)
-    decode = memory.decode_bytes(0, width, rows, config.vae_dim)
+    denoise = denoise_bytes(tokens, model.dim, model.ffn_dim, runtime.dtype)
+
+    network = open_vae(VAES[config.z_dim].network, vae_path)[1]
+    rows = size[1] if runtime.vae_tile else math.ceil(size[1] / parallel.replica_size)
+    decode = decode_bytes(network, (size[0], rows), request.frame_num, runtime.vae_tile, on_cpu)
+    has_image = request.image is not None or request.last_image is not None
+    frames = request.frame_num if config.model_type == "i2v" else 1
+    encode = encode_bytes(network, size, frames, runtime.vae_tile, on_cpu) if has_image else 0
+    if on_cpu:
+        encode += STARTED
+        decode += STARTED + size[0] * size[1] * WRITTEN * min(request.frame_num, LOOK_AHEAD)
     if runtime.offload is Offload.NONE:
-        resident = text_bytes + len(experts) * expert_bytes + vae_bytes + max(denoise, decode)
-    else:
-        resident = max(text_bytes, expert_bytes + denoise, vae_bytes + decode)
-    program = (memory.peak_memory(runtime.device) or 0) if runtime.device.type == "cpu" else 0
-    return resident + program
+        needed = text + sum(experts) + vae + max(encode, denoise, decode)
+    else:  # the VAE is no part of the taking of turns: once it has encoded, it stays
+        needed = max(text, vae + encode, max(experts) + denoise + (vae if has_image else 0), vae + decode)
+    return needed + ((memory.peak_memory(runtime.device) or 0) if on_cpu else 0)
+
+
+def transformer_bytes(folder: Path, runtime: Runtime) -> int:
+    """The weights of an expert once they are loaded: some stay float32 unless everything is converted."""
+    source = open_source(folder)
+
+    def width(name: str) -> int:
+        kept = WanModel.keeps_float32(name) and not runtime.convert_model_dtype
+        return torch.float32.itemsize if kept else runtime.dtype.itemsize
+
+    return sum(math.prod(source.shape(key)) * width(name) for name, key in released_names(source.names())[0].items())
+
+
+def denoise_bytes(num_tokens: int, dim: int, ffn_dim: int, dtype: torch.dtype) -> int:
+    """Beside the weights while denoising: the float32 stream and a block's largest intermediates.
+
+    Counted on the released models: 1 to 3 % more.
+    """
+    half = dtype.itemsize
+    attend = (4 * 4 + 4 * half) * dim  # stream, q or k in float32 around norm and rotation; q, k, v and input
+    feed = (2 * 4 + 2 * half) * dim + 2 * half * ffn_dim  # stream and its sum; input and output; around the activation
+    return num_tokens * max(attend, feed)
+
+
+def decode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, on_cpu: bool = False) -> int:
+    """Beside the weights of the VAE while it decodes frames of a size (width, height) in float32, whole or in tiles.
+
+    In tiles it keeps the features of all latent frames, and the video in the memory of the CPU.
+    """
+    widths, entered = vae.decoder_widths[1:], vae.decoder_widths[:-1]
+    if vae.patch == 1:  # the way to a stage halves the channels
+        entered = [entered[0], *(width // 2 for width in entered[1:])]
+    caches = _cached(entered[::-1], widths[::-1], vae.num_res_blocks + 1) + HISTORY * widths[-1]
+    values = caches + _alive(DECODING[vae.stride[1]], widths[-1], frame_num, on_cpu)
+    collected = _collected(vae, widths[0], size, frame_num) if tile else 0
+    if tile and on_cpu:
+        collected += PIXEL_CHANNELS * frame_num * size[0] * size[1]
+    return math.ceil(4 * (collected + _positions(vae, size, tile, vae.decoder_halo) * values))
+
+
+def encode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, on_cpu: bool = False) -> int:
+    """Beside the weights of the VAE while it encodes frames, which are there as a whole."""
+    widths = vae.encoder_widths
+    values = _cached(widths[:-1], widths[1:], vae.num_res_blocks) + HISTORY * PIXEL_CHANNELS
+    values += _alive(ENCODING[vae.stride[1]], widths[0], frame_num, on_cpu)
+    collected = PIXEL_CHANNELS * frame_num * size[0] * size[1]
+    collected += _collected(vae, widths[-1], size, frame_num) if tile else 0
+    return math.ceil(4 * (collected + _positions(vae, size, tile, vae.encoder_halo) * values))
+
+
+def _cached(entered: list[int], widths: list[int], blocks: int) -> float:
+    """Values per position of the last frames before every convolution of all stages, the highest resolution first."""
+    stages = enumerate(zip(entered, widths, strict=True))
+    caches = sum((first + (2 * blocks - 1) * width) / 4**level for level, (first, width) in stages)
+    return HISTORY * (caches + 4 * widths[-1] / 4 ** (len(widths) - 1))
+
+
+def _alive(copies: float, width: int, frame_num: int, on_cpu: bool) -> float:
+    reordered = REORDERED if on_cpu and width < MIN_CHANNELS else 1
+    return width * copies * SHORT.get(frame_num, 1) * reordered
+
+
+def _collected(vae: VAEConfig, width: int, size: Size, frame_num: int) -> int:
+    """Values at latent resolution, of all frames."""
+    return width * math.prod(geometry.latent_shape(size, frame_num, vae.stride, 1))
+
+
+def _positions(vae: VAEConfig, size: Size, tile: int | None, halo: int) -> int:
+    """Positions at the full resolution of the network that are computed together: a frame, or the largest tile."""
+    sides = [math.ceil(side / stride) for side, stride in zip(size, vae.stride[:0:-1], strict=True)]
+    if tile:
+        edge = max(1, tile // vae.stride[1])
+        sides = [max(t.read.stop - t.read.start for t in tile_axis(side, edge, halo)) for side in sides]
+    return math.prod(sides) * (vae.stride[1] // vae.patch) ** 2

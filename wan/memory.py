@@ -18,10 +18,7 @@ from threading import Thread
 import torch
 from torch import Tensor, nn
 
-from wan.geometry import Size, Stride
 from wan.runtime import Offload
-
-VAE_REACH = 13  # latent pixels around a tile that the decoders of the released VAEs read
 
 
 @dataclass(frozen=True)
@@ -144,29 +141,3 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
-
-
-def denoise_bytes(model_bytes: int, num_tokens: int, dim: int, ffn_dim: int, dtype: torch.dtype) -> int:
-    """Expected peak while denoising, from shapes: weights, the float32 stream and a block's largest intermediates."""
-    half = dtype.itemsize
-    stream = 2 * 4 * dim  # residual stream and its modulated norm, float32
-    attend = 4 * half * dim + 4 * dim  # q, k, v, output; one of them in float32 around the rotation
-    feed = 2 * half * ffn_dim
-    return model_bytes + num_tokens * (stream + max(attend, feed))
-
-
-def decoded_at_once(size: Size, vae_stride: Stride, tile: int | None) -> Size:
-    """Pixels (width, height) that a decoder works on together: a whole frame, or a tile with its margins."""
-    if tile is None:
-        return size
-    width, height = (min(side, tile + 2 * VAE_REACH * vae_stride[axis]) for side, axis in zip(size, (2, 1)))
-    return width, height
-
-
-def decode_bytes(model_bytes: int, width: int, height: int, vae_dim: int) -> int:
-    """Expected peak of a streaming VAE decode, float32: full-resolution features of a few frames, and caches.
-
-    Counting the live tensors of a decode at 1280*704 gave 55 values per pixel and channel of the base width for the
-    released VAE 2.1, and as many for VAE 2.2 when its 256 channels for 2x2 pixels count as 96.
-    """
-    return model_bytes + width * height * vae_dim * 4 * 55

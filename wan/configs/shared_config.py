@@ -144,7 +144,6 @@ class TaskConfig(SharedConfig):
     high_noise_checkpoint: str | None = None
     t5_checkpoint: str = "models_t5_umt5-xxl-enc-bf16.pth"
     t5_tokenizer: str = "google/umt5-xxl"
-    vae_dim: int = 96  # width of the VAE at full resolution, see memory.decode_bytes; only estimates read it
     text_dim: int = 4096
     freq_dim: int = 256
     patch_size: tuple[int, int, int] = (1, 2, 2)
