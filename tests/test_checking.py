@@ -1,6 +1,7 @@
 """What files show before their weights are read: each wrong file is named before anything is sampled."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from wan.checkpoint.loading import read_config
 from wan.configs import NANO_CONFIGS, WAN_CONFIGS
 from wan.modules.model import WanModel
 from wan.nano.random import write_random_checkpoint
+from wan.request import Request
 from wan.runtime import Runtime
 from wan.text2video import WanT2V
 
@@ -105,7 +107,10 @@ def write(file: str, data: bytes) -> Callable[[Path], None]:
         (append(WEIGHTS, bytes(8)), [LOW, "its tensors end at byte"]),
         (append(T5, bytes(8)), [T5, "does not end where its directory ends"]),
         (cut(T5, -100), [T5, "damaged, truncated"]),
-        (pth(T5, blocks__1000000000__norm1__weight=torch.zeros(1)), [T5, "blocks.1000000000.norm1.weight"]),
+        (
+            pth(T5, blocks__1000000000__norm1__weight=torch.zeros(1)),
+            [T5, "1 unexpected:\n    blocks.1000000000."],
+        ),
         (pth(T5, token_embedding__weight=torch.zeros(1).expand(10**9, 16)), [T5, "token_embedding.weight repeats"]),
         (pth(T5, token_embedding__weight=torch.zeros(())), [T5, "token_embedding.weight has shape []"]),
         (pth(T5, blocks__0__attn__q__weight=torch.zeros(0, 16)), [T5, "blocks.0.attn.q.weight has shape [0, 16]"]),
@@ -177,6 +182,23 @@ def test_files_of_another_format_under_a_usual_name_give_the_same_latent(folder)
     state = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}  # unmapped: it is replaced
     torch.save(state, folder / WEIGHTS)
     assert torch.equal(latent(), before)
+
+
+def test_without_its_number_of_heads_a_model_makes_the_same_video(tmp_path):
+    from wan.configs import nano_checkpoint
+
+    def latent(folder):
+        pipeline = WanT2V(CONFIG, folder, runtime=Runtime.from_flags(device="cpu", dtype="fp32"))
+        request = Request.create(CONFIG, prompt="a red circle", frame_num=1, steps=2, seed=3)
+        return pipeline.sample(request)
+
+    whole = nano_checkpoint("t2v-A14B")
+    shutil.copytree(whole, tmp_path / "less", ignore=shutil.ignore_patterns("*.safetensors", "*.pth"))
+    for file in (*whole.rglob("*.safetensors"), *whole.rglob("*.pth")):
+        (tmp_path / "less" / file.relative_to(whole)).symlink_to(file)
+    for expert in CONFIG.experts:
+        change_json(tmp_path / "less" / expert / "config.json", lambda values: values.pop("num_heads"))
+    assert torch.equal(latent(tmp_path / "less"), latent(whole))
 
 
 @pytest.mark.parametrize("field", ["dim", "num_heads", "text_len", "num_layers", "text_dim", "eps"])

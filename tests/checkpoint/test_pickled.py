@@ -113,6 +113,7 @@ def test_views_parameters_and_odd_attributes_are_plain_tensors(tmp_path):
         pickle.dumps({"a": 1}, protocol=4),
         b"\x80\x02X\xff\xff\xff\x7fabc.",
         b"\xff" * 100,
+        b"\x80\x02" + b"]" * 1_000_001 + b".",
     ],
 )
 def test_a_damaged_pickle_is_refused(tmp_path, data):

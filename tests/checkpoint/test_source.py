@@ -101,7 +101,10 @@ def test_all_missing_shards_are_named_at_once(tmp_path):
         open_source(tmp_path)
 
 
-@pytest.mark.parametrize("entry", ["../outside.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "x.pth", 7])
+@pytest.mark.parametrize(
+    "entry",
+    ["../outside.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "x.pth", 7, "x" * 999 + ".safetensors"],
+)
 def test_an_index_may_only_name_files_beside_it(shards, entry):
     rewrite_index(shards, lambda weight_map: weight_map.update({"a.weight": entry}))
     with pytest.raises(ValueError, match=r"places a\.weight in .* only the name of a safetensors file"):
@@ -214,7 +217,7 @@ def test_a_suffix_never_decides_over_the_content(tmp_path, shards):
 
 def test_a_count_in_a_name_does_not_make_a_message_of_megabytes(tmp_path):
     save_file(TENSORS, tmp_path / "model-00001-of-99999.safetensors")
-    with pytest.raises(FileNotFoundError, match="lacks 99998 of 99999 weight files") as caught:
+    with pytest.raises(FileNotFoundError, match="lacks most of the 99999 files") as caught:
         open_source(tmp_path)
     assert len(str(caught.value)) < 2000
 

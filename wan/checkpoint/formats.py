@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from wan.files import shown
+
 Shapes = Mapping[str, tuple[int, ...]]
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
@@ -134,7 +136,9 @@ def released_names(names: Iterable[str]) -> tuple[dict[str, str], str | None]:
         if short in layout.duplicates and (target in renamed or target == short):
             continue
         if target in renamed:
-            raise ValueError(f"two tensors of the file are both {target}: {renamed[target]} and {name}")
+            raise ValueError(
+                f"two tensors of the file are both {shown(target)}: {shown(renamed[target])} and {shown(name)}"
+            )
         renamed[target] = name
     return renamed, layout.title
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from wan.files import shown, utf8_name
 
-MAX_PICKLE_BYTES = 64_000_000  # of the part that names the tensors; a model of a thousand tensors has 0.2 MB
+MAX_PICKLE_BYTES = 64_000_000  # of the part that names the tensors; a model of a thousand tensors has 0.2 MB,
+MAX_OPCODES = 1_000_000  # and 50 thousand of these
 SMALL_RECORD = 1 << 20  # bytes; records up to here have their checksum compared at every opening
 END_OF_ARCHIVE = b"PK\x05\x06"  # starts the last 22 bytes of an archive without a comment
 # All that a dict of plain tensors is made of.
@@ -113,7 +114,9 @@ def _calls(file: BinaryIO, pickles: int) -> set[str]:
     """Names of everything that the next pickles of a file would import, read without running them."""
     found = set()
     for _ in range(pickles):
-        for opcode, argument, _ in pickletools.genops(file):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if number > MAX_OPCODES:
+                raise ValueError(f"its list of tensors has more than {MAX_OPCODES} steps")
             if opcode.name in ("GLOBAL", "INST"):
                 found.add(argument.replace(" ", "."))
             elif opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
@@ -153,5 +156,5 @@ def _objection(name: Any, value: Any) -> str | None:
 def _damaged(path: Path, error: Exception) -> ValueError:
     """The refusal of a file that torch, or a look into it, stumbled over; torch's advice on safety is left out."""
     reason = next(iter(str(error).splitlines()), "")
-    reason = type(error).__name__ if not reason or "weights_only" in reason else shown(reason, 150)
+    reason = type(error).__name__ if " " not in reason or "weights_only" in reason else shown(reason, 150)
     return ValueError(f"{shown(path)} is damaged, truncated or no file of torch.save ({reason}); download it again")

@@ -25,6 +25,7 @@ from wan.files import disk_named, parse_json, read_json, refuse_placeholder, sho
 MAX_HEADER_BYTES = 16_000_000  # the format allows 100 MB; the largest released model has 0.2 MB
 MAX_INDEX_BYTES = 16_000_000
 MAX_AXES = 8
+MAX_SHARDS = 1000
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLED_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
@@ -291,13 +292,12 @@ def folder_shards(folder: Path) -> dict[Path, set[str] | None]:
 
 def read_index(path: Path) -> dict[Path, set[str]]:
     """The `weight_map` of an index by file. Entries must be plain names of safetensors files beside the index."""
-    refuse_placeholder(path)
     weight_map = index.get("weight_map") if isinstance(index := read_json(path, MAX_INDEX_BYTES), dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path} is not an index of safetensors shards: it has no weight_map")
     shards: dict[Path, set[str]] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not re.fullmatch(r"[\w.+ -]+\.safetensors", file, re.ASCII):
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.+ -]{1,200}\.safetensors", file, re.ASCII):
             raise ValueError(
                 f"{path} places {shown(name)} in {shown(repr(file))}: only the name of a safetensors file beside it is "
                 "allowed"
@@ -312,6 +312,8 @@ def _complete_set(files: list[Path]) -> list[Path]:
         match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.safetensors", file.name)
         if match:
             stem, _, count = match.groups()
+            if int(count) > MAX_SHARDS:
+                raise FileNotFoundError(f"{file.parent} lacks most of the {count} files that {file.name} announces")
             return [file.with_name(f"{stem}-{i:05d}-of-{count}.safetensors") for i in range(1, int(count) + 1)]
     return []
 

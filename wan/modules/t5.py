@@ -66,14 +66,14 @@ class T5Config:
                 raise ValueError(
                     f"not a umT5 text encoder: {name} has shape {list(shapes[name])}, not rows and columns"
                 )
-        blocks = {match[0] for name in shapes if (match := re.match(r"blocks\.\d+\.", name))}
+        numbers = {int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,3})\.", name))}
         return cls(
             vocab_size=shapes[embedding][0],
             dim=shapes[embedding][1],
             dim_attn=shapes[q][0],
             dim_ffn=shapes[fc1][0],
             num_heads=shapes[bias][1],
-            num_layers=len(blocks),  # others than the first ones are unexpected names
+            num_layers=max(numbers) + 1,  # a larger number is an unexpected name
             num_buckets=shapes[bias][0],
         )
 
