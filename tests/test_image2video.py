@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from wan import WanI2V
-from wan.configs import NANO_CONFIGS
+from wan.configs import NANO_CONFIGS, WAN_CONFIGS, nano_checkpoint
 from wan.image2video import condition_clip, condition_mask, given_frame
 from wan.media import to_uint8
 from wan.nano.random import write_random_checkpoint
@@ -189,3 +189,8 @@ def test_python_callers_read_the_names_of_arguments(folder):
         with pytest.raises(ValueError) as error:
             pipeline.generate(**{"input_prompt": "a fox"} | call)
         assert text in str(error.value) and "--" not in str(error.value)
+
+
+def test_a_nano_folder_with_the_released_config_is_told_its_own():
+    with pytest.raises(ValueError, match=r"holds a model of the nano family; its config is wan\.configs\.get_config\("):
+        WanI2V(WAN_CONFIGS["i2v-A14B"], nano_checkpoint("i2v-A14B"), runtime=FLOAT32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wan.checkpoint.layout import check_folder, part
-from wan.checkpoint.loading import check_fits
+from wan.checkpoint.loading import check_fits, read_config
 from wan.checkpoint.recognise import recognise, refusal
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
@@ -31,6 +31,7 @@ def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
 
     Raises FileNotFoundError or ValueError, naming the file and what is wrong with it.
     """
+    _refuse_nano(checkpoint_dir, config)
     try:
         check_folder(checkpoint_dir, config)
     except (FileNotFoundError, ValueError):
@@ -85,3 +86,13 @@ def _check_vae(path: Path, config: TaskConfig) -> None:
             f"{config.z_dim} and {tuple(config.vae_stride)}: this is another VAE"
         )
     check_fits(lambda: network(vae), source)
+
+
+def _refuse_nano(checkpoint_dir: Path, config: TaskConfig) -> None:
+    """Tell who has a nano folder and the config of a released model which config is meant."""
+    folder = checkpoint_dir / config.experts[0]
+    if config.family != "nano" and (folder / "config.json").is_file() and read_config(folder).get("family") == "nano":
+        raise ValueError(
+            f"{checkpoint_dir} holds a model of the nano family; its config is wan.configs.get_config({config.name!r}, "
+            "'nano')"
+        )

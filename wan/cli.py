@@ -262,8 +262,8 @@ def describe(job: Job) -> None:
         log.info("size: %s (fit %s)", request.framing, request.fit)
     for name in ("image", "last_image"):
         if picture := getattr(request, name):
-            log.info("%s: %s, %s", name.replace("_", " "), picture.path, format_size(picture.size))
-    log.info("prompt: %s", request.prompt)
+            log.info("%s: %s, %s", name.replace("_", " "), shown(picture.path), format_size(picture.size))
+    log.info("prompt: %s", shown(request.prompt, 1000))
     log.info("reading the weights in %s; the first step waits for them", job.checkpoint)
 
 

@@ -22,6 +22,7 @@ from wan.files import check_writable, parse_json, shown, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
+from wan.nano.remarks import remarks
 from wan.parallel import Parallel
 from wan.program import shell_word
 from wan.remarks import without_effect
@@ -100,6 +101,8 @@ def plan(args: argparse.Namespace) -> Job:
         _check_latent(latent, request, config)
     else:
         _warn_about_long_prompts(request, config, checkpoint)
+        for remark in remarks(config, request) if config.family == "nano" else ():
+            log.warning("%s", remark)
         _warn_about_other_noise(request, runtime, stored)
         _warn_about_other_images(request, stored)
     for remark in without_effect(args, request, runtime):
@@ -386,11 +389,11 @@ def _warn_about_long_prompts(request: Request, config: TaskConfig, checkpoint: P
         cut = tokenizer.truncated_part(text)
         if cut:
             log.warning(
-                "the text encoder reads %d tokens and the %s has %d; this part is cut off: %r",
+                "the text encoder reads %d tokens and the %s has %d; this part is cut off: %s",
                 config.text_len,
                 name.replace("_", " "),
                 tokenizer.count(text),
-                cut,
+                shown(cut),
             )
 
 

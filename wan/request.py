@@ -269,10 +269,13 @@ def check_supported_size(config: TaskConfig, size: Size) -> None:
     """Refuse a size that is not in the table of the task, naming the one nearest in shape and area."""
     if size in [geometry.parse_size(known) for known in config.sizes]:
         return
-    who = f"the nano model of {config.name}" if config.family == "nano" else config.name
+    is_nano, asked = config.family == "nano", format_size(size)
+    who = f"the nano model of {config.name}" if is_nano else config.name
+    released = is_nano and asked in get_config(config.name).sizes
     raise ValueError(
-        f"size {format_size(size)} is not one that {who} makes; try {nearest_size(config, size)} "
-        f"(it has {', '.join(config.sizes)})"
+        f"{called('size')} {asked} is not one that {who} makes; try {nearest_size(config, size)} "
+        f"(it has {', '.join(config.sizes)}"
+        + (f"); the released model has {asked}: give its folder with --ckpt_dir" if released else ")")
     )
 
 

@@ -5,6 +5,7 @@ from pixels alone. Every figure of the nano models is a comparison of what `meas
 Lengths are fractions of the frame side, so that one scene renders at any size.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -231,6 +232,21 @@ _TEMPLATES = (
     "a {shapeword} {moves}; it is {color} and the {groundword} is {groundcolor}",
     "a {color} {shapeword} on {groundcolor}, {moving}",
 )
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without numbers."""
+    return re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", text.lower())
+
+
+# Every word that a caption may have.
+WORDS = frozenset(
+    word
+    for table in (_SHAPE_WORDS, _SIZE_WORDS, _COLOR_WORDS, _MOVES, _MOVING)
+    for texts in table.values()
+    for text in texts
+    for word in words_of(text)
+).union(COLORS, BACKGROUNDS, _GROUND_WORDS, words_of(re.sub(r"\{\w+\}", "", " ".join(_TEMPLATES))))
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:

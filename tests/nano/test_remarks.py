@@ -1,0 +1,48 @@
+"""What is said to who asks a toy for too much."""
+
+import numpy as np
+import pytest
+
+from wan.configs import NANO_CONFIGS, WAN_CONFIGS
+from wan.nano.remarks import expected_seconds, remarks, unknown_words, vocabulary
+from wan.nano.worlds import BACKGROUNDS, COLORS, MOTIONS, SHAPES, caption, sample_scene
+from wan.request import Request, check_supported_size
+
+CONFIG = NANO_CONFIGS["t2v-A14B"]
+
+
+def request(prompt="a red circle moves right", **changes):
+    return Request.create(CONFIG, prompt=prompt, seed=1, **changes)
+
+
+def test_every_word_of_every_caption_is_known():
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        assert unknown_words(caption(sample_scene(rng, "all"), rng)) == []
+    for config in NANO_CONFIGS.values():
+        assert unknown_words(config.prompt) == []
+
+
+def test_words_that_it_does_not_know_are_named_once_with_those_it_knows():
+    (line,) = remarks(CONFIG, request("a CAT and a cat dance on a red wall, 熊\x1b[2J"))
+    assert "does not know 'cat', 'dance', '熊'" in line and line.count("'cat'") == 1 and line.isprintable()
+    assert all(word in line for word in (*SHAPES, *COLORS, *BACKGROUNDS, *MOTIONS)) and vocabulary() in line
+    (line,) = remarks(CONFIG, request(" ".join("bcdfghjklmnp")))
+    assert "'k' and 4 more, and guesses" in line
+    assert list(remarks(CONFIG, request())) == [] == list(remarks(CONFIG, request(CONFIG.prompt)))
+
+
+@pytest.mark.parametrize("changes", [{"frame_num": 4093}, {"size": (512, 512), "frame_num": 81}, {"steps": 1000}])
+def test_far_beyond_its_size_it_says_how_long_that_takes(changes):
+    (line,) = remarks(CONFIG, request(**changes))
+    assert "far beyond the nano model" in line and ("minutes" in line or "hours" in line)
+    assert expected_seconds(CONFIG, request(**changes)) > 5 * expected_seconds(CONFIG, request())
+
+
+def test_a_size_of_the_released_model_is_said_to_be_one():
+    with pytest.raises(ValueError, match=r"try 64\*64 \(it has 64\*64\); the released model has 1280\*720: give its"):
+        check_supported_size(CONFIG, (1280, 720))
+    with pytest.raises(ValueError, match=r"try 64\*64 \(it has 64\*64\)$"):
+        check_supported_size(CONFIG, (1000, 700))
+    with pytest.raises(ValueError, match=r"try 1280\*720 \(it has [^)]*\)$"):
+        check_supported_size(WAN_CONFIGS["t2v-A14B"], (1281, 720))

@@ -1,0 +1,61 @@
+"""What the nano family says of a request that it cannot serve well: words, sizes and times of a toy."""
+
+import math
+from collections.abc import Iterator
+
+from wan import geometry
+from wan.configs import TaskConfig
+from wan.files import shown
+from wan.nano import worlds
+from wan.request import Request
+
+LONG = 120  # seconds from which a run is said to be long
+STEP_FLOPS = 5e9  # a second, of one core
+STEP_SECONDS = 0.08  # of a model call, however small
+PIXELS = 250_000  # decoded a second, by one core
+
+
+def remarks(config: TaskConfig, request: Request) -> Iterator[str]:
+    """Lines for who asks a toy for too much."""
+    if unknown := unknown_words(request.prompt):
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        yield (
+            f"the nano model does not know {', '.join(map(repr, unknown[:8]))}{more}, and guesses. It knows "
+            f"{vocabulary()}; for example: {config.prompt}"
+        )
+    if (seconds := expected_seconds(config, request)) > LONG:
+        long = f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.0f} hours"
+        yield (
+            f"{geometry.format_size(request.framing.used)}, {request.frame_num} frames and {request.steps} steps are "
+            f"far beyond the nano model, which was made for {config.size}, {config.frame_num} frames and "
+            f"{config.sample_steps} steps: on two cores of a CPU this takes roughly {long}, and shows little"
+        )
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """The words of a prompt that no caption of the small world has, each once."""
+    words = worlds.words_of(prompt)
+    return [shown(word, 30) for word in dict.fromkeys(words) if word not in worlds.WORDS]
+
+
+def vocabulary() -> str:
+    """What a prompt can name, in a line."""
+    named = {
+        "the shapes": worlds.SHAPES,
+        "colours": worlds.COLORS,
+        "backgrounds": worlds.BACKGROUNDS,
+        "motions": worlds.MOTIONS,
+    }
+    return ", the ".join(f"{name} {' '.join(values)}" for name, values in named.items())
+
+
+def expected_seconds(config: TaskConfig, request: Request) -> float:
+    """Rough time of a run on two cores, from the counted work; the small default takes a few seconds."""
+    shape = geometry.latent_shape(request.framing.used, request.frame_num, config.vae_stride, config.z_dim)
+    tokens = geometry.token_count(shape, config.patch_size)
+    width, hidden = config.dim, config.ffn_dim
+    block = tokens * (2 * (6 * width * width + 2 * width * hidden) + 4 * tokens * width)
+    branches = 2 if any(scale != 1 for scale in request.guidance) else 1
+    pixels = math.prod(request.framing.used) * request.frame_num
+    calls = request.steps * branches
+    return calls * (STEP_SECONDS + config.num_layers * block / STEP_FLOPS / 2) + pixels / PIXELS / 2
