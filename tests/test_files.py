@@ -1,11 +1,15 @@
 """Files that appear whole or not at all, which every writer uses, and text that strangers wrote."""
 
 import os
+import signal
 
 import pytest
 
-from wan.checkpoint.source import is_safetensors, read_header
+from wan.checkpoint.pickled import load_pickled
+from wan.checkpoint.recognise import recognise
+from wan.checkpoint.source import is_safetensors, read_contents, read_header
 from wan.files import atomic_file, check_writable, parse_json, read_json, refuse_placeholder, shown
+from wan.media import read_image, read_video
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -89,8 +93,26 @@ def test_bad_json_is_a_value_error(tmp_path, text):
         read_json(path, -1)
 
 
+@pytest.fixture
+def fifo(tmp_path):
+    """One that nobody writes to; whoever waits for it is told after a while."""
+    signal.alarm(60)
+    os.mkfifo(tmp_path / "x.json")
+    yield tmp_path / "x.json"
+    signal.alarm(0)
+
+
+def test_nobody_waits_for_what_is_no_file(fifo):
+    for read in (refuse_placeholder, lambda path: read_json(path, 1000), read_contents):
+        with pytest.raises(FileNotFoundError, match=r"there is no file .*x\.json"):
+            read(fifo)
+    assert recognise(fifo).task is None and not is_safetensors(fifo)
+    (fifo.parent / "config.json").symlink_to("x.json")
+    assert recognise(fifo.parent).task is None
+
+
 def test_errors_of_the_disk_name_the_file(tmp_path):
     (tmp_path / "x.safetensors").symlink_to("/proc/self/mem")  # a file whose first bytes cannot be read
-    for read in (refuse_placeholder, is_safetensors, read_header):
+    for read in (refuse_placeholder, is_safetensors, read_header, load_pickled, read_image, read_video):
         with pytest.raises(OSError, match=r"Input/output error: '.*x\.safetensors'"):
             read(tmp_path / "x.safetensors")

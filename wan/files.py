@@ -253,7 +253,12 @@ def disk_named(path: Path) -> Iterator[None]:
 
 
 def refuse_placeholder(path: Path) -> None:
-    """Raise ValueError when a file is empty, or what stands in for it after a download that went wrong."""
+    """Raise ValueError when a file is empty, or what stands in for it after a download that went wrong.
+
+    FileNotFoundError when it is no file: a FIFO would be waited for.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {shown(path)}")
     with disk_named(path), open(path, "rb") as file:
         start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for mark, kind in PLACEHOLDERS.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wan.files import parse_json, shown
+from wan.files import disk_named, parse_json, shown
 from wan.geometry import Size
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def read_image(path: str | Path) -> Any:
         raise FileNotFoundError(f"there is no image {name}")
     if Path(path).stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{name} has more than {MAX_FILE_BYTES >> 20} MiB; scale the picture down first")
-    with damage_reported(name):
+    with disk_named(Path(path)), damage_reported(name):
         Image.init()
         image = Image.open(path, formats=[format for format in FORMATS if format in Image.OPEN])
     with image:

@@ -177,6 +177,13 @@ def test_group_names():
     assert group_names([f"n{i}" for i in range(50)])[-1] == "and 10 more lines"
 
 
+def test_a_refusal_stays_short_when_nothing_fits():
+    tensors = {f"{chr(97 + i % 26) * 40}{i}.weight": torch.zeros(1) for i in range(2000)}
+    with pytest.raises(ValueError, match="unexpected") as refused:
+        load(tensors)
+    assert len(str(refused.value)) < 4000 and "and 1988 more lines" in str(refused.value)
+
+
 def test_saved_folder_layout(tmp_path):
     tensors = state()
     save_safetensors_folder(tensors, tmp_path, {"dim": 6}, max_shard_bytes=400)

@@ -78,3 +78,9 @@ def test_a_model_without_a_task_refuses_to_guess_and_names_the_file(tmp_path):
     (expert / "config.json").write_text('{"a": ' + "[" * 100_000)
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON: it is nested too deeply"):
         WanModel.from_pretrained(expert)
+
+
+def test_a_config_of_something_else_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"version": "1.0", "model": {}}')
+    with pytest.raises(ValueError, match=r"config\.json: it has none of a model's fields"):
+        WanModelConfig.read(tmp_path, RELEASED)

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from wan.modules.tokenizers import HuggingfaceTokenizer, clean_text
+from wan.configs import nano_checkpoint
+from wan.modules.tokenizers import HuggingfaceTokenizer, clean_text, load_tokenizer
 
 TEXTS = ["a cat sits on a mat", "a red circle moves right over a blue background", "the green square stays"]
 
@@ -134,3 +135,12 @@ def test_upstreams_call_is_understood(folder):
     assert torch.equal(ids, tokenizer("a cat")) and mask.sum() == tokenizer.count("a cat")
     with pytest.raises(ValueError, match="every text ends with the end token"):
         tokenizer("a cat", add_special_tokens=False)
+
+
+def test_a_panic_of_the_library_is_one_refusal(tmp_path, capfd):
+    description = json.loads((nano_checkpoint("t2v-A14B") / "google/umt5-xxl/tokenizer.json").read_text())
+    description["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged or no tokenizer"):
+        load_tokenizer(tmp_path)
+    assert capfd.readouterr().err == ""

@@ -22,6 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 STEM = "diffusion_pytorch_model"
 MAX_CONFIG_BYTES = 1_000_000
+MAX_LINES = 12  # of a problem in a refusal, where every name may be wrong
 READABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -187,7 +188,7 @@ def _problem(title: str, names: Iterable[str], detail: Callable[[str], str] = la
     names = list(names)
     if not names:
         return []
-    return [f"  {len(names)} {title}:", *(f"    {line}" for line in group_names(names, detail))]
+    return [f"  {len(names)} {title}:", *(f"    {line}" for line in group_names(names, detail, MAX_LINES))]
 
 
 def group_names(names: Iterable[str], detail: Callable[[str], str] = lambda name: "", limit: int = 40) -> list[str]:

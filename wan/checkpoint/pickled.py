@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from wan.files import shown, utf8_name
+from wan.files import disk_named, shown, utf8_name
 
 MAX_PICKLE_BYTES = 64_000_000  # of the part that names the tensors; a model of a thousand tensors has 0.2 MB,
 MAX_OPCODES = 1_000_000  # and 50 thousand of these
@@ -41,7 +41,7 @@ def load_pickled(path: Path, checksums: bool = False) -> dict[str, Tensor]:
     """
     is_zip = is_archive(path)
     try:
-        with open(path, "rb") as file:
+        with disk_named(path), open(path, "rb") as file:
             calls = _check_archive(file) if is_zip else _calls(file, pickles=5)
             foreign = sorted({call for call in calls if not NEEDED.fullmatch(call)})
         if checksums and is_zip:
@@ -72,7 +72,7 @@ def load_pickled(path: Path, checksums: bool = False) -> dict[str, Tensor]:
 
 def is_archive(path: Path) -> bool:
     """Whether a file is in the current format of `torch.save`, a zip archive, which can be mapped."""
-    with open(path, "rb") as file:
+    with disk_named(path), open(path, "rb") as file:
         return file.read(2) == b"PK"
 
 
@@ -155,6 +155,11 @@ def _objection(name: Any, value: Any) -> str | None:
 
 def _damaged(path: Path, error: Exception) -> ValueError:
     """The refusal of a file that torch, or a look into it, stumbled over; torch's advice on safety is left out."""
-    reason = next(iter(str(error).splitlines()), "")
-    reason = type(error).__name__ if " " not in reason or "weights_only" in reason else shown(reason, 150)
+    reason = reason_of(error)
     return ValueError(f"{shown(path)} is damaged, truncated or no file of torch.save ({reason}); download it again")
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what torch says about a file, without its advice on safety."""
+    reason = next(iter(str(error).splitlines()), "")
+    return type(error).__name__ if " " not in reason or "weights_only" in reason else shown(reason, 150)

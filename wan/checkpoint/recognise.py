@@ -261,7 +261,7 @@ def _describe_file(path: Path) -> str:
 def _content_of(file: Path) -> Content | None:
     """What a safetensors file holds, None for any other."""
     try:
-        header = read_header(file) if file.is_file() and is_safetensors(file) else {}
+        header = read_header(file) if is_safetensors(file) else {}
     except (OSError, ValueError):
         return None
     return _content({name: entry.shape for name, entry in header.items()})

@@ -205,6 +205,8 @@ def read_contents(path: Path, checksums: bool = False) -> dict[str, Entry]:
 
 def is_safetensors(path: Path) -> bool:
     """Whether a file starts with a header of that format: its length in 8 bytes, then an object."""
+    if not path.is_file():
+        return False
     with disk_named(path), open(path, "rb") as file:
         start = file.read(9)
     return start[4:] == b"\0\0\0\0{"

@@ -85,6 +85,8 @@ class WanModelConfig:
         released files carry raises ValueError: another model would be made of the same tensors, silently.
         """
         names = [field.name for field in fields(cls)]
+        if not values.keys() & set(names):
+            raise ValueError("it has none of a model's fields: it belongs to something else")
         known = {name: source[name] for source in (task or {}, values) for name in names if name in source}
         if lacking := [name for name in names[:RELEASED_FIELDS] if name not in known]:
             released = ", ".join(names[:RELEASED_FIELDS])

@@ -1,9 +1,11 @@
 """Prompt text to token ids: cleaning, then the tokenizer file that ships with the checkpoint."""
 
 import html
+import os
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -111,13 +113,32 @@ def load_tokenizer(folder: Path):
 def _refusing(folder: Path, call: Callable[[], Any]) -> Any:
     """The result of a call of the library; whatever it raises, its panics included, is a ValueError about the file."""
     try:
-        return call()
+        with _panics_unheard():
+            return call()
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ValueError(
             f"{folder / 'tokenizer.json'} is damaged or no tokenizer ({shown(error)}); download it again"
         ) from None
+
+
+@contextmanager
+def _panics_unheard() -> Iterator[None]:
+    """The library's panics print a report of their own, past Python, before they become exceptions."""
+    try:
+        heard = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(heard, 2)
+        os.close(heard)
 
 
 def _explain_missing(folder: Path) -> str:
