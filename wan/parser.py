@@ -79,6 +79,9 @@ def exit_code(main: Callable[[], int | None]) -> int:
         )
     except ValueError as error:
         print_error(f"error: {error}")
+    except FloatingPointError as error:
+        print_error(f"failed: {error}")
+        return 1
     except KeyboardInterrupt:
         print_error("interrupted")
         return 130

@@ -104,7 +104,7 @@ def test_previews_see_averaged_weights_in_eval_mode(tmp_path):
 
 def test_nonfinite_gradients_stop_the_run(tmp_path):
     model = nn.Linear(1, 1)
-    with pytest.raises(RuntimeError, match="non-finite"):
+    with pytest.raises(FloatingPointError, match="step 1 have values that are not finite"):
         fit(model, lambda b, g: Loss((model(b) / 0).sum()), lambda i: torch.ones(1, 1), LoopConfig(steps=1), tmp_path)
 
 

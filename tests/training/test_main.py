@@ -1,11 +1,15 @@
 import json
 import logging
+import os
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from wan.media import write_video
 from wan.modules.model import WanModel
@@ -15,6 +19,7 @@ from wan.nano.random import write_random_checkpoint
 from wan.parser import exit_code
 from wan.training.__main__ import encode_videos, load_clip, main, read_captions, warn_about_range
 from wan.training.config import DataConfig, FlowConfig, LoopConfig, TrainConfig
+from wan.training.objective import StoredText
 
 TOML = """
 checkpoint = "{root}/checkpoint"
@@ -164,3 +169,64 @@ def test_captions_are_utf8(tmp_path):
     path.write_bytes(b"\xba\xec")
     with pytest.raises(ValueError, match="is not UTF-8, perhaps GBK"):
         read_captions(path)
+
+
+def _change_json(change):
+    return lambda path: path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def _change_state(change):
+    def damage(path):
+        state = torch.load(path)
+        change(state)
+        torch.save(state, path)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("cache/index.json", lambda path: path.write_text("{")),
+        ("cache/index.json", _change_json(lambda index: [])),
+        ("cache/index.json", _change_json(lambda index: {name: {**b, "shape": 5} for name, b in index.items()})),
+        ("cache/index.json", _change_json(lambda index: {f"../{name}": b for name, b in index.items()})),
+        ("cache/latents-16x2x4x8.bin", lambda path: path.write_bytes(path.read_bytes()[:-2])),
+        ("cache/latents-16x2x4x8.bin", lambda path: path.unlink()),
+        ("cache/text.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-2])),
+        ("cache/text.safetensors", lambda path: save_file({"000000": torch.zeros(1, 16)}, path, {"000000": "other"})),
+        ("cache/text.safetensors", lambda path: StoredText.write(path, CAPTIONS, lambda caption: torch.zeros(2, 8))),
+        ("out/state/state.pt", lambda path: path.write_bytes(path.read_bytes()[:-2])),
+        ("out/state/state.pt", _change_state(lambda state: state.pop("ema"))),
+        ("out/state/state.pt", _change_state(lambda state: state.update(step="2"))),
+        ("out/state/state.pt", _change_state(lambda state: state["optimizer"]["AdamW"]["state"][0].pop("exp_avg"))),
+        ("out/state/state.pt", _change_state(lambda state: state["ema"]["average"].update({NAME: torch.zeros(3)}))),
+    ],
+)
+def test_damaged_files_of_a_run_are_one_line(trained, tmp_path, capsys, monkeypatch, name, damage):
+    shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    damage(Path(name))
+    assert exit_code(lambda: main(["run.toml"])) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    folder = "cache" if name.startswith("cache") else "state.pt"
+    assert folder in error and error.startswith("generate.py: error: ")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run whose paths are relative."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_random_checkpoint(folder / "checkpoint", "t2v-A14B")
+    write_clips(folder / "clips")
+    text = TOML.format(root=".", task="t2v-A14B", expert="high_noise_model", share=0)
+    (folder / "run.toml").write_text(text.replace("preview_every = 2", ""))
+    here = os.getcwd()
+    os.chdir(folder)
+    main(["run.toml"])
+    os.chdir(here)
+    return folder
+
+
+CAPTIONS = ["a red circle", "a circle that is red"]
+NAME = "patch_embedding.weight"

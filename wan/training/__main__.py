@@ -55,6 +55,7 @@ def train(config: TrainConfig) -> None:
     if len(cache.channels) - 1 != int(settings.model_type == "i2v"):
         raise ValueError(f"{config.data.cache} was made for another task than {config.task}; give another [data] cache")
     text = StoredText(config.data.cache / TEXT_FILE, config.device)
+    text.check(cache.captions(), model.config.text_dim)
     fit(
         model,
         flow_objective(model, text, config.flow),
@@ -115,7 +116,7 @@ def build_caches(config: TrainConfig, settings: TaskConfig) -> None:
         find_clips(config.data)  # before weights load
         encode_videos(config.data, load_vae(config, settings), folder, with_first_frame=settings.model_type == "i2v")
     text_file = folder / TEXT_FILE
-    if not text_file.exists():
+    if not text_file.is_file():
         encoder = load_text_encoder(config, settings)
         captions = [*LatentCache(folder).captions(), *config.preview_prompts]
         partial = text_file.with_suffix(".partial")
@@ -155,6 +156,8 @@ def find_clips(data: DataConfig) -> list[Path]:
 
 def read_captions(path: Path) -> list[str]:
     """The lines of a caption file that hold something."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

@@ -1,17 +1,22 @@
 """Latents, captions and conditions on disk, encoded once and memory-mapped from then on."""
 
 import json
+import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from wan.files import read_json, shown
 from wan.training.objective import FlowBatch
 
 INDEX_FILE = "index.json"
+MAX_INDEX_BYTES = 1_000_000_000  # of captions
 
 
 class CacheWriter:
@@ -59,7 +64,7 @@ class LatentCache:
     def __init__(self, folder: Path, weights: Sequence[float] | None = None, evenness: float = 0.0):
         if not self.exists(folder):
             raise ValueError(f"{folder} holds no latent cache (no {INDEX_FILE}); encode the videos first")
-        index = json.loads((folder / INDEX_FILE).read_text())
+        index = _read_index(folder)
         self._captions = [bucket["captions"] for bucket in index.values()]
         self._splits = [np.cumsum(bucket["split"]) for bucket in index.values()]
         counts = {len(split) - 1 for split in self._splits}
@@ -78,7 +83,7 @@ class LatentCache:
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        return (folder / INDEX_FILE).exists()
+        return (folder / INDEX_FILE).is_file()
 
     def __len__(self) -> int:
         return sum(map(len, self._latents))
@@ -115,6 +120,32 @@ class LatentCache:
         chosen = rng.choice(len(ends) - 1, size=batch_size, p=self._shares)
         conditions = [s[ends[i] : ends[i + 1]] for s, i in zip(samples, chosen, strict=True)]
         return FlowBatch(samples[:, : ends[0]], captions, torch.stack(conditions))
+
+
+def _read_index(folder: Path) -> dict[str, dict]:
+    """What `CacheWriter.close` wrote, checked against the files beside it. Raises ValueError that names it."""
+    path = folder / INDEX_FILE
+    index = read_json(path, MAX_INDEX_BYTES)
+    if not isinstance(index, dict) or not index or not all(_is_bucket(folder, *item) for item in index.items()):
+        raise ValueError(
+            f"{shown(path)} does not describe the files beside it; delete that folder, and the videos are encoded again"
+        )
+    return index
+
+
+def _is_bucket(folder: Path, name: str, bucket: Any) -> bool:
+    try:
+        shape, split, captions = (bucket[key] for key in ("shape", "split", "captions"))
+        return (
+            all(type(size) is int and size > 0 for size in (*shape, *split))
+            and len(shape) == 4
+            and sum(split) == shape[0]
+            and all(isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts) for texts in captions)
+            and re.fullmatch(r"latents-[\d+x]+\.bin", name, re.ASCII) is not None
+            and (folder / name).stat().st_size == 2 * math.prod(shape) * len(captions) > 0
+        )
+    except (KeyError, TypeError, OSError):
+        return False
 
 
 def _contrast(latents: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from wan.values import whole
+
 
 class EMA:
     """Float32 running average of a module's parameters; short runs are not dominated by the initial weights."""
@@ -46,7 +48,7 @@ class EMA:
         return {"updates": self.updates, "average": self.average}
 
     def load_state_dict(self, state: dict) -> None:
-        self.updates = state["updates"]
+        self.updates = whole("updates", state["updates"])
         with torch.no_grad():
             for name, value in self.average.items():
-                value.copy_(state["average"][name])
+                value.copy_(state["average"][name].reshape(value.shape))

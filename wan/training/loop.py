@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wan.checkpoint.pickled import reason_of
+from wan.files import shown
 from wan.training.config import LoopConfig
 from wan.training.ema import EMA
 from wan.training.loss import Loss, LossBins
 from wan.training.optimizer import Optimizers, make_optimizer
+from wan.values import whole
 
 Draw = Callable[[int], Any]  # index of the micro-batch in the run -> batch; must not depend on anything else
 Objective = Callable[[Any, torch.Generator], Loss]
@@ -62,7 +66,12 @@ def fit(
                 loss = _evaluate(objective, batches.take(), step_generator(config.seed, index), config, parameters)
                 (loss.total / config.accumulation).backward()
                 report.add(loss)
-            norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip, error_if_nonfinite=True)
+            norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+            if not norm.isfinite():
+                raise FloatingPointError(
+                    f"the gradients of step {step + 1} have values that are not finite; lower the learning_rate, or "
+                    "look for such values in the data and in the weights that training starts from"
+                )
             optimizer.step()
             ema.update()
             step += 1
@@ -175,12 +184,19 @@ def _save_state(folder: Path, module: nn.Module, optimizer: Optimizers, ema: EMA
 
 def _load_state(folder: Path, module: nn.Module, optimizer: Optimizers, ema: EMA, config: LoopConfig) -> int:
     path = folder / STATE_FILE
-    if not path.exists():
+    if not path.is_file():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["step"] > config.steps:
-        raise ValueError(f"{path} is at step {state['step']}, beyond the {config.steps} asked for; use another folder")
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    ema.load_state_dict(state["ema"])
-    return state["step"]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        step = whole("step", state["step"])
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load_state_dict(state["ema"])
+    except Exception as error:  # damage shows as almost any exception
+        what = f"{shown(path)} is damaged, or not the state of this run ({reason_of(error)})"
+        raise ValueError(f"{what}; delete it to start anew") from None
+    if not 0 <= step <= config.steps:
+        raise ValueError(f"{path} is at step {step}, beyond the {config.steps} asked for; use another folder")
+    return step

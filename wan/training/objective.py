@@ -1,7 +1,7 @@
 """The objective of a text-conditioned DiT: captions become text states, some are dropped, the rest is flow matching."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wan.checkpoint.source import read_header
+from wan.files import shown
 from wan.modules.model import WanModel
 from wan.training.config import FlowConfig, LoopConfig
 from wan.training.loop import Objective
 from wan.training.loss import Loss, flow_loss
+from wan.values import quoted
 
 TextStates = Callable[[Sequence[str]], list[Tensor]]  # captions -> states [len, text_dim] of each
 
@@ -85,9 +88,19 @@ class StoredText:
     def __init__(self, path: Path, device: torch.device | str = "cpu"):
         from safetensors import safe_open
 
+        shapes = {name: entry.shape for name, entry in read_header(path).items()}
+        self._path = path
         self._file = safe_open(path, "pt")
-        self._rows = {caption: name for name, caption in (self._file.metadata() or {}).items()}
+        self._rows = {caption: name for name, caption in (self._file.metadata() or {}).items() if name in shapes}
         self._device = device
+        self.widths = {shape[1] if len(shape) == 2 else 0 for shape in shapes.values()}
+
+    def check(self, captions: Iterable[str], text_dim: int) -> None:
+        """Raise ValueError when a caption has no text states here, or states are not those that a model reads."""
+        missing = [caption for caption in ("", *captions) if caption not in self._rows]
+        if missing or self.widths != {text_dim}:
+            what = f"has no text states of {quoted(missing[0])}" if missing else f"has none of width {text_dim} alone"
+            raise ValueError(f"{shown(self._path)} {what}; delete it, and it is made again")
 
     def __call__(self, captions: Sequence[str]) -> list[Tensor]:
         return [self._file.get_tensor(self._rows[c]).float().to(self._device) for c in captions]

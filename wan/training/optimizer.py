@@ -32,8 +32,15 @@ class Optimizers:
         return {type(m).__name__: m.state_dict() for m in self.members}
 
     def load_state_dict(self, state: dict[str, dict]) -> None:
+        """Continue from `state`; the settings stay this run's. Raises an exception of any kind when it does not fit."""
         for member in self.members:
-            member.load_state_dict(state[type(member).__name__])
+            groups = member.state_dict()["param_groups"]
+            member.load_state_dict({"state": state[type(member).__name__]["state"], "param_groups": groups})
+            values = [(p, value) for p, kept in member.state.items() for value in kept.values()]
+            if not all(isinstance(v, Tensor) and v.shape in ((), p.shape) and v.isfinite().all() for p, v in values):
+                raise ValueError("the optimiser's values do not fit the parameters")
+            if len({tuple(kept) for kept in member.state.values()}) > 1:
+                raise ValueError("the optimiser's values are incomplete")
 
 
 def make_optimizer(module: nn.Module, config: LoopConfig) -> Optimizers:
