@@ -21,6 +21,19 @@ def test_every_request_is_an_interrupt(number):
     assert signal.getsignal(number) == before
 
 
+def test_a_request_that_is_repeated_at_once_is_one():
+    done = []
+    with pytest.raises(KeyboardInterrupt), as_interrupt():
+        try:
+            with put_off():
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("cleaned up")
+    assert done
+
+
 def test_an_ignored_request_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,10 +55,12 @@ def fail_and_resume(stub, capsys, *flags, more=()):  # noqa: F811
         "two\nlines\t\x1b[31m.mp4",
         os.fsdecode(b"\xba\xec.mp4"),
         "two words.MP4",
+        "~root.mp4",
+        "~nobody here.mp4",
     ],
 )
 def test_every_name_of_a_video_has_room_for_its_latent(stub, capsys, name):  # noqa: F811
-    fail_and_resume(stub, capsys, f"--save_file={name}")
+    fail_and_resume(stub, capsys, f"--save_file=./{name}" if name.startswith("~") else f"--save_file={name}")
     assert files() == [name]
 
 
@@ -179,6 +182,15 @@ def test_a_folder_that_vanished_is_made_again(stub, monkeypatch, capsys):  # noq
     assert files() == ["out"]
 
 
+def test_the_latent_needs_no_temporary_folder_where_its_own_will_do(stub, monkeypatch, capsys):  # noqa: F811
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    fail_and_resume(stub, capsys, "--save_file", "a.mp4")
+    assert files() == ["a.mp4"]
+
+
 def test_a_folder_that_became_a_file(stub, monkeypatch, capsys, temporary_folder):  # noqa: F811
     usual = stub.sample
 
@@ -190,6 +202,45 @@ def test_a_folder_that_became_a_file(stub, monkeypatch, capsys, temporary_folder
     monkeypatch.setattr(stub, "sample", sample)
     assert cli.main([*NANO, "--output_dir", "out", "--save_file", "a.mp4"]) == cli.FAILED
     assert (temporary_folder / "a.latent.safetensors").exists()
+    error = capsys.readouterr().err
+    assert cli.main(resume_command(error)) == cli.DONE and (temporary_folder / "a.mp4").exists()
+    assert "it is no folder: 'out'" in error
+
+
+@pytest.mark.parametrize("becomes", ["nothing", "a file"])
+def test_a_folder_that_vanishes_while_decoding(stub, monkeypatch, capsys, temporary_folder, becomes):  # noqa: F811
+    """It takes the latent with it, which is written again."""
+    usual = stub.decode
+
+    def decode(self, latent, framing):
+        yield from usual(self, latent, framing)
+        shutil.rmtree("out")
+        if becomes == "a file":
+            Path("out").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stub, "decode", decode)
+        assert cli.main([*NANO, "--output_dir", "out", "--save_file", "a.mp4"]) == cli.FAILED
+    error = capsys.readouterr().err
+    assert "out/" in error.splitlines()[0]
+    assert cli.main(resume_command(error)) == cli.DONE
+    made = Path("out") if becomes == "nothing" else temporary_folder
+    assert [path.name for path in made.iterdir()] == ["a.mp4"]
+
+
+def test_a_latent_that_could_not_be_kept_is_written_when_decoding_fails(stub, monkeypatch, capsys, caplog):  # noqa: F811
+    """The disk was full, and the unfinished video is gone by then."""
+    usual, calls = output.keep_latent, []
+
+    def keep_latent(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return usual(*arguments)
+
+    monkeypatch.setattr(output, "keep_latent", keep_latent)
+    fail_and_resume(stub, capsys, "--save_file", "a.mp4")
+    assert "the latent could not be kept" in caplog.text and files() == ["a.mp4"]
 
 
 def test_two_runs_that_take_the_same_name_at_once(stub, monkeypatch, capsys):  # noqa: F811
@@ -209,6 +260,44 @@ def test_two_runs_that_take_the_same_name_at_once(stub, monkeypatch, capsys):  #
     assert cli.main(command) == cli.DONE
     assert files() == ["a-2.mp4", "a.latent.safetensors", "a.mp4"]
     assert Path("a.mp4").read_text() == "another run's"
+
+
+def test_a_resumed_video_that_fails_is_resumed_under_its_own_name_and_rate(stub, capsys):  # noqa: F811
+    stub.fail = BROKEN
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.FAILED
+    command = [*resume_command(capsys.readouterr().err), "--save_file", "b.mp4", "--fps", "30"]
+    Path("a.mp4").write_text("another run's")
+    assert cli.main(command) == cli.FAILED
+    command = resume_command(capsys.readouterr().err)
+    stub.fail = None
+    assert cli.main(command) == cli.DONE and files() == ["a.mp4", "b.mp4"]
+    assert media.read_video("b.mp4")[1] == 30
+
+
+def test_a_folder_of_the_name_is_not_overwritten(stub, monkeypatch, capsys):  # noqa: F811
+    usual = stub.sample
+
+    def sample(self, *arguments):
+        Path("a.mp4").mkdir()
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(stub, "sample", sample)
+    assert cli.main([*NANO, "--save_file", "a.mp4", "--overwrite"]) == cli.FAILED
+    assert cli.main(resume_command(capsys.readouterr().err)) == cli.DONE
+    assert files() == ["a-2.mp4", "a.mp4"]
+
+
+def test_a_latent_that_cannot_be_removed_is_no_failure(stub, monkeypatch, capsys, caplog):  # noqa: F811
+    usual = Path.unlink
+
+    def unlink(self, *arguments, **named):
+        if stub.steps_seen and self.name.endswith(output.LATENT_SUFFIX):
+            raise PermissionError(13, "Permission denied")
+        usual(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.DONE
+    assert "could not be removed" in caplog.text and files() == ["a.latent.safetensors", "a.mp4"]
 
 
 def test_an_overwritten_video_is_resumed_with_overwrite(stub, capsys):  # noqa: F811
@@ -352,6 +441,39 @@ def test_a_request_while_the_latent_is_written_waits(stub, monkeypatch, capsys):
     assert "interrupted; the sampled video is not lost; finish it with: " in capsys.readouterr().err and files() == [
         "a.latent.safetensors"
     ]
+
+
+def test_two_requests_at_once_are_one(stub, monkeypatch, capsys):  # noqa: F811
+    """The second one comes while the first one is cleaning up."""
+    usual = stub.decode
+
+    def decode(self, latent, framing):
+        try:
+            yield from usual(self, latent, framing)
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(stub, "decode", decode)
+    said = cli.print_error
+
+    def print_error(text):
+        os.kill(os.getpid(), signal.SIGHUP)
+        said(text)
+
+    monkeypatch.setattr(cli, "print_error", print_error)
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.INTERRUPTED
+    assert "the sampled video is not lost" in capsys.readouterr().err and files() == ["a.latent.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["build_parser", "plan", "describe", "part_from_processes"])
+def test_an_interrupt_between_the_parts_has_no_traceback(stub, monkeypatch, capsys, name):  # noqa: F811
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, name, interrupted)
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.INTERRUPTED
+    assert "generate.py: interrupted" in capsys.readouterr().err
 
 
 def test_what_is_done_is_said_when_a_later_video_is_interrupted(stub, monkeypatch, capsys):  # noqa: F811

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -27,13 +28,13 @@ from wan.distributed.util import broadcast_text, get_rank, is_first_failure, lau
 from wan.distributed.util import start as join_processes
 from wan.distributed.util import stop as part_from_processes
 from wan.distributed.watch import is_lost_contact
-from wan.files import shown
+from wan.files import check_writable, shown
 from wan.forecast import expected_bytes
 from wan.geometry import format_size
 from wan.image2video import WanI2V
 from wan.interrupts import INTERRUPTED, as_interrupt, put_off
 from wan.pipeline import WanPipeline
-from wan.planning import Job, plan
+from wan.planning import Job, plan, video_bytes
 from wan.program import OneLine, command_line, print_error
 from wan.request import format_guidance
 from wan.runtime import own_device, resolve_device
@@ -54,7 +55,16 @@ def main(argv: list[str] | None = None) -> int:
     Ctrl-C does.
     """
     with as_interrupt():
-        return _main(argv)
+        try:
+            return _main(argv)
+        except KeyboardInterrupt as error:  # before planning, or while others still work
+            if is_first_failure(error):
+                print_error("interrupted")
+            return INTERRUPTED
+        except Exception as error:  # of several processes another may have ended while they met or parted
+            if is_first_failure(error):
+                _report_failure(error)
+            return FAILED
 
 
 def _main(argv: list[str] | None) -> int:
@@ -82,10 +92,6 @@ def _main(argv: list[str] | None) -> int:
         if is_first_failure(error):
             print_error("interrupted; nothing was written")
         return INTERRUPTED
-    except Exception as error:  # of several processes another may have ended before all had planned
-        if is_first_failure(error):
-            _report_failure(error)
-        return FAILED
     code = run(job)
     if code == DONE:
         part_from_processes()
@@ -115,12 +121,15 @@ class Outcome:
 
     job: Job  # of the video that is being made
     latent: Path | None = None  # keeps that video until its file is complete
+    sampled: Tensor | None = None  # what that file holds, or should
     videos: list[Path] = field(default_factory=list)
 
     def in_words(self) -> str:
         """What was written and how to finish the rest; empty when there is nothing."""
         parts = [f"written: {', '.join(shown(video) for video in self.videos)}"] if self.videos else []
-        if self.latent is not None and self.latent.exists():
+        if self.sampled is not None and not (self.latent and self.latent.exists()):  # its folder is gone or was full
+            self.latent = _keep(self.sampled, self.job)
+        if self.latent is not None:
             parts.append(f"the sampled video is not lost; finish it with: {how_to_resume(self.job, self.latent)}")
         return "; ".join(parts)
 
@@ -157,19 +166,20 @@ def make(outcome: Outcome, pipeline: WanPipeline) -> None:
             latent = pipeline.sample(job.request, on_step)
             if pipeline.replica.is_first:  # before anything else can fail, and that includes a progress bar
                 with put_off():
-                    outcome.latent = _keep(latent, job)
+                    outcome.latent, outcome.sampled = _keep(latent, job), latent
     else:
-        outcome.latent = job.latent
         latent = output.load_latent(job.latent)[0]
+        outcome.latent, outcome.sampled = job.latent, latent
     start = time.perf_counter()
     frames = (media.to_uint8(chunk) for chunk in pipeline.decode(latent, job.request.framing))
     if pipeline.replica.is_first:
         count = media.write(frames, job.video, job.request.fps, _tags(job), job.overwrite)
         _check_written(job)
-        if outcome.latent is not None and not job.stays:
-            outcome.latent.unlink(missing_ok=True)
-        outcome.latent = None
-        outcome.videos.append(job.video)
+        with put_off():
+            outcome.videos.append(job.video)
+            if outcome.latent is not None and not job.stays:
+                _remove(outcome.latent)
+            outcome.latent = outcome.sampled = None
         _summarize(job, pipeline.phases, count, time.perf_counter() - start)
     else:
         for _ in frames:  # there are none for this process, but it shares the work
@@ -188,6 +198,13 @@ def _keep(latent: Tensor, job: Job) -> Path | None:
     return path
 
 
+def _remove(latent: Path) -> None:
+    try:
+        latent.unlink(missing_ok=True)
+    except OSError as error:  # in the folder of another user
+        log.warning("the latent is of no use any more and could not be removed (%s)", error)
+
+
 def _check_written(job: Job) -> None:
     """Make sure that the file on disk is what was asked for; raises OSError, and the latent stays."""
     found, wanted = media.written(job.video), (job.request.frame_num, job.request.framing.saved)
@@ -197,6 +214,7 @@ def _check_written(job: Job) -> None:
 
 def how_to_resume(job: Job, latent: Path) -> str:
     """The command that makes the video from its latent, as a shell reads it."""
+    video = _place(job)
     words = ["--resume", _argument(latent)]
     if job.ckpt_dir is not None:
         words += ["--ckpt_dir", _argument(job.ckpt_dir)]
@@ -206,17 +224,30 @@ def how_to_resume(job: Job, latent: Path) -> str:
         words += ["--vae_tile", str(job.runtime.vae_tile)]
     if not job.metadata:
         words += ["--no_metadata"]
-    taken = os.path.lexists(job.video)
-    if taken and job.overwrite:
+    if job.latent is not None:  # a rate of its own may have been asked for
+        words += ["--fps", str(job.request.fps)]
+    if os.path.lexists(video):
         words += ["--overwrite"]
-    elif taken or latent.parent != job.video.parent:
-        words += ["--save_file", _argument(output.free_path(job.video))]
+    if job.latent is not None or video != job.video or latent.parent != video.parent:  # else the latent knows it
+        words += ["--save_file", _argument(video)]
     return command_line(*words)
 
 
+def _place(job: Job) -> Path:
+    """Name of the video that can be written now: its own, the next free one, or one in the temporary folder."""
+    replaces = job.overwrite and not job.video.is_dir()
+    video = job.video if replaces else output.free_path(job.video)
+    try:
+        check_writable(video, job.overwrite, video_bytes(job.request))
+    except (ValueError, OSError):
+        with contextlib.suppress(OSError):
+            return output.free_path(Path(tempfile.gettempdir(), video.name))
+    return video
+
+
 def _argument(path: str | Path) -> str:
-    """A path that cannot be read as a flag."""
-    return f"./{path}" if str(path).startswith("-") else str(path)
+    """A path that cannot be read as a flag, nor as somebody's home folder."""
+    return f"./{path}" if str(path).startswith(("-", "~")) else str(path)
 
 
 def describe(job: Job) -> None:

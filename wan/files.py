@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -30,7 +31,7 @@ def atomic_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
     path = Path(path)
     if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{path} exists already; choose another name, or allow it to be overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = _partial(path.parent)
     _unfinished.add(temporary)
     try:
@@ -104,7 +105,7 @@ def check_writable(path: str | Path, overwrite: bool = False, needed: int = 0) -
         link = ", a link to nowhere" if path.is_symlink() and not path.exists() else ""
         raise FileExistsError(f"{path} exists already{link}; choose another name, or give --overwrite to replace it")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         _probe(_partial(path.parent))
         if not os.path.lexists(path):
             _probe(path)  # its name may be too long, or hold what this file system refuses
@@ -146,6 +147,13 @@ def utf8_name(path: Path, misleading: str | None = None) -> Iterator[str]:
         link = Path(folder, "file").with_suffix(suffix)
         link.symlink_to(path.resolve())
         yield str(link)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # which would be taken for the file that is to be made
+        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(folder)) from None
 
 
 def _partial(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import math
 import os
 import signal
 import threading
@@ -20,8 +21,20 @@ GRACE = 5.0  # seconds that a process has to clean up before it is ended
 
 @contextmanager
 def as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt for every request that would end the process; one that is ignored stays ignored."""
-    with _handled(_raise):
+    """Raise KeyboardInterrupt for a request that would end the process; one that is ignored stays ignored.
+
+    Those of the next GRACE seconds are taken for the same one: a key pressed twice, or the signals of a terminal that
+    closes, must not end the cleaning up.
+    """
+    last = -math.inf
+
+    def request(*_: object) -> None:
+        nonlocal last
+        if time.monotonic() - last >= GRACE:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    with _handled(request):
         yield
 
 
@@ -32,7 +45,7 @@ def put_off() -> Iterator[None]:
     with _handled(lambda number, _: came.append(number)):
         yield
     if came:
-        raise KeyboardInterrupt
+        signal.raise_signal(came[0])
 
 
 @contextmanager
@@ -77,10 +90,6 @@ def _handled(handler: Any) -> Iterator[None]:
     finally:
         for number, usual in before.items():
             signal.signal(number, usual)
-
-
-def _raise(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _leave(*_: object) -> NoReturn:

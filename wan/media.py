@@ -108,17 +108,22 @@ def write_video(
         flags = {"movflags": MOVFLAGS}
         if fps > 1000:  # its edit list counts milliseconds, and frames that last less would be cut off
             flags["movie_timescale"] = str(fps)
-        with av.open(str(temporary), "w", format="mp4", options=flags) as container:
-            container.metadata.update(metadata or {})
-            stream, count = None, 0
-            for frame in _frames(chunks):
+        try:
+            with av.open(str(temporary), "w", format="mp4", options=flags) as container:
+                container.metadata.update(metadata or {})
+                stream, count = None, 0
+                for frame in _frames(chunks):
+                    if stream is None:
+                        stream = _open_stream(container, fps, height=frame.shape[0], width=frame.shape[1])
+                    container.mux(stream.encode(_to_yuv(frame)))
+                    count += 1
                 if stream is None:
-                    stream = _open_stream(container, fps, height=frame.shape[0], width=frame.shape[1])
-                container.mux(stream.encode(_to_yuv(frame)))
-                count += 1
-            if stream is None:
-                raise ValueError(f"there are no frames to write to {path}")
-            container.mux(stream.encode(None))
+                    raise ValueError(f"there are no frames to write to {path}")
+                container.mux(stream.encode(None))
+        except av.error.FFmpegError as error:
+            if isinstance(error, OSError) and error.filename is None:  # its folder is gone, the disk is full
+                raise OSError(error.errno, error.strerror, str(path)) from None
+            raise
     return count
 
 

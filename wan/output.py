@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 import unicodedata
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def keep_latent(latent: Tensor, video: Path, request_json: str) -> Path:
     Beside the video, else in the temporary folder of the system. Raises OSError when it cannot be written anywhere.
     """
     reasons: list[OSError] = []
-    for place in (video, Path(tempfile.gettempdir(), video.name)):
+    for place in _places(video):
         try:
             for path in numbered(place, LATENT_SUFFIX):
                 try:
@@ -93,6 +94,11 @@ def keep_latent(latent: Tensor, video: Path, request_json: str) -> Path:
             log.warning("the latent cannot be kept in %s (%s)", place.parent, error)
             reasons.append(error)
     raise reasons[-1] if reasons else FileExistsError(f"there are too many unfinished latents of {video}")
+
+
+def _places(video: Path) -> Iterator[Path]:
+    yield video
+    yield Path(tempfile.gettempdir(), video.name)  # raises OSError where there is none
 
 
 def save_latent(latent: Tensor, path: Path, request_json: str) -> Path:

@@ -133,13 +133,16 @@ def _check_output(job: Job) -> None:
     """Make sure, before hours of work, that every video and its latent can be written; sweep what killed runs left."""
     if removed := sweep(job.video.parent):
         log.info("removed %d unfinished files of runs that were killed", len(removed))
-    size, request = job.request.framing.saved, job.request
-    video_bytes = int(size[0] * size[1] * request.frame_num * VIDEO_BYTES_PER_PIXEL)
-    latent_bytes = 4 * math.prod(_latent_shape(request, job.config)) + OVERHEAD_BYTES
+    latent_bytes = 4 * math.prod(_latent_shape(job.request, job.config)) + OVERHEAD_BYTES
     for variant in job.variants():
-        check_writable(variant.video, job.overwrite, job.num_videos * video_bytes + latent_bytes)
+        check_writable(variant.video, job.overwrite, job.num_videos * video_bytes(job.request) + latent_bytes)
     if job.latent is None:
         check_writable(output.latent_path(job.video), needed=latent_bytes)
+
+
+def video_bytes(request: Request) -> int:
+    """About the least that the file of a request takes."""
+    return int(math.prod(request.framing.saved) * request.frame_num * VIDEO_BYTES_PER_PIXEL)
 
 
 def _latent_shape(request: Request, config: TaskConfig) -> geometry.LatentShape:
