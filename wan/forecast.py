@@ -17,7 +17,7 @@ from wan.modules.vae import PIXEL_CHANNELS, VAEConfig, tile_axis
 from wan.modules.vae_blocks import HISTORY
 from wan.modules.vae_kernels import MIN_CHANNELS
 from wan.modules.vae_wrapper import open_vae
-from wan.request import Request
+from wan.request import Request, picture_bytes
 from wan.runtime import Offload, Runtime
 
 # Values per position, in units of the width at full resolution, that the last stage has alive beside its caches, by
@@ -54,7 +54,7 @@ def expected_bytes(config: TaskConfig, checkpoint: Path, request: Request, runti
     frames = request.frame_num if config.model_type == "i2v" else 1
     encode = encode_bytes(network, size, frames, runtime.vae_tile, on_cpu) if has_image else 0
     if on_cpu:
-        encode += STARTED
+        encode = max(encode + STARTED, picture_bytes(request))
         decode += STARTED + size[0] * size[1] * WRITTEN * min(request.frame_num, LOOK_AHEAD)
     if runtime.offload is Offload.NONE:
         needed = text + sum(experts) + vae + max(encode, denoise, decode)
