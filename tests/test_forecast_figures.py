@@ -94,7 +94,7 @@ def test_decoding_and_encoding_with_miniatures(network, config, frames):
         decoding = counted(lambda: [None for _ in model.decode_chunks(latent)])
         encoding = counted(lambda: model.encode(torch.empty(1, 3, frames, 256, 256), chunk=16))
     assert decode_bytes(config, (256, 256), frames, None) == pytest.approx(decoding, rel=0.1)
-    if frames > 1:
+    if frames > 1 and network is CausalVAE2_1:  # a run encodes one frame with VAE 2.2
         assert encode_bytes(config, (256, 256), frames, None) == pytest.approx(encoding, rel=0.15)
 
 
