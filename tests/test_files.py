@@ -9,7 +9,7 @@ from wan.checkpoint.pickled import load_pickled
 from wan.checkpoint.recognise import recognise
 from wan.checkpoint.source import is_safetensors, read_contents, read_header
 from wan.files import atomic_file, check_writable, parse_json, read_json, refuse_placeholder, shown
-from wan.media import read_image, read_video
+from wan.media import read_image, read_metadata, read_video
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -113,6 +113,6 @@ def test_nobody_waits_for_what_is_no_file(fifo):
 
 def test_errors_of_the_disk_name_the_file(tmp_path):
     (tmp_path / "x.safetensors").symlink_to("/proc/self/mem")  # a file whose first bytes cannot be read
-    for read in (refuse_placeholder, is_safetensors, read_header, load_pickled, read_image, read_video):
+    for read in (refuse_placeholder, is_safetensors, read_header, load_pickled, read_image, read_video, read_metadata):
         with pytest.raises(OSError, match=r"Input/output error: '.*x\.safetensors'"):
             read(tmp_path / "x.safetensors")

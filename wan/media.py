@@ -177,7 +177,7 @@ def add_audio(video: str | Path, audio: str | Path) -> None:
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The tags of a video, or of a picture that `write` made. Raises FileNotFoundError, and ValueError for neither."""
     if Path(path).is_file():
-        with open(path, "rb") as file:
+        with disk_named(Path(path)), open(path, "rb") as file:
             head = file.read(12)
         if any(mark in head for mark in PICTURE_MARKS):
             return images.read_metadata(Path(path))[0]

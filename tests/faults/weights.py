@@ -313,7 +313,7 @@ def faulty_archive(rng: Random, data: bytes) -> tuple[str, bytes]:
             del records[victim]
         elif what == "rename":
             new_name = rng.choice(
-                ("../../x", "/etc/x", HOSTILE, "archive/data.pkl", "x/data.pkl", "archive/data/-1", "")
+                ("../../x", "/etc/x", HOSTILE, "archive/data.pkl", "x/data.pkl", "archive/data/-1", " ")
             )
             records[victim] = new_name, records[victim][1]
         elif what == "twice":

@@ -52,6 +52,8 @@ class Settings(MutableMapping[str, Any]):
         return copy.copy(self)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # the protocols of Python, asked for at each copy
+            raise AttributeError(name)
         raise AttributeError(self._unknown(name))
 
     def __setattr__(self, name: str, value: Any) -> None:
