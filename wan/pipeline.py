@@ -41,6 +41,7 @@ from wan.values import called, named
 
 log = logging.getLogger(__name__)
 
+ONE_LEVEL = 2 / 255  # of a file of 8 bits, in frames from -1 to 1
 OnStep = Callable[[int, int, Tensor], None]  # steps done, steps in all, the latent so far
 Contexts = tuple[Tensor, Tensor | None]  # text states of the prompt and of the negative one, [len, text_dim]
 
@@ -173,7 +174,7 @@ class WanPipeline:
             is_flat = _is_flat(latent.flatten(1))
             for chunk in self.replica.decode(self.vae, latent.to(self.runtime.device)):
                 frames = chunk.float().cpu()
-                if not is_flat and _is_flat(frames.flatten(1)):
+                if not is_flat and _is_flat(frames.flatten(1), within=ONE_LEVEL):
                     is_flat = True  # said once
                     log.warning("decoded frames have one flat colour, and the latent has not: look at the video")
                 yield frames if framing is None else framing.finish(frames)
@@ -329,9 +330,9 @@ class WanPipeline:
     rank = property(lambda self: get_rank())
 
 
-def _is_flat(values: Tensor) -> bool:
-    """Whether each row of values [C, N] repeats one value."""
-    return bool((values == values[:, :1]).all())
+def _is_flat(values: Tensor, within: float = 0) -> bool:
+    """Whether the values of each row of [C, N] differ by no more than `within`."""
+    return bool((values.amax(1) - values.amin(1) <= within).all())
 
 
 def _all_together(use_sp: bool, dit_fsdp: bool, t5_fsdp: bool) -> Parallel:
