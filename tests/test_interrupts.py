@@ -68,3 +68,29 @@ def test_an_interrupt_while_importing_has_no_traceback(tmp_path, start, number):
     process.send_signal(number)
     assert process.communicate(timeout=30)[1] == "interrupted; nothing was written\n"
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize("start", [["generate.py"], ["-m", "wan"]])
+def test_an_interrupt_at_the_very_start_has_no_traceback(tmp_path, start):
+    """While the first modules of the standard library are imported."""
+    (tmp_path / "tempfile.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, *start, "--prompt", "a red circle"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.communicate(timeout=30)[1] and process.returncode != 0
+
+
+def test_an_interrupt_while_leaving_has_no_traceback(tmp_path):
+    code = "import atexit, os\natexit.register(os.kill, os.getpid(), 2)\nraise SystemExit(0)\n"
+    (tmp_path / "torch.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "generate.py", "--prompt", "a red circle"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
+    assert done.stderr == "" and done.returncode == -signal.SIGINT

@@ -126,9 +126,21 @@ def test_the_name_of_the_video_is_kept_whatever_the_latent_is_called(stub, capsy
     assert files() == ["猫" * 80 + ".mp4"]
 
 
-@pytest.mark.parametrize("name", ["../b.mp4", "/tmp/b.mp4", "", 5, "a\0b.mp4", ".."])
+@pytest.mark.parametrize("name", ["../b.mp4", "/tmp/b.mp4", "", 5, "a\0b.mp4", "..", "\ud800.mp4"])
 def test_a_latent_of_a_stranger_names_no_place_elsewhere(name):
     assert output.video_path(Path("folder/a.latent.safetensors"), name) == Path("folder/a.mp4")
+
+
+def test_names_that_another_locale_stored_are_the_same_bytes():
+    """What a process that reads names as UTF-8 has stored, for one that has only ASCII; and the reverse."""
+    code = "import os; from wan import output; from pathlib import Path; "
+    code += "print(os.fsencode(output.video_path(Path('a.latent.safetensors'), '\\u732b.mp4')), end='')"
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=plain, capture_output=True, text=True)
+    assert done.stdout == repr("猫.mp4".encode())
+    escaped = "猫.mp4".encode().decode("ascii", "surrogateescape")
+    assert os.fsencode(output.video_path(Path("a.latent.safetensors"), escaped)) == "猫.mp4".encode()
 
 
 # ---------------------------------------------------------------- places

@@ -93,6 +93,14 @@ def cut_name(name: str, limit: int) -> str:
     return name
 
 
+def stored_name(text: str) -> str:
+    """A name that a process of any locale stored, as this one spells the same bytes; empty for what is no name."""
+    try:
+        return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return ""
+
+
 def check_writable(path: str | Path, overwrite: bool = False, needed: int = 0) -> None:
     """Make sure that `needed` bytes can be written to `path`, before hours of work: makes its folder and a probe.
 

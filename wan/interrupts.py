@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from wan.files import remove_partial_files
-
 REQUESTS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 INTERRUPTED = 130  # the exit code, as shells have it for Ctrl-C
 GRACE = 5.0  # seconds that a process has to clean up before it is ended
@@ -48,6 +46,12 @@ def put_off() -> Iterator[None]:
         signal.raise_signal(came[0])
 
 
+def without_traceback() -> None:
+    """Let Ctrl-C end the process as it ends other programs, wherever nothing else is arranged: at the start and end."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
     """End the process without unwinding: for imports, where an exception could come out as another one."""
@@ -70,6 +74,8 @@ def _follow(parent: int) -> None:
 
 def leave_soon() -> NoReturn:
     """Give the main thread time to clean up and to end the process; then end it from this one."""
+    from wan.files import remove_partial_files
+
     time.sleep(GRACE)
     remove_partial_files()
     os._exit(1)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from wan.files import atomic_file, numbered, utf8_name
+from wan.files import atomic_file, numbered, stored_name, utf8_name
 from wan.geometry import Size
 
 log = logging.getLogger(__name__)
@@ -66,14 +66,11 @@ def free_path(video: Path) -> Path:
     return next((path for path in numbered(video, video.suffix) if not os.path.lexists(path)), video)
 
 
-def video_path(latent: Path, stored_name: object = None) -> Path:
-    """The video a saved latent was meant to become, beside the latent: `stored_name` where that is a plain name."""
-    if (
-        isinstance(stored_name, str)
-        and "\0" not in stored_name
-        and Path(stored_name).name == stored_name not in ("", "..")
-    ):
-        return latent.with_name(stored_name)  # a file of a stranger cannot name a place elsewhere
+def video_path(latent: Path, stored: object = None) -> Path:
+    """The video a saved latent was meant to become, beside the latent: `stored` where that is a plain name."""
+    name = stored_name(stored) if isinstance(stored, str) else ""
+    if "\0" not in name and Path(name).name == name not in ("", ".."):
+        return latent.with_name(name)  # a file of a stranger cannot name a place elsewhere
     return latent.with_name(latent.name.removesuffix(LATENT_SUFFIX).removesuffix(".safetensors") + ".mp4")
 
 

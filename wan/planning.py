@@ -18,7 +18,7 @@ from wan.checkpoint.layout import part
 from wan.checkpoint.recognise import described_fields
 from wan.configs import TaskConfig, get_config, nano_checkpoint
 from wan.distributed.util import launched_rank, launched_size, local_rank
-from wan.files import check_writable, parse_json, shown, sweep
+from wan.files import check_writable, parse_json, shown, stored_name, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
@@ -297,7 +297,7 @@ def _fill_from_request(args: argparse.Namespace, request: Request) -> None:
 
 def _find_stored_image(picture: Picture, flag: str, folder: Path) -> str:
     """The file that a video was made from: by the path of that time, seen from here or from the video's folder."""
-    for path in (Path(picture.path), folder / picture.path) if picture.path else ():
+    for path in (Path(stored_name(picture.path)), folder / stored_name(picture.path)) if picture.path else ():
         if os.path.isfile(path):  # Path.is_file raises for names that no file can have
             return str(path)
     name = shown(picture.path or "in memory")
@@ -413,6 +413,8 @@ def _warn_about_other_noise(request: Request, runtime: Runtime, stored: dict[str
 def _warn_about_other_images(request: Request, stored: dict[str, Any]) -> None:
     for name in ("image", "last_image"):
         picture, before = getattr(request, name), stored.get(name)
-        same_name = picture and before and before["path"] and Path(picture.path).name == Path(before["path"]).name
+        same_name = (
+            picture and before and before["path"] and Path(picture.path).name == Path(stored_name(before["path"])).name
+        )
         if same_name and picture.sha256 != before["sha256"]:
             log.warning("%s has changed since the video was made: expect another video", picture.path)
