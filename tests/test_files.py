@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from wan.checkpoint.pickled import load_pickled
-from wan.checkpoint.recognise import recognise
+from wan.checkpoint.recognise import loras_beside, recognise
 from wan.checkpoint.source import is_safetensors, read_contents, read_header
 from wan.files import atomic_file, check_writable, parse_json, read_json, refuse_placeholder, shown
 from wan.media import read_image, read_metadata, read_video
@@ -116,3 +116,8 @@ def test_errors_of_the_disk_name_the_file(tmp_path):
     for read in (refuse_placeholder, is_safetensors, read_header, load_pickled, read_image, read_video, read_metadata):
         with pytest.raises(OSError, match=r"Input/output error: '.*x\.safetensors'"):
             read(tmp_path / "x.safetensors")
+
+
+def test_links_in_a_circle_are_passed_over(tmp_path):
+    (tmp_path / "a.safetensors").symlink_to("a.safetensors")
+    assert loras_beside(tmp_path, ()) == []

@@ -342,7 +342,7 @@ def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[
 
 def _is_nano(folder: Path, config: TaskConfig) -> bool:
     """Whether a folder is of the nano family: the embedded one, or one of which a `config.json` says so."""
-    if folder.resolve() == nano_checkpoint(config.name).resolve():
+    if os.path.realpath(folder) == os.path.realpath(nano_checkpoint(config.name)):
         return True
     return any(described_fields(folder / expert).get("family") == "nano" for expert in config.experts)
 

@@ -71,6 +71,9 @@ def bytewise(rng: Random, data: bytes) -> tuple[str, bytes]:
     return " ".join(names), data
 
 
+GZIP = gzip.compress(b"\0" * 10_000_000)
+
+
 def foreign(canary: Path) -> dict[str, bytes]:
     """Files of other kinds. Some of them name the canary, a program or an address, which must not be opened."""
     url = f"http://127.0.0.1:{PORT}/x"
@@ -87,7 +90,7 @@ def foreign(canary: Path) -> dict[str, bytes]:
         "nested objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
         "zip end": b"PK\x05\x06" + b"\0" * 18,
         "gguf": b"GGUF\x03\0\0\0" + b"\xff" * 16,
-        "gzip of zeros": gzip.compress(b"\0" * 10_000_000),
+        "gzip of zeros": GZIP,
         "shell script": f"#!/bin/sh\ntouch {canary}.ran\n".encode(),
         "pickle that opens a file": f"cbuiltins\nopen\n(V{canary}.ran\nVw\ntR.".encode(),
         "pickle protocol 2": b"\x80\x02cposix\nsystem\n" + f"(X\x0a\0\0\0touch /tmp{canary}tR.".encode(),

@@ -26,6 +26,9 @@ def picture(scene: Scene) -> Input:
     return Input(f"{suffix}: {what}", (name, "an image of"), sample_flags(task, scene.base.folder / task, *flags))
 
 
+BOMB = zlib.compress(b"\0" * 50_000_000)
+
+
 def _faulty_png(rng: Random, data: bytes) -> tuple[str, bytes]:
     """A chunk of a PNG is changed, left out or added, with a right checksum."""
     chunks, at = [], 8
@@ -48,12 +51,11 @@ def _faulty_png(rng: Random, data: bytes) -> tuple[str, bytes]:
     elif way == "twice":
         chunks.insert(victim, chunks[victim])
     elif way == "pixels":
-        chunks = [(k, zlib.compress(b"\0" * rng.choice((0, 5, 50_000_000))) if k == b"IDAT" else c) for k, c in chunks]
+        chunks = [(k, rng.choice((b"", zlib.compress(b"\0" * 5), BOMB)) if k == b"IDAT" else c) for k, c in chunks]
     else:
-        bomb = zlib.compress(b"x" * 50_000_000)
         more = {
-            "text": (b"zTXt", b"a\0\0" + bomb),
-            "profile": (b"iCCP", b"a\0\0" + bomb),
+            "text": (b"zTXt", b"a\0\0" + BOMB),
+            "profile": (b"iCCP", b"a\0\0" + BOMB),
             "exif": (b"eXIf", rng.randbytes(40)),
         }
         chunks.insert(1, more[way])

@@ -41,12 +41,11 @@ def load_pickled(path: Path, checksums: bool = False) -> dict[str, Tensor]:
     """
     is_zip = is_archive(path)
     try:
-        with disk_named(path), open(path, "rb") as file:
-            calls = _check_archive(file) if is_zip else _calls(file, pickles=5)
-            foreign = sorted({call for call in calls if not NEEDED.fullmatch(call)})
+        stat = path.stat()
+        identity = stat.st_ino, stat.st_size, stat.st_mtime_ns
+        foreign = _foreign_calls(path, identity)
         if checksums and is_zip:
-            stat = path.stat()
-            _compare_checksums(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+            _compare_checksums(path, identity)
     except Exception as error:  # damage shows as almost any exception
         raise _damaged(path, error) from None
     if foreign:
@@ -81,6 +80,14 @@ def some(names: Iterable[Any], limit: int = 8) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(shown(name, 120) for name in names[:limit]) + more
+
+
+@lru_cache(maxsize=8)
+def _foreign_calls(path: Path, identity: tuple[int, ...]) -> list[str]:
+    """What a file would import that tensors do not need. `identity` tells files of one name apart."""
+    with disk_named(path), open(path, "rb") as file:
+        calls = _check_archive(file) if is_archive(path) else _calls(file, pickles=5)
+    return sorted({call for call in calls if not NEEDED.fullmatch(call)})
 
 
 def _check_archive(file: BinaryIO) -> set[str]:

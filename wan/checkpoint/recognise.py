@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def refusal(path: Path, found: Found, task: str | None) -> str | None:
 def loras_beside(checkpoint_dir: Path, expert_folders: Iterator[str] | tuple[str, ...]) -> list[Path]:
     """The LoRA files that lie in a checkpoint folder, beside its models or in folders for them."""
     places = (checkpoint_dir, *(checkpoint_dir / place for place in (*expert_folders, "lora", "loras", "LoRA", "Lora")))
-    files = {file.resolve(): file for place in places if place.is_dir() for file in sorted(place.iterdir())}
+    files = {os.path.realpath(file): file for place in places if place.is_dir() for file in sorted(place.iterdir())}
     return [file for file in files.values() if _is_lora(file)]
 
 
