@@ -161,3 +161,11 @@ def test_a_video_is_found_under_a_name_that_reads_like_a_protocol(tmp_path):
     for name in ("concat:a|b", "http:a", "a%03d.mp4", "lavfi:testsrc", "file:a.mp4", "-"):
         media.write_video(np.zeros((1, 16, 16, 3), np.uint8), tmp_path / name, 8, {"title": "x"})
         assert media.read_metadata(name)["title"] == "x"
+
+
+def test_a_foreign_header_of_a_latent_is_not_quoted_in_full(capsys):
+    header = json.dumps({"latent": {"dtype": "\x1b[31m" * 10_000, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    planning.Path("a.latent.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    assert cli.main(["--resume", "a.latent.safetensors", "--device", "cpu"]) == cli.WRONG
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "is not a saved latent" in error and len(error) < 1000 and error.isprintable()

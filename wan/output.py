@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from wan.files import atomic_file, numbered, stored_name, utf8_name
+from wan.files import atomic_file, numbered, shown, stored_name, utf8_name
 from wan.geometry import Size
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def load_latent(path: Path) -> tuple[Tensor, str]:
             request_json = (file.metadata() or {}).get(REQUEST_KEY)
             latent = file.get_tensor("latent") if "latent" in file.keys() else None  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a saved latent ({error})") from None
+        raise ValueError(f"{path} is not a saved latent ({shown(error)})") from None
     if request_json is None or latent is None:
         raise ValueError(f"{path} is not a saved latent: it ends in {LATENT_SUFFIX} and lies beside the missing video")
     return latent, request_json
