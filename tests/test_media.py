@@ -1,5 +1,6 @@
 """Pixels in, pixels out: ranges, colours, tags, and files that appear whole or not at all."""
 
+import os
 import wave
 from itertools import pairwise
 
@@ -20,7 +21,9 @@ from wan.media import (
     save_image,
     to_uint8,
     upright_rgb,
+    write,
     write_video,
+    written,
 )
 
 COLORS = [
@@ -399,3 +402,15 @@ def test_a_stream_without_a_codec_is_refused_by_name(tmp_path):
     for read in (lambda: read_video(path), lambda: add_audio(path, tone)):
         with pytest.raises(ValueError, match=r"a\.mp4"):
             read()
+
+
+@pytest.mark.parametrize("name, frames", [("a.mp4", 9), ("a.png", 1), ("a.jpg", 1), ("a.webp", 1)])
+def test_a_file_that_was_cut_short_is_noticed(tmp_path, name, frames):
+    path = tmp_path / name
+    write(torch.randint(256, (frames, 32, 32, 3), dtype=torch.uint8), path, 8, {})
+    assert written(path) == (frames, (32, 32))
+    os.truncate(path, path.stat().st_size - 100)
+    try:
+        assert written(path)[0] < frames
+    except ValueError as error:
+        assert name in str(error)

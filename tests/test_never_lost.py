@@ -364,6 +364,22 @@ def test_a_latent_stays_until_the_file_is_what_was_asked(stub, monkeypatch, caps
     assert reason in capsys.readouterr().err and "a.latent.safetensors" in files()
 
 
+def test_a_latent_stays_when_the_file_is_cut_short(stub, monkeypatch, capsys):  # noqa: F811
+    """The header is whole, as on a disk that lost the last block."""
+    usual = media.written
+
+    def written(path):
+        os.truncate(path, os.path.getsize(path) - 100)
+        return usual(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "written", written)
+        assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.FAILED
+    assert files() == ["a.latent.safetensors", "a.mp4"]
+    assert cli.main(resume_command(capsys.readouterr().err)) == cli.DONE
+    assert files() == ["a-2.mp4", "a.mp4"]
+
+
 @pytest.mark.parametrize(
     "latent, text",
     [

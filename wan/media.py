@@ -143,12 +143,13 @@ def read_video(path: str | Path) -> tuple[Tensor, float]:
 
 
 def written(path: str | Path) -> tuple[int, tuple[int, int]]:
-    """Number of frames and size (width, height) of a finished file, from its header."""
+    """Number of frames that are there as a whole, and size (width, height). Raises ValueError for a damaged picture."""
     if is_picture(path):
-        return 1, images.read_metadata(Path(path))[1]
+        return 1, read_image(path).size
     with _open(path) as container:
         stream = container.streams.video[0]
-        return stream.frames, (stream.width, stream.height)
+        count = sum(packet.size > 0 and not packet.is_corrupt for packet in container.demux(stream))
+        return count, (stream.width, stream.height)
 
 
 def add_audio(video: str | Path, audio: str | Path) -> None:
