@@ -18,7 +18,7 @@ TASK_t2v  = t2v-A14B
 TASK_i2v  = i2v-A14B
 TASK_ti2v = ti2v-5B
 ifeq ($(origin PROMPT),undefined)
-PROMPT   := $(if $(filter i2v,$(TASK))$(IMAGE),a big yellow triangle moves right,a big red circle moves right) on a navy background
+PROMPT   := a big $(if $(filter i2v,$(TASK))$(IMAGE),yellow triangle,red $(if $(filter ti2v,$(TASK)),square,circle)) moves right on a navy background
 endif
 ifeq ($(TASK),i2v)
 IMAGE    ?= examples/first_frame.png

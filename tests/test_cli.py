@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from wan import cli, media, output, planning
@@ -118,7 +119,7 @@ def files():
         (["--audio", "talk.wav"], "--audio is not used by t2v-A14B, only by s2v-14B; leave it out"),
         (["--use_prompt_extend"], "--use_prompt_extend is not available yet; leave it out"),
         (["--ulysses_size", "8"], "--ulysses_size needs several processes, and this is one; start with torchrun"),
-        (["--dit_fsdp", "--cfg_parallel"], "--cfg_parallel, --dit_fsdp needs several processes"),
+        (["--dit_fsdp", "--cfg_parallel"], "--cfg_parallel and --dit_fsdp need several processes"),
         (["--num_videos", "0"], "--num_videos must be at least 1, got 0"),
         (["--device", "tpu"], "--device 'tpu' is not a device"),
         (["--device", "cuda:99"], "--device cuda:99 cannot be used here"),
@@ -126,8 +127,10 @@ def files():
         (["--convert_model_dtype", "--dtype", "fp32"], "contradicts --dtype fp32"),
         (["--ckpt_dir", "nowhere"], "there is no checkpoint folder nowhere"),
         (["--save_file", "a.gif"], "--save_file must end in .mp4, got a.gif; try a.mp4"),
+        (["--save_file", "a.gif", "--frame_num", "1"], "must end in .png, .jpg, .jpeg, .webp or .mp4, got a.gif"),
         (["--save_file", "."], "is a folder"),
         (["--from_video", "gone.mp4"], "there is no file gone.mp4"),
+        (["--from_video", "."], ". is a folder; name one file in it"),
         (["--fps", "0"], "fps must be at least 1"),
         (["--boundary", "875"], "boundary is a share of the timesteps and must lie in 0..1, got 875"),
         (["--sample_step", "3"], "unrecognized arguments: --sample_step 3"),
@@ -283,6 +286,16 @@ def test_a_released_folder_gets_the_released_config(checkpoint, monkeypatch):
     assert (job.request.steps, job.request.shift, job.request.guidance) == (40, 12.0, (3.0, 4.0))
 
 
+def test_a_released_model_without_a_gpu_is_said_to_be_slow(checkpoint, monkeypatch, caplog):
+    monkeypatch.setattr(planning, "_is_nano", lambda folder, config: False)
+    monkeypatch.setattr(planning, "check_checkpoint", lambda folder, config: None)
+    flags = ["--ckpt_dir", str(checkpoint), "--size", "832x480", "--prompt", "a fox"]
+    planning.plan(build_parser().parse_args([*flags, "--device", "cpu"]))
+    assert "no GPU" not in caplog.text
+    job = planning.plan(build_parser().parse_args(flags))
+    assert ("no GPU is found" in caplog.text) == (job.runtime.device.type == "cpu")
+
+
 def test_flags_reach_the_request_and_the_runtime():
     job = planned(
         *("--negative_prompt", "", "--size", "64x64", "--frame_num", "5", "--sample_steps", "3", "--base_seed", "7"),
@@ -336,7 +349,7 @@ def test_a_missing_prompt_is_announced(caplog):
 def test_a_long_prompt_is_warned_about(caplog):
     planned("--prompt", "a red circle " * 30 + "on navy")
     assert "the text encoder reads 64 tokens and the prompt has 93; this part is cut off: " in caplog.text
-    assert "on navy'" in caplog.text
+    assert "circle on navy\n" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -582,7 +595,12 @@ def test_a_video_is_not_resumed_and_a_latent_not_repeated(stub, capsys):
     stub.fail = ("decode", RuntimeError("codec"))
     assert cli.main([*NANO, "--save_file", "c d.mp4"]) == cli.FAILED
     assert cli.main(["--resume", "a b.mp4"]) == cli.WRONG
-    assert "a b.mp4 is a video, and --resume finishes a kept latent" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a b.mp4 is a video or picture, and --resume finishes a kept latent" in said
+    assert "give --from_video 'a b.mp4'" in said
+    Image.new("RGB", (4, 4)).save("foreign.png")
+    assert cli.main(["--resume", "foreign.png"]) == cli.WRONG
+    assert "foreign.png is a video or picture" in (said := capsys.readouterr().err) and "--from_video" not in said
     assert cli.main(["--from_video", "c d.latent.safetensors"]) == cli.WRONG
     assert "is a kept latent, not a video; finish it with --resume 'c d.latent.safetensors'" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import pytest
 from wan.checkpoint.pickled import load_pickled
 from wan.checkpoint.recognise import loras_beside, recognise
 from wan.checkpoint.source import is_safetensors, read_contents, read_header
-from wan.files import atomic_file, check_writable, parse_json, read_json, refuse_placeholder, shown
+from wan.files import atomic_file, check_writable, no_file, parse_json, read_json, refuse_placeholder, shown
 from wan.media import read_image, read_metadata, read_video
 
 
@@ -100,6 +100,17 @@ def fifo(tmp_path):
     os.mkfifo(tmp_path / "x.json")
     yield tmp_path / "x.json"
     signal.alarm(0)
+
+
+@pytest.mark.parametrize("typed", ["photo.jpg", "Photo.JPG ", "fotos/../photo.JPG", "phot.JPG"])
+def test_a_name_that_is_nearly_there_is_suggested(tmp_path, typed):
+    (tmp_path / "photo.JPG").touch()
+    (tmp_path / "fotos").mkdir()
+    error = no_file(tmp_path / typed, "image")
+    assert isinstance(error, FileNotFoundError) and str(error).startswith("there is no image ")
+    assert str(error).endswith("photo.JPG?") or typed.endswith("/photo.JPG")
+    assert "mean" not in str(no_file(tmp_path / "video.mp4")) + str(no_file(tmp_path / "gone" / "photo.JPG"))
+    assert str(no_file(tmp_path)) == f"{tmp_path} is a folder; name one file in it"
 
 
 def test_nobody_waits_for_what_is_no_file(fifo):

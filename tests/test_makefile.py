@@ -40,4 +40,4 @@ def test_text_of_the_user_stays_one_word(task):
 
 def test_the_prompt_of_a_first_frame_is_of_what_it_shows():
     asked = demo("TASK=ti2v", "IMAGE=examples/first_frame.png")["--prompt"]
-    assert asked == demo("TASK=i2v")["--prompt"] != demo("TASK=ti2v")["--prompt"]
+    assert asked == demo("TASK=i2v")["--prompt"] != demo("TASK=ti2v")["--prompt"] != demo()["--prompt"]

@@ -31,7 +31,7 @@ def test_eight_processes_are_shared_out(flags, expected):
         (3, {"cfg_parallel": True}, "--cfg_parallel needs an even number of processes, and torchrun started 3"),
         (4, {"ulysses_size": 1, "dit_fsdp": True}, "with --ulysses_size 1 that is one; use --ulysses_size 4"),
         (1, {"ulysses_size": 8}, "--ulysses_size needs several processes, and this is one; .*nproc_per_node=8"),
-        (1, {"cfg_parallel": True, "t5_fsdp": True}, "--cfg_parallel, --t5_fsdp needs .*nproc_per_node=2"),
+        (1, {"cfg_parallel": True, "t5_fsdp": True}, "--cfg_parallel and --t5_fsdp need .*nproc_per_node=2"),
     ],
 )
 def test_sizes_that_do_not_fit_name_those_that_do(world_size, flags, message):

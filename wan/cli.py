@@ -257,13 +257,13 @@ def describe(job: Job) -> None:
         log.info("decoding %s with %s on %s into %s", job.latent, job.checkpoint, runtime.device, job.video)
         return
     log.info(
-        "%s (%s): %s, %d frames at %d fps, %d steps of %s, shift %g, guidance %s, seed %d",
+        "%s (%s): %s, %s at %d fps, %s of %s, shift %g, guidance %s, seed %d",
         request.task,
         "nano" if job.config.family == "nano" else job.checkpoint,
         format_size(request.framing.used),
-        request.frame_num,
+        counted(request.frame_num, "frame"),
         request.fps,
-        request.steps,
+        counted(request.steps, "step"),
         request.solver,
         request.shift,
         format_guidance(request.guidance),
@@ -294,7 +294,7 @@ def describe(job: Job) -> None:
     for name in ("image", "last_image"):
         if picture := getattr(request, name):
             log.info("%s: %s, %s", name.replace("_", " "), shown(picture.path), format_size(picture.size))
-    log.info("prompt: %s", shown(request.prompt, 1000))
+    log.info("prompt: %s", shown(request.prompt, 1000) or "(empty)")
     log.info("reading the weights in %s; the first step waits for them", job.checkpoint)
 
 
@@ -373,14 +373,19 @@ def _report_failure(error: Exception) -> None:
     print_error(f"failed: {where}{str(error) or type(error).__name__}")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 frame`, `17 frames`."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
 def _summarize(job: Job, phases: dict[str, Any], count: int, decode_and_write: float) -> None:
     seconds = {name: stats.seconds for name, stats in phases.items() if name != "decode"}
     seconds["decode and write"] = decode_and_write
     peaks = [stats.peak_bytes for stats in phases.values() if stats.peak_bytes]
     log.info(
-        "saved %s: %d frames, %s; %s%s",
+        "saved %s: %s, %s; %s%s",
         job.video,
-        count,
+        counted(count, "frame"),
         format_size(job.request.framing.saved),
         ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()),
         f"; peak memory {max(peaks) / 2**30:.2f} GiB" if peaks else "",

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,18 @@ def disk_named(path: Path) -> Iterator[None]:
         if error.errno and error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def no_file(path: str | Path, kind: str = "file") -> ValueError | FileNotFoundError:
+    """The error to raise for a path that is no file: a folder, or nothing, but perhaps something of a like name."""
+    if os.path.isdir(path):
+        return ValueError(f"{shown(path)} is a folder; name one {kind} in it")
+    path, hint = Path(path), ""
+    with suppress(OSError, ValueError):
+        names = {name.lower(): name for name in os.listdir(path.parent)}
+        for near in get_close_matches(path.name.strip().lower(), names, n=1, cutoff=0.8):
+            hint = f"; did you mean {shown(path.with_name(names[near]))}?" if names[near] != path.name else ""
+    return FileNotFoundError(f"there is no {kind} {shown(path)}{hint}")
 
 
 def refuse_placeholder(path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from wan.files import disk_named, parse_json, shown
+from wan.files import disk_named, no_file, parse_json, shown
 from wan.geometry import Size
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,10 @@ def read_image(path: str | Path) -> Any:
     name = shown(path)
     if not str(path).strip():
         raise ValueError("the name of the image is empty")
-    if Path(path).is_dir():
-        raise ValueError(f"{name} is a folder; name one image in it")
     if "://" in str(path):
         raise ValueError(f"nothing is fetched from the network; save {name} as a file and name that")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no image {name}")
+        raise no_file(path, "image")
     if Path(path).stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{name} has more than {MAX_FILE_BYTES >> 20} MiB; scale the picture down first")
     with disk_named(Path(path)), damage_reported(name):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wan import images
-from wan.files import atomic_file, disk_named, shown
+from wan.files import atomic_file, disk_named, no_file, shown
 from wan.images import read_image as read_image
 from wan.images import upright_rgb as upright_rgb
 from wan.values import called, quoted, real
@@ -228,7 +228,7 @@ def _open(path: str | Path, what: str = "video", better: str = "mp4") -> Iterato
 
     name = shown(path)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {name}")
+        raise no_file(path)
     with disk_named(Path(path)), open(path, "rb") as file:
         head = file.read(12)
         file.seek(0)

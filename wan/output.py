@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from wan.files import atomic_file, numbered, shown, stored_name, utf8_name
+from wan.files import atomic_file, no_file, numbered, shown, stored_name, utf8_name
 from wan.geometry import Size
 
 log = logging.getLogger(__name__)
@@ -116,15 +116,17 @@ def load_latent(path: Path) -> tuple[Tensor, str]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path} to resume from")
+        raise no_file(path)
     try:
         with utf8_name(path) as name, safe_open(name, "pt") as file:
             request_json = (file.metadata() or {}).get(REQUEST_KEY)
             latent = file.get_tensor("latent") if "latent" in file.keys() else None  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a saved latent ({shown(error)})") from None
+        raise ValueError(f"{path} is not a saved latent, or a damaged one ({shown(error)})") from None
     if request_json is None or latent is None:
-        raise ValueError(f"{path} is not a saved latent: it ends in {LATENT_SUFFIX} and lies beside the missing video")
+        raise ValueError(
+            f"{path} is not a saved latent; their names end in {LATENT_SUFFIX}, and they lie where the video was to be"
+        )
     return latent, request_json
 
 

@@ -65,9 +65,8 @@ class Parallel:
         ]
         if wanted:
             count = max(2, self.replica_size)
-            raise ValueError(
-                f"{', '.join(wanted)} needs several processes, and this is one; start with {torchrun_line(count)}"
-            )
+            need = f"{' and '.join(wanted)} need{'s' if len(wanted) == 1 else ''}"
+            raise ValueError(f"{need} several processes, and this is one; start with {torchrun_line(count)}")
 
     @classmethod
     def from_flags(

@@ -10,7 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from wan import geometry, media, output
+import torch
+
+from wan import geometry, images, media, output
 from wan.arguments import FLAG_NAMES, OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS
 from wan.checking import check_checkpoint
 from wan.checkpoint.fingerprint import fingerprint
@@ -105,6 +107,11 @@ def plan(args: argparse.Namespace) -> Job:
             log.warning("%s", remark)
         _warn_about_other_noise(request, runtime, stored)
         _warn_about_other_images(request, stored)
+        if config.family != "nano" and args.device is None and runtime.device.type == "cpu":
+            log.warning(
+                "no GPU is found, and on a CPU a video of a released model takes hours or days (torch %s)",
+                torch.__version__,
+            )
     for remark in without_effect(args, request, runtime):
         log.warning("%s", remark)
     progress = args.progress or ("bar" if sys.stderr.isatty() else "plain")
@@ -252,13 +259,13 @@ def _stored_in_latent(name: str) -> str:
         return output.load_latent(Path(name))[1]
     except ValueError:
         try:
-            media.read_metadata(name)
+            is_ours = output.REQUEST_KEY in media.read_metadata(name)
         except (ValueError, OSError):
             pass
         else:
+            again = f"; to make it again, or another like it, give --from_video {shell_word(name)}" if is_ours else ""
             raise ValueError(
-                f"{name} is a video, and --resume finishes a kept latent (*{output.LATENT_SUFFIX}); to make the video "
-                f"again, or another like it, give --from_video {shell_word(name)}"
+                f"{name} is a video or picture, and --resume finishes a kept latent (*{output.LATENT_SUFFIX}){again}"
             ) from None
         raise
 
@@ -375,7 +382,8 @@ def _video_path(args: argparse.Namespace, request: Request, latent: Path | None,
                 f"{path.with_suffix('.mp4').name}, or --frame_num 1"
             )
         if path.suffix and path.suffix.lower() != ".mp4":
-            raise ValueError(f"--save_file must end in .mp4, got {path.name}; try {path.with_suffix('.mp4').name}")
+            ends = ", ".join(images.WRITTEN) + " or .mp4" if request.frame_num == 1 else ".mp4"
+            raise ValueError(f"--save_file must end in {ends}, got {path.name}; try {path.with_suffix('.mp4').name}")
         return path
     if latent is not None:
         path = output.video_path(latent, stored.get("video"))
