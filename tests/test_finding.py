@@ -312,6 +312,20 @@ def test_the_checkpoint_that_lies_here_is_named_instead_of_a_download(originals,
 # ---- nothing there, or only a part of it ----
 
 
+def test_a_folder_in_other_letters(capsys):
+    def advice(folder):
+        assert cli.main([*COMMON, "--ckpt_dir", folder]) == cli.WRONG
+        return capsys.readouterr().err
+
+    download = "hf download Wan-AI/Wan2.2-TI2V-5B --local-dir wan2.2-ti2v-5b (34 GB) and add --task ti2v-5B"
+    assert download in advice("wan2.2-ti2v-5b")
+    os.mkdir("Wan2.2-T2V-A14B")
+    assert "did you mean" not in advice("Wan2.2-I2V-A14B"), "another model"
+    os.mkdir("Wan2.2-TI2V-5B")
+    error = advice("wan2.2-ti2v-5b")
+    assert "no checkpoint folder wan2.2-ti2v-5b; did you mean Wan2.2-TI2V-5B?" in error and "download" not in error
+
+
 @pytest.mark.parametrize("exists", [False, True])
 def test_no_folder_or_an_empty_one(exists, capsys):
     for name in ("Wan2.2-TI2V-5B", "models", "some/Wan2.2-TI2V-5B"):

@@ -273,12 +273,16 @@ def no_file(path: str | Path, kind: str = "file") -> ValueError | FileNotFoundEr
     """The error to raise for a path that is no file: a folder, or nothing, but perhaps something of a like name."""
     if os.path.isdir(path):
         return ValueError(f"{shown(path)} is a folder; name one {kind} in it")
-    path, hint = Path(path), ""
+    return FileNotFoundError(f"there is no {kind} {shown(path)}{did_you_mean(Path(path), 0.8)}")
+
+
+def did_you_mean(path: Path, likeness: float) -> str:
+    """A question that names what lies beside `path` under a like name, or nothing; at 1 only case may differ."""
     with suppress(OSError, ValueError):
-        names = {name.lower(): name for name in os.listdir(path.parent)}
-        for near in get_close_matches(path.name.strip().lower(), names, n=1, cutoff=0.8):
-            hint = f"; did you mean {shown(path.with_name(names[near]))}?" if names[near] != path.name else ""
-    return FileNotFoundError(f"there is no {kind} {shown(path)}{hint}")
+        names = {name.lower(): name for name in os.listdir(path.parent) if name != path.name}
+        for near in get_close_matches(path.name.strip().lower(), names, n=1, cutoff=likeness):
+            return f"; did you mean {shown(path.with_name(names[near]))}?"
+    return ""
 
 
 def refuse_placeholder(path: Path) -> None:

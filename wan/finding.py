@@ -7,7 +7,7 @@ from wan.checkpoint.fingerprint import same_weights
 from wan.checkpoint.layout import DOWNLOAD_GB, download, free_place, repository
 from wan.checkpoint.recognise import EMPTY, Found, loras_beside, recognise, refusal
 from wan.configs import IMPLEMENTED_TASKS, TaskConfig, get_config
-from wan.files import shown
+from wan.files import did_you_mean, shown
 from wan.program import shell_word
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,14 @@ def warn_about_files(checkpoint: Path, config: TaskConfig) -> None:
 
 def _how_to_fill(folder: Path, task: str | None) -> str:
     """A message for a folder that is absent or empty. Its name decides nothing, but says what was probably wanted."""
-    named = next((name for name in IMPLEMENTED_TASKS if repository(get_config(name)) == folder.name), None)
+    names = {repository(get_config(name)).lower(): name for name in IMPLEMENTED_TASKS}
+    named = names.get(folder.name.lower())
     wanted = task or named or DEFAULT_TASK
     place = folder if folder.parent.is_dir() and not folder.is_symlink() and named in (None, wanted) else None
     more = "" if task or named in (None, DEFAULT_TASK) else f" and add --task {wanted}"
     what = f"{shown(folder)} is empty" if folder.exists() else f"there is no checkpoint folder {shown(folder)}"
+    if not folder.exists() and (hint := did_you_mean(folder, 1)):
+        return what + hint
     return f"{what}. Download it with: {download(get_config(wanted), place)}{more}"
 
 
