@@ -172,10 +172,12 @@ def _partial(folder: Path) -> Path:
 
 def _machine() -> str:
     """Eight digits that are the same for processes that see each other's numbers."""
-    namespace = ""
+    parts = [platform.node()]
     with suppress(OSError):
-        namespace = os.readlink("/proc/self/ns/pid")
-    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    with suppress(OSError):
+        parts.append(Path("/etc/machine-id").read_text())  # on a network drive hosts of one name may meet
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
 
 
 def _is_alive(pid: int) -> bool:
