@@ -17,6 +17,7 @@ from wan.arguments import FLAG_NAMES, OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAG
 from wan.checking import check_checkpoint
 from wan.checkpoint.fingerprint import fingerprint
 from wan.checkpoint.layout import part
+from wan.checkpoint.loading import READABLE
 from wan.checkpoint.recognise import described_fields
 from wan.configs import TaskConfig, get_config, nano_checkpoint
 from wan.distributed.util import launched_rank, launched_size, local_rank
@@ -165,7 +166,9 @@ def _check_latent(path: Path, request: Request, config: TaskConfig) -> None:
             f"{geometry.format_size(request.framing.used)} and {request.frame_num} frames has {list(wanted)}: the file "
             "was changed, or is of another model"
         )
-    if not latent.is_floating_point() or not bool(latent.float().isfinite().all()):  # fp8 has no isfinite
+    if latent.dtype not in READABLE:
+        raise ValueError(f"{path} holds values of the type {latent.dtype}, and a latent has float32: sample it again")
+    if not bool(latent.isfinite().all()):
         raise ValueError(f"{path} holds values that are not finite, of which no video can be made; sample it again")
 
 
