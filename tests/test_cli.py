@@ -428,6 +428,13 @@ def test_a_run_writes_the_video_and_nothing_else(stub, caplog):
     )
 
 
+def test_too_little_memory_is_said_before_the_start(stub, monkeypatch, caplog):
+    assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.DONE and "GiB; a smaller" not in caplog.text
+    monkeypatch.setattr(cli, "total_memory", lambda device: 2**20)
+    assert cli.main([*NANO, "--save_file", "b.mp4"]) == cli.DONE
+    assert "cpu has only 0.0 GiB; a smaller --size or --frame_num needs less" in caplog.text
+
+
 def test_the_request_is_stored_and_repeated(stub, checkpoint):
     flags = [
         "--base_seed",

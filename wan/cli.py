@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from wan.forecast import expected_bytes
 from wan.geometry import format_size
 from wan.image2video import WanI2V
 from wan.interrupts import INTERRUPTED, as_interrupt, put_off
+from wan.memory import total_memory
 from wan.pipeline import WanPipeline
 from wan.planning import Job, plan, video_bytes
 from wan.program import OneLine, command_line, print_error
@@ -269,15 +271,19 @@ def describe(job: Job) -> None:
         format_guidance(request.guidance),
         request.seed,
     )
+    gib = expected_bytes(job.config, job.checkpoint, request, runtime) / 2**30
+    have = (total_memory(runtime.device) or math.inf) / 2**30
     log.info(
         "on %s in %s, attention %s, offload %s, expected memory about %.1f GiB -> %s",
         runtime.device,
         runtime.dtype_name,
         runtime.attention,
         runtime.offload.value,
-        expected_bytes(job.config, job.checkpoint, request, runtime) / 2**30,
+        gib,
         job.video,
     )
+    if gib > have:
+        log.warning("%s has only %.1f GiB; a smaller --size or --frame_num needs less", runtime.device, have)
     if job.num_videos > 1:
         log.info("%d videos with this seed and the following ones: %s ...", job.num_videos, job.variant(0).video)
     if runtime.parallel.world_size > 1:
