@@ -172,12 +172,12 @@ def _partial(folder: Path) -> Path:
 
 def _machine() -> str:
     """Eight digits that are the same for processes that see each other's numbers."""
-    parts = [platform.node()]
+    parts = [platform.node().encode()]
     with suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
+        parts.append(os.readlink(b"/proc/self/ns/pid"))
     with suppress(OSError):
-        parts.append(Path("/etc/machine-id").read_text())  # on a network drive hosts of one name may meet
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
+        parts.append(Path("/etc/machine-id").read_bytes())  # on a network drive hosts of one name may meet
+    return hashlib.sha256(b" ".join(parts)).hexdigest()[:8]
 
 
 def _is_alive(pid: int) -> bool:
