@@ -110,7 +110,11 @@ def test_comfyui_prefix_and_both_families_of_published_names_fit():
         (
             "wan_t2v_A14B",
             "wan_ti2v_5B",
-            ["blocks.{30..39}.self_attn.q.weight (10)", "blocks.{0..29}.self_attn.q.weight (30)", "the TI2V-5B transformer"],
+            [
+                "blocks.{30..39}.self_attn.q.weight (10)",
+                "blocks.{0..29}.self_attn.q.weight (30)",
+                "the TI2V-5B transformer",
+            ],
         ),
         ("wan_t2v_A14B", "umt5_xxl_encoder", ["1095 missing", "242 unexpected", "the umT5 text encoder"]),
         ("umt5_xxl_encoder", "wan_t2v_A14B", ["blocks.{0..23}.attn.q.weight (24)", "a T2V-A14B expert"]),
