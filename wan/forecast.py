@@ -12,6 +12,7 @@ from wan.checkpoint.layout import part, stored_bytes
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
 from wan.geometry import Size
+from wan.images import kept_bytes
 from wan.modules.model import WanModel
 from wan.modules.vae import PIXEL_CHANNELS, VAEConfig, tile_axis
 from wan.modules.vae_blocks import HISTORY
@@ -53,8 +54,9 @@ def expected_bytes(config: TaskConfig, checkpoint: Path, request: Request, runti
     has_image = request.image is not None or request.last_image is not None
     frames = request.frame_num if config.model_type == "i2v" else 1
     encode = encode_bytes(network, size, frames, runtime.vae_tile, on_cpu) if has_image else 0
-    if on_cpu:
-        encode = max(encode + STARTED, picture_bytes(request))
+    if on_cpu:  # the pictures themselves are read already, and part of the program
+        read = sum(kept_bytes(picture.size) for picture in (request.image, request.last_image) if picture is not None)
+        encode = max(encode + STARTED, picture_bytes(request) - read)
         decode += STARTED + size[0] * size[1] * WRITTEN * min(request.frame_num, LOOK_AHEAD)
     if runtime.offload is Offload.NONE:
         needed = text + sum(experts) + vae + max(encode, denoise, decode)
