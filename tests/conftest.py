@@ -1,7 +1,11 @@
 """What every test shares."""
 
-import pytest
-import torch
+from wan.program import share_cores
+
+share_cores()  # before torch is imported: the suite takes several times as long on busy cores otherwise
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
