@@ -119,7 +119,7 @@ def agreed(job: Job) -> Job:
 
 @dataclass
 class Outcome:
-    """What a run has brought to disk so far: what to say when it ends early."""
+    """The files that a run has brought to disk so far: what to say when it ends early."""
 
     job: Job  # of the video that is being made
     latent: Path | None = None  # keeps that video until its file is complete
@@ -127,7 +127,7 @@ class Outcome:
     videos: list[Path] = field(default_factory=list)
 
     def in_words(self) -> str:
-        """What was written and how to finish the rest; empty when there is nothing."""
+        """Say what was written and how to finish the rest; empty when there is nothing."""
         parts = [f"written: {', '.join(shown(video) for video in self.videos)}"] if self.videos else []
         if self.sampled is not None and not (self.latent and self.latent.exists()):  # its folder is gone or was full
             self.latent = _keep(self.sampled, self.job)

@@ -1,4 +1,4 @@
-"""What --ckpt_dir and --task mean together: the task of a folder, or what the folder is and what was probably meant."""
+"""Find what --ckpt_dir and --task mean together: the task of a folder, or what was probably meant."""
 
 import logging
 from pathlib import Path

@@ -182,7 +182,7 @@ def _scaled_to_8_bits(image: Any) -> Any:
 
 
 def _profile(image: Any, name: str) -> Callable[[Any], Any] | None:
-    """How colours become sRGB: by the ICC profile of an image, None when that is sRGB, missing or of no use."""
+    """The transform of colours to sRGB by the ICC profile of an image, None when that is sRGB, missing or of no use."""
     if not (content := image.info.get("icc_profile")):
         return None
     from PIL import ImageCms
@@ -210,7 +210,7 @@ def _profile(image: Any, name: str) -> Callable[[Any], Any] | None:
 
 
 def _changes_little(transform: Any, mode: str) -> bool:
-    """Whether a transform leaves 729 RGB colours, or all greys, as they are."""
+    """Tell whether a transform leaves 729 RGB colours, or all greys, as they are."""
     from PIL import Image, ImageCms
 
     levels = np.arange(0, 257, 32).clip(0, 255).astype(np.uint8)

@@ -69,7 +69,7 @@ def check_fps(fps: Any) -> None:
 
 
 def is_picture(path: str | Path) -> bool:
-    """Whether a name is that of a picture of one frame, which `write` can make."""
+    """Tell whether a name is that of a picture of one frame, which `write` can make."""
     return Path(path).suffix.lower() in images.WRITTEN
 
 

@@ -183,7 +183,7 @@ def _values(words: Sequence[str]) -> list[str]:
 
 
 def _is_flag(word: str) -> bool:
-    """Whether argparse reads a word as a flag: not numbers below zero, nor text with spaces."""
+    """Tell whether argparse reads a word as a flag: not numbers below zero, nor text with spaces."""
     return word[:1] == "-" != word and " " not in word.partition("=")[0] and not re.fullmatch(r"-\d+|-\d*\.\d+", word)
 
 

@@ -331,7 +331,7 @@ class WanPipeline:
 
 
 def _is_flat(values: Tensor, within: float = 0) -> bool:
-    """Whether the values of each row of [C, N] differ by no more than `within`."""
+    """Tell whether the values of each row of [C, N] differ by no more than `within`."""
     return bool((values.amax(1) - values.amin(1) <= within).all())
 
 

@@ -173,7 +173,7 @@ def _check_latent(path: Path, request: Request, config: TaskConfig) -> None:
 
 
 def _is_other_checkpoint(args: argparse.Namespace, stored: dict[str, Any], weights: str) -> bool:
-    """Whether other weights made what is repeated or resumed; said, and for --resume only if --ckpt_dir asks for it."""
+    """Tell whether other weights made what is repeated or resumed. --resume goes on only if --ckpt_dir asks for it."""
     before = stored.get("fingerprint")
     if before in (None, weights):  # versions before this one did not store it
         return False
@@ -351,7 +351,7 @@ def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[
 
 
 def _is_nano(folder: Path, config: TaskConfig) -> bool:
-    """Whether a folder is of the nano family: the embedded one, or one of which a `config.json` says so."""
+    """Tell whether a folder is of the nano family: the embedded one, or one of which a `config.json` says so."""
     if os.path.realpath(folder) == os.path.realpath(nano_checkpoint(config.name)):
         return True
     return any(described_fields(folder / expert).get("family") == "nano" for expert in config.experts)

@@ -111,7 +111,7 @@ def _script() -> str | None:
 
 
 def _program() -> list[str]:
-    """What comes after `python`, or the installed script alone; generate.py when another program calls this one."""
+    """The words after `python`, or the installed script alone; generate.py when another program calls this one."""
     path = sys.argv[0]
     if module := _module():
         return ["-m", module]

@@ -34,7 +34,7 @@ def fingerprint(checkpoint_dir: str | Path, config: Any) -> str:
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two models are the same, as far as a fingerprint tells: files, or folders in the same shards."""
+    """Tell whether two models are the same, as far as a fingerprint tells: files, or folders in the same shards."""
     pairs = list(zip(weight_files(one), weight_files(other), strict=False))
     as_many = len(weight_files(one)) == len(weight_files(other))
     same_size = as_many and all(a.stat().st_size == b.stat().st_size for a, b in pairs)
@@ -52,7 +52,7 @@ def _sample(path: Path) -> bytes:
 
 
 def _places(path: Path) -> Iterator[tuple[int, int]]:
-    """What is read of a file: (start, length) pairs."""
+    """The parts of a file that are read: (start, length) pairs."""
     size = path.stat().st_size
     if size <= WHOLE_BYTES:
         yield 0, size

@@ -160,7 +160,7 @@ Test = Callable[[Shapes], bool]
 
 @dataclass(frozen=True)
 class Content:
-    """What tensors are, in words. `task`: the task whose transformer they are; `is_read`: whether this version does."""
+    """Tensors in words. `task`: the task whose transformer they are; `is_read`: whether this version reads them."""
 
     title: str
     fits: Test
@@ -236,7 +236,7 @@ QUANTISED = ("float8", "float4", "int8", "uint8", "int4", "uint4", "bits")  # ho
 
 
 def what_is(shapes: Shapes) -> Content | None:
-    """What tensors under released names are; None when nothing known fits."""
+    """Tell what tensors under released names are; None when nothing known fits."""
     return next((content for content in CONTENTS if content.fits(shapes)), None)
 
 
@@ -247,7 +247,7 @@ def describe_contents(shapes: Shapes) -> str | None:
 
 
 def unread_form(shapes: Shapes, types: Mapping[str, str]) -> str | None:
-    """What a file in a form that this version does not read holds, in words; None for one that it may read.
+    """Tell what a file in a form that this version does not read holds, in words; None for one that it may read.
 
     `shapes` and `types` (the names that torch gives them) by the names in the file.
     """
@@ -277,5 +277,5 @@ MAGICS = {
 
 
 def foreign_file(start: bytes) -> str | None:
-    """What a file that is no safetensors and begins with `start` is, when that shows that it holds no weights."""
+    """Tell what a file that is no safetensors and begins with `start` is, when that shows that it holds no weights."""
     return next((title for magic, title in MAGICS.items() if start.startswith(magic)), None)

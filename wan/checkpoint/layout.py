@@ -120,7 +120,7 @@ def download(config: Any, place: str | Path | None = None) -> str:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a download that was broken off or a file manager leaves."""
+    """Tell whether a folder holds nothing but what a download that was broken off or a file manager leaves."""
     return all(path.name in (".cache", ".huggingface", ".gitattributes", ".DS_Store") for path in folder.iterdir())
 
 

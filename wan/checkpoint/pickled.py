@@ -70,7 +70,7 @@ def load_pickled(path: Path, checksums: bool = False) -> dict[str, Tensor]:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is in the current format of `torch.save`, a zip archive, which can be mapped."""
+    """Tell whether a file is in the current format of `torch.save`, a zip archive, which can be mapped."""
     with disk_named(path), open(path, "rb") as file:
         return file.read(2) == b"PK"
 
@@ -84,14 +84,14 @@ def some(names: Iterable[Any], limit: int = 8) -> str:
 
 @lru_cache(maxsize=8)
 def _foreign_calls(path: Path, identity: tuple[int, ...]) -> list[str]:
-    """What a file would import that tensors do not need. `identity` tells files of one name apart."""
+    """Tell what a file would import that tensors do not need. `identity` tells files of one name apart."""
     with disk_named(path), open(path, "rb") as file:
         calls = _check_archive(file) if is_archive(path) else _calls(file, pickles=5)
     return sorted({call for call in calls if not NEEDED.fullmatch(call)})
 
 
 def _check_archive(file: BinaryIO) -> set[str]:
-    """What the pickle of an archive calls. Raises an exception of any kind when directory or headers do not fit."""
+    """List what the pickle of an archive calls. Raises any kind of exception when directory or headers do not fit."""
     file.seek(max(0, file.seek(0, os.SEEK_END) - 22))
     if file.read(4) != END_OF_ARCHIVE:
         raise ValueError("it does not end where its directory ends")

@@ -1,4 +1,4 @@
-"""What a folder or file is that was given as a checkpoint, told from listings, headers and `config.json`, not names."""
+"""Recognise what was given as a checkpoint, from listings, headers and `config.json`, not from names."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OTHER_FILES = {
 
 @dataclass(frozen=True)
 class Found:
-    """What a path is, in words that follow "PATH is".
+    """Tell what a path is, in words that follow "PATH is".
 
     `folder`: the one checkpoint that must be meant, if there is one; `inner`: how many others lie below the path.
     """
@@ -52,7 +52,7 @@ class Found:
 
 
 def recognise(path: Path) -> Found:
-    """What an existing path is. A checkpoint, complete or not, has itself as `folder`, and its task if that shows."""
+    """Recognise an existing path. A checkpoint, complete or not, has itself as `folder`, and its task if that shows."""
     if path.is_file():
         found = Found(_describe_file(path))
     elif not path.is_dir():
@@ -151,7 +151,7 @@ def _diffusers(folder: Path) -> Found:
 
 
 def _hub_cache(folder: Path) -> Found:
-    """What a folder `models--owner--name` of the Hugging Face cache holds: the snapshot that its name `main` means."""
+    """Find the snapshot that `main` means in a folder `models--owner--name` of the Hugging Face cache."""
     revisions = _folders_in(folder / "snapshots")
     try:
         main = (folder / "refs" / "main").read_text("utf-8").strip()
@@ -260,7 +260,7 @@ def _describe_file(path: Path) -> str:
 
 
 def _content_of(file: Path) -> Content | None:
-    """What a safetensors file holds, None for any other."""
+    """Tell what a safetensors file holds, None for any other."""
     try:
         header = read_header(file) if is_safetensors(file) else {}
     except (OSError, ValueError):

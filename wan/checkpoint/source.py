@@ -204,7 +204,7 @@ def read_contents(path: Path, checksums: bool = False) -> dict[str, Entry]:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file starts with a header of that format: its length in 8 bytes, then an object."""
+    """Tell whether a file starts with a header of that format: its length in 8 bytes, then an object."""
     if not path.is_file():
         return False
     with disk_named(path), open(path, "rb") as file:

@@ -93,7 +93,7 @@ class Settings(MutableMapping[str, Any]):
 
 @dataclass(kw_only=True)
 class SharedConfig(Settings):
-    """What all tasks have in common unless they say otherwise; `wan_shared_cfg` holds it under upstream's name."""
+    """Values that all tasks share unless they say otherwise; `wan_shared_cfg` holds them under upstream's name."""
 
     t5_model: str = "umt5_xxl"
     t5_dtype: torch.dtype = torch.bfloat16
@@ -213,7 +213,7 @@ class Presets(Mapping[str, TaskConfig]):
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type that a field of a dataclass declares."""
+    """Tell whether a value is of the type that a field of a dataclass declares."""
     kinds = get_args(hint)
     if get_origin(hint) is tuple:
         if not isinstance(value, tuple):

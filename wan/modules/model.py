@@ -394,7 +394,7 @@ class WanModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the blocks compute in."""
+        """The type that the blocks compute in."""
         return self.patch_embedding.weight.dtype
 
     @property

@@ -1,4 +1,4 @@
-"""What the nano family says of a request that it cannot serve well: words, sizes and times of a toy."""
+"""Remarks of the nano family on a request that it cannot serve well: words, sizes and times of a toy."""
 
 import math
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def unknown_words(prompt: str) -> list[str]:
 
 
 def vocabulary() -> str:
-    """What a prompt can name, in a line."""
+    """The words that a prompt can name, in a line."""
     named = {
         "the shapes": worlds.SHAPES,
         "colours": worlds.COLORS,

@@ -123,7 +123,7 @@ class LatentCache:
 
 
 def _read_index(folder: Path) -> dict[str, dict]:
-    """What `CacheWriter.close` wrote, checked against the files beside it. Raises ValueError that names it."""
+    """Read what `CacheWriter.close` wrote, checked against the files beside it. Raises ValueError that names it."""
     path = folder / INDEX_FILE
     index = read_json(path, MAX_INDEX_BYTES)
     if not isinstance(index, dict) or not index or not all(_is_bucket(folder, *item) for item in index.items()):
