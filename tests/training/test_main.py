@@ -90,7 +90,7 @@ def test_videos_need_captions_and_enough_frames(tmp_path):
     with pytest.raises(ValueError, match=r"one.mp4 has 6 frames, frame_num asks for 9"):
         encode_videos(data, VAE, data.cache)
     (tmp_path / "clips" / "two.txt").unlink()
-    with pytest.raises(ValueError, match=r"without a caption file .*two.mp4"):
+    with pytest.raises(ValueError, match=r"without a caption file .*two.mp4 \(needs two.txt\)"):
         encode_videos(data, VAE, data.cache)
     with pytest.raises(ValueError, match="holds no videos"):
         encode_videos(DataConfig(tmp_path, tmp_path, (32, 32)), VAE, tmp_path)

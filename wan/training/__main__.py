@@ -148,9 +148,9 @@ def find_clips(data: DataConfig) -> list[Path]:
     paths = sorted(p for p in data.videos.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
     if not paths:
         raise ValueError(f"{data.videos} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
-    silent = [p.name for p in paths if not p.with_suffix(".txt").exists()]
+    silent = [f"{p.name} (needs {p.stem}.txt)" for p in paths if not p.with_suffix(".txt").exists()]
     if silent:
-        raise ValueError(f"videos without a caption file (clip.mp4 needs clip.txt): {', '.join(silent[:5])}")
+        raise ValueError(f"videos without a caption file in {data.videos}: {', '.join(silent[:5])}")
     return paths
 
 
