@@ -188,7 +188,7 @@ def make_pipeline(source, folder, task):
     """A Diffusers pipeline folder."""
     folder.mkdir()
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
-    for expert, name in zip(NANO_CONFIGS[task].experts, ("transformer", "transformer_2"), strict=False):
+    for expert, name in zip(reversed(NANO_CONFIGS[task].experts), ("transformer", "transformer_2"), strict=False):
         (folder / name).mkdir()
         for file in ("config.json", WEIGHTS):
             shutil.copy(source / expert / file, folder / name)

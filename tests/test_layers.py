@@ -26,9 +26,9 @@ LAYERS = [
     (3, ["wan.utils.prompt_extend"]),
     (2, ["wan.modules", "wan.modules.*"]),
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
-    (0, ["wan.files", "wan.finite", "wan.framing", "wan.geometry", "wan.images", "wan.interrupts", "wan.media"]),
-    (0, ["wan.lazy", "wan.output", "wan.parallel", "wan.parser", "wan.program", "wan.runtime", "wan.typed"]),
-    (0, ["wan.values", "wan.version"]),
+    (0, ["wan.files", "wan.finite", "wan.framing", "wan.geometry", "wan.guidance", "wan.images", "wan.interrupts"]),
+    (0, ["wan.lazy", "wan.media", "wan.output", "wan.parallel", "wan.parser", "wan.program", "wan.runtime"]),
+    (0, ["wan.typed", "wan.values", "wan.version"]),
     (0, ["wan.utils", "wan.utils.flow", "wan.utils.fm_solvers*", "wan.utils.system_prompt"]),
 ]
 

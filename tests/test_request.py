@@ -7,14 +7,13 @@ from PIL import Image
 
 from wan.configs import NANO_CONFIGS, WAN_CONFIGS
 from wan.framing import Framing
+from wan.guidance import format_guidance, parse_guidance
 from wan.request import (
     MAX_SEED,
     Request,
     check_supported_size,
     draw_seed,
-    format_guidance,
     nearest_size,
-    parse_guidance,
 )
 from wan.values import named
 

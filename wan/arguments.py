@@ -8,10 +8,11 @@ from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS
 from wan.configs.shared_config import TaskConfig
 from wan.framing import FITS
 from wan.geometry import parse_size
+from wan.guidance import format_guidance, parse_guidance
 from wan.modules.attention import BACKEND_NAMES
 from wan.parser import Parser
 from wan.program import program_name, torchrun_line
-from wan.request import NOISE_DEVICES, format_guidance, parse_guidance
+from wan.request import NOISE_DEVICES
 from wan.runtime import DTYPE_NAMES, DTYPES, MIN_VAE_TILE
 from wan.sampling import SOLVERS
 from wan.typed import number, one_of, parsed, path, str2bool, text, whole

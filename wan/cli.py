@@ -32,13 +32,13 @@ from wan.distributed.watch import is_lost_contact
 from wan.files import check_writable, shown
 from wan.forecast import expected_bytes
 from wan.geometry import format_size
+from wan.guidance import format_guidance
 from wan.image2video import WanI2V
 from wan.interrupts import INTERRUPTED, as_interrupt, put_off
 from wan.memory import total_memory
 from wan.pipeline import WanPipeline
 from wan.planning import Job, plan, video_bytes
 from wan.program import OneLine, command_line, print_error
-from wan.request import format_guidance
 from wan.runtime import own_device, resolve_device
 from wan.text2video import WanT2V
 from wan.textimage2video import WanTI2V

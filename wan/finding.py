@@ -37,7 +37,7 @@ def warn_about_files(checkpoint: Path, config: TaskConfig) -> None:
     if len(config.experts) == 2 and same_weights(*(checkpoint / expert for expert in config.experts)):
         log.warning(
             "%s and %s in %s hold the same weights: expect worse videos than with two experts",
-            *config.experts,
+            *sorted(config.experts),
             shown(checkpoint),
         )
     for file in loras_beside(checkpoint, config.experts):

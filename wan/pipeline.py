@@ -74,9 +74,9 @@ def _expert(name: str) -> property:
 
     def key(self: WanPipeline) -> str:
         named = self.config.experts
-        names = ("model",) if len(named) == 1 else ("high_noise_model", "low_noise_model")
+        names = ("model",) if len(named) == 1 else ("low_noise_model", "high_noise_model")
         if name not in names:
-            raise AttributeError(f"{type(self).__name__} has {' and '.join(names)}, but no {name}")
+            raise AttributeError(f"{type(self).__name__} has {' and '.join(sorted(names))}, but no {name}")
         return named[names.index(name)]
 
     def put(self: WanPipeline, module: WanModel) -> None:
@@ -220,7 +220,7 @@ class WanPipeline:
 
             return guided(forward, *contexts, scale, self.replica.pair())
 
-        *high, low = map(expert, self.config.experts, reversed(request.guidance))
+        low, *high = map(expert, self.config.experts, request.guidance)
         if not high:
             return low
         return switch_at(request.boundary * self.config.num_train_timesteps, high[0], low)
@@ -296,7 +296,7 @@ class WanPipeline:
         if request.boundary is not None:
             first, last = solver.timesteps[[0, -1]].tolist()
             if first >= request.boundary * self.config.num_train_timesteps > last:
-                self.weights.prefetch(self.config.experts[-1])
+                self.weights.prefetch(self.config.experts[0])
 
     def _load_expert(self, expert: str) -> WanModel:
         runtime, shard = self.runtime, self.replica.shard_dit

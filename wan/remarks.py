@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from wan.request import Request, format_guidance
+from wan.guidance import format_guidance
+from wan.request import Request
 from wan.runtime import Runtime
 from wan.sampling import make_solver
 

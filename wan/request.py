@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import re
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from wan import framing, geometry, images, media
 from wan.configs import TaskConfig, get_config
 from wan.framing import FITS, Framing
 from wan.geometry import Size, format_size
+from wan.guidance import Guidance, format_guidance
 from wan.runtime import DTYPES
 from wan.sampling import SOLVERS
 from wan.values import called, named, quoted, real, text, whole
@@ -59,7 +59,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Request:
-    """One video. `framing` holds its sizes in pixels, `guidance` is (low-noise expert, high-noise expert).
+    """One video. `framing` holds its sizes in pixels.
 
     `boundary` is the share of the timesteps from which the high-noise expert works, None for tasks with one model.
     `image` is the first frame and `last_image` the last; `fit` is how an image meets the size that was asked.
@@ -74,7 +74,7 @@ class Request:
     frame_num: int
     steps: int
     shift: float
-    guidance: tuple[float, float]
+    guidance: Guidance
     solver: str
     seed: int
     fps: int
@@ -294,25 +294,6 @@ def draw_seed() -> int:
     return random.SystemRandom().randint(0, MAX_SEED)
 
 
-def format_guidance(guidance: tuple[float, float]) -> str:
-    """'3,4' for (low, high) = (3, 4), one number when they are equal; as it is typed."""
-    low, high = guidance
-    return f"{low:g}" if low == high else f"{low:g},{high:g}"
-
-
-def parse_guidance(text: str) -> tuple[float, float]:
-    """'5' -> (5, 5); '3,4' -> (3, 4), low-noise expert first. Raises ValueError with an example."""
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2):
-        found = re.findall(r"\d+\.?\d*", text)
-        hint = f"; try {','.join(found)}" if len(found) == 2 else ""
-        raise ValueError(f"guidance is one number or low,high (for example 5 or 3,4), got {text!r}{hint}")
-    return numbers[0], numbers[-1]
-
-
 def _check_images(config: TaskConfig, given: list[str]) -> None:
     for name in given:
         if name not in config.images:
@@ -364,15 +345,6 @@ def _sides(size: Any) -> Size:
     return width, height
 
 
-def _pair(name: str, guidance: Any) -> tuple[float, float]:
-    """(low, high) of one number or two."""
-    if isinstance(guidance, (tuple, list)) or getattr(guidance, "ndim", 0):
-        if len(guidance) != 2:
-            raise ValueError(f"{called(name)} is one number or (low, high), got {quoted(guidance)}")
-        return real(name, guidance[0]), real(name, guidance[1])
-    return real(name, guidance), real(name, guidance)
-
-
 def _dictionary(name: str, values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{name} must be a dictionary, got {quoted(values)}")
@@ -384,7 +356,7 @@ TYPES = {
     **dict.fromkeys(("task", "prompt", "negative_prompt", "solver", "noise_device", "fit"), text),
     **dict.fromkeys(("frame_num", "steps", "seed", "fps"), whole),
     "shift": real,
-    "guidance": _pair,
+    "guidance": Guidance.of,
     "boundary": lambda name, value: None if value is None else real(name, value),
 }
 # What programs store in the same dictionary, and its types.

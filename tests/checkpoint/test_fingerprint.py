@@ -42,7 +42,7 @@ def test_every_tensor_of_both_experts_counts(folder, expert):
 
 def test_two_files_that_change_places_have_another(folder):
     known = fingerprint(folder, CONFIG)
-    high, low = (folder / expert for expert in CONFIG.experts)
+    low, high = (folder / expert for expert in CONFIG.experts)
     high.rename(folder / "aside"), low.rename(high), (folder / "aside").rename(low)
     assert fingerprint(folder, CONFIG) != known
 

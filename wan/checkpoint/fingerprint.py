@@ -24,7 +24,7 @@ def fingerprint(checkpoint_dir: str | Path, config: Any) -> str:
     tensor: a fine-tune has the headers of its base. For 126 GB about 4 MB are read. The same weights in other shards
     or formats have other digits. Raises FileNotFoundError when a file is missing.
     """
-    parts = [*config.experts, config.t5_checkpoint, config.vae_checkpoint]
+    parts = [*sorted(config.experts), config.t5_checkpoint, config.vae_checkpoint]
     files = [(name, file) for name in parts for file in weight_files(part(checkpoint_dir, name))]
     files.append(("tokenizer", part(checkpoint_dir, config.t5_tokenizer) / "tokenizer.json"))
     digest = hashlib.sha256()

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 
 from wan.geometry import check_frame_num
+from wan.guidance import Guidance
 from wan.values import quoted, real, text, whole
 
 DEFAULT_NEGATIVE_PROMPT = (
@@ -178,14 +179,13 @@ class TaskConfig(SharedConfig):
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """Sub-folders of the diffusion models, noisiest first; one entry, ".", for a task with one model."""
-        return tuple(e for e in (self.high_noise_checkpoint, self.low_noise_checkpoint) if e) or (".",)
+        """Sub-folders of the diffusion models, (low noise, high noise); one entry, ".", for a task with one model."""
+        return tuple(e for e in (self.low_noise_checkpoint, self.high_noise_checkpoint) if e) or (".",)
 
     @property
-    def guidance(self) -> tuple[float, float]:
-        """The default guidance as (low-noise expert, high-noise expert), also when it is one number."""
-        scale = self.sample_guide_scale
-        return scale if isinstance(scale, tuple) else (scale, scale)
+    def guidance(self) -> Guidance:
+        """The default guidance of each expert, also when `sample_guide_scale` is one number."""
+        return Guidance.of("sample_guide_scale", self.sample_guide_scale)
 
     def architecture(self) -> dict[str, Any]:
         """The fields of a transformer's `config.json`, for checkpoints that carry none."""
