@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from wan import cli, media, output, planning
+from wan import cli, jobs, media, output, planning
+from wan import progress as progress_of
 from wan.arguments import build_parser, str2bool
 from wan.configs import NANO_CONFIGS, get_config
 from wan.distributed.replica import Replica
@@ -73,7 +74,7 @@ def workplace(monkeypatch, tmp_path, checkpoint, caplog):
 def stub(monkeypatch):
     monkeypatch.setattr(StubT2V, "fail", None)
     monkeypatch.setattr(StubT2V, "steps_seen", 0)
-    monkeypatch.setitem(cli.PIPELINES, "t2v-A14B", StubT2V)
+    monkeypatch.setitem(jobs.PIPELINES, "t2v-A14B", StubT2V)
     return StubT2V
 
 
@@ -430,7 +431,7 @@ def test_a_run_writes_the_video_and_nothing_else(stub, caplog):
 
 def test_too_little_memory_is_said_before_the_start(stub, monkeypatch, caplog):
     assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.DONE and "GiB; a smaller" not in caplog.text
-    monkeypatch.setattr(cli, "total_memory", lambda device: 2**20)
+    monkeypatch.setattr(jobs, "total_memory", lambda device: 2**20)
     assert cli.main([*NANO, "--save_file", "b.mp4"]) == cli.DONE
     assert "cpu has only 0.0 GiB; a smaller --size or --frame_num needs less" in caplog.text
 
@@ -508,7 +509,7 @@ def lines_of(progress, monkeypatch, caplog, ticks, total):
     clock = iter(ticks)
     monkeypatch.setattr(time, "perf_counter", lambda: 1000.0 + next(clock))
     caplog.clear()
-    with cli.reporter(progress) as on_step:
+    with progress_of.reporter(progress) as on_step:
         for done in range(1, total + 1):
             on_step(done, total, torch.zeros(1))
     return [record.getMessage() for record in caplog.records if "step" in record.getMessage()]
@@ -543,7 +544,7 @@ def test_the_bar_counts_every_step_and_reckons_from_the_second(monkeypatch, caps
             Bar.seen.append((self.n, self.total, self.initial))
 
     monkeypatch.setattr("tqdm.tqdm", Bar)
-    with cli.reporter("bar") as on_step:
+    with progress_of.reporter("bar") as on_step:
         for done in (1, 2, 3):
             on_step(done, 3, torch.zeros(1))
     assert Bar.seen == [(1, 3, 1), (2, 3, 1), (3, 3, 1)]

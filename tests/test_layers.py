@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # A file may import from its own layer and those below it. The first pattern that fits a module decides.
 LAYERS = [
     (7, ["wan", "wan.__main__", "generate"]),
-    (6, ["wan.arguments", "wan.finding", "wan.planning", "wan.remarks", "wan.cli"]),
+    (6, ["wan.arguments", "wan.finding", "wan.jobs", "wan.planning", "wan.remarks", "wan.cli"]),
     (6, ["wan.nano", "wan.nano.*", "wan.serving", "wan.serving.*", "wan.training", "wan.training.*"]),
     (6, ["wan.checkpoint.convert", "wan.modules.animate.preprocess", "wan.modules.animate.preprocess.*"]),
     (6, ["wan.utils.utils"]),
@@ -28,7 +28,7 @@ LAYERS = [
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
     (0, ["wan.files", "wan.finite", "wan.framing", "wan.geometry", "wan.guidance", "wan.images", "wan.interrupts"]),
     (0, ["wan.lazy", "wan.media", "wan.output", "wan.parallel", "wan.parser", "wan.program", "wan.runtime"]),
-    (0, ["wan.typed", "wan.values", "wan.version"]),
+    (0, ["wan.progress", "wan.typed", "wan.values", "wan.version"]),
     (0, ["wan.utils", "wan.utils.flow", "wan.utils.fm_solvers*", "wan.utils.system_prompt"]),
 ]
 

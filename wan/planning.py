@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,53 +23,20 @@ from wan.configs import TaskConfig, get_config, nano_checkpoint
 from wan.distributed.util import launched_rank, launched_size, local_rank
 from wan.files import check_writable, parse_json, shown, stored_name, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
+from wan.jobs import Job, latent_shape, video_bytes
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.nano.remarks import remarks
 from wan.parallel import Parallel
 from wan.program import shell_word
 from wan.remarks import without_effect
-from wan.request import MAX_SEED, Picture, Request, check_supported_size
+from wan.request import Picture, Request, check_supported_size
 from wan.runtime import Runtime
 from wan.values import named
 
 log = logging.getLogger(__name__)
 
-VIDEO_BYTES_PER_PIXEL = 0.1  # of a quiet H.264 file; more than that may be needed, less hardly
 OVERHEAD_BYTES = 1 << 16  # of a file beside its values
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run, complete and checked: nothing in it can be refused any more. `latent` is set to resume a decode.
-
-    With `num_videos` the run makes the video and variants of it, each with the next seed; `variant` is one of them.
-    """
-
-    config: TaskConfig
-    checkpoint: Path
-    request: Request
-    runtime: Runtime
-    video: Path
-    overwrite: bool
-    metadata: bool
-    progress: str
-    latent: Path | None = None
-    num_videos: int = 1
-    ckpt_dir: str | None = None  # as it was given
-    fingerprint: str = ""  # of the checkpoint's weights
-    stays: bool = False  # the latent, when it is decoded with weights that did not sample it
-
-    def variant(self, number: int) -> "Job":
-        """The job of one video, 0 <= number < num_videos."""
-        if self.num_videos == 1:
-            return self
-        seed = (self.request.seed + number) % (MAX_SEED + 1)
-        video = self.video.with_name(f"{self.video.stem}-{number + 1}{self.video.suffix}")
-        return replace(self, request=replace(self.request, seed=seed), video=video, num_videos=1)
-
-    def variants(self) -> "list[Job]":
-        return [self.variant(number) for number in range(self.num_videos)]
 
 
 @named(FLAG_NAMES)
@@ -141,25 +108,16 @@ def _check_output(job: Job) -> None:
     """Make sure, before hours of work, that every video and its latent can be written; sweep what killed runs left."""
     if removed := sweep(job.video.parent):
         log.info("removed %d unfinished files of runs that were killed", len(removed))
-    latent_bytes = 4 * math.prod(_latent_shape(job.request, job.config)) + OVERHEAD_BYTES
+    latent_bytes = 4 * math.prod(latent_shape(job.request, job.config)) + OVERHEAD_BYTES
     for variant in job.variants():
         check_writable(variant.video, job.overwrite, job.num_videos * video_bytes(job.request) + latent_bytes)
     if job.latent is None:
         check_writable(output.latent_path(job.video), needed=latent_bytes)
 
 
-def video_bytes(request: Request) -> int:
-    """About the least that the file of a request takes."""
-    return int(math.prod(request.framing.saved) * request.frame_num * VIDEO_BYTES_PER_PIXEL)
-
-
-def _latent_shape(request: Request, config: TaskConfig) -> geometry.LatentShape:
-    return geometry.latent_shape(request.framing.used, request.frame_num, config.vae_stride, config.z_dim)
-
-
 def _check_latent(path: Path, request: Request, config: TaskConfig) -> None:
     """Refuse a saved latent that its request cannot have made; the file is left as it is."""
-    latent, wanted = output.load_latent(path)[0], _latent_shape(request, config)
+    latent, wanted = output.load_latent(path)[0], latent_shape(request, config)
     if tuple(latent.shape) != wanted:
         raise ValueError(
             f"{path} holds a latent of shape {list(latent.shape)}, and a {config.name} video of "
