@@ -21,7 +21,7 @@ LAYERS = [
     (6, ["wan.checkpoint.convert", "wan.modules.animate.preprocess", "wan.modules.animate.preprocess.*"]),
     (6, ["wan.utils.utils"]),
     (5, ["wan.text2video", "wan.image2video", "wan.textimage2video", "wan.speech2video", "wan.animate"]),
-    (4, ["wan.checking", "wan.forecast", "wan.request", "wan.pipeline"]),
+    (4, ["wan.checking", "wan.experts", "wan.forecast", "wan.request", "wan.pipeline"]),
     (3, ["wan.configs", "wan.configs.*", "wan.distributed", "wan.distributed.*", "wan.memory", "wan.sampling"]),
     (3, ["wan.utils.prompt_extend"]),
     (2, ["wan.modules", "wan.modules.*"]),

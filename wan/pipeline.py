@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from wan import geometry
-from wan.checking import VAES, check_checkpoint, expert_config
+from wan.checking import VAES, check_checkpoint
 from wan.checkpoint.layout import part
 from wan.configs import TaskConfig
 from wan.distributed.replica import Replica
 from wan.distributed.util import get_rank, get_world_size, init_distributed_group
+from wan.experts import load_expert
 from wan.finite import FiniteCheck, require_finite
 from wan.framing import Framing
 from wan.geometry import LatentShape
 from wan.memory import PhaseStats, Weights, measured
-from wan.modules.attention import attention, check_backend, resolve_backend
+from wan.modules.attention import check_backend
 from wan.modules.model import WanModel
-from wan.modules.packed import can_pack, pack_linears
 from wan.modules.t5 import T5EncoderModel
 from wan.modules.vae2_1 import Wan2_1_VAE
 from wan.modules.vae2_2 import Wan2_2_VAE
@@ -298,23 +298,9 @@ class WanPipeline:
             if first >= request.boundary * self.config.num_train_timesteps > last:
                 self.weights.prefetch(self.config.experts[0])
 
-    def _load_expert(self, expert: str) -> WanModel:
-        runtime, shard = self.runtime, self.replica.shard_dit
-        # several processes would each keep a host copy of what they converted
-        stays = shard is not None or (runtime.parallel.world_size > 1 and self.weights.offload is Offload.NONE)
-        device = runtime.device if stays else "cpu"
-        config = expert_config(self.checkpoint_dir, self.config, expert)
-        model = WanModel.from_pretrained(self.checkpoint_dir, expert, runtime.dtype, device, shard=shard, config=config)
-        if runtime.convert_model_dtype:  # upstream's flag also rounds norms, modulation and time weights
-            model.to(runtime.dtype)
-        if can_pack(runtime.device, runtime.dtype) and shard is None:
-            pack_linears(model.blocks)
-        backend = resolve_backend(runtime.attention, runtime.device, runtime.dtype, model.config.head_dim)
-        for block in model.blocks:
-            block.self_attn.attend = block.cross_attn.attend = partial(attention, backend=backend)
-            if runtime.compile:
-                block.compile()
-        return model
+    def _load_expert(self, name: str) -> WanModel:
+        offload, shard = self.weights.offload, self.replica.shard_dit
+        return load_expert(self.checkpoint_dir, self.config, name, self.runtime, offload, shard)
 
     # ---- what upstream's scripts read besides ----
 

@@ -97,6 +97,34 @@ def test_reading_ahead_keeps_order_and_errors():
         list(_one_ahead(lambda x: 1 / x, [1, 0, 2]))
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float32])
+def test_a_change_is_made_before_conversion(dtype):
+    """A sum is rounded once: bfloat16 weights and a difference far below their precision."""
+    tensors, seen = state(torch.bfloat16), []
+
+    def change(name, tensor):
+        seen.append(name)
+        return tensor.float() + 1e-3 if name.endswith("linear.weight") else tensor
+
+    model = load(tensors, dtype=dtype, change=change, keep_float32=lambda name: "norm" in name)
+    assert sorted(seen) == sorted(tensors)
+    for name, tensor in model.state_dict().items():
+        changed = tensors[name].float() + 1e-3 if name.endswith("linear.weight") else tensors[name]
+        assert torch.equal(tensor, changed.to(tensor.dtype)), name
+    assert model.blocks[0].linear.weight.dtype == (dtype or torch.bfloat16)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux' list of mappings")
+def test_after_a_change_nothing_keeps_the_file_mapped(tmp_path):
+    save_file({"weight": torch.randn(300, 300), "bias": torch.randn(300)}, tmp_path / "x.safetensors")
+    module = load_module(
+        lambda: nn.Linear(300, 300),
+        tmp_path / "x.safetensors",
+        change=lambda name, tensor: tensor * 2 if name == "weight" else tensor,
+    )
+    assert mapped_file(module.weight) == mapped_file(module.bias) == ""
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_another_device_is_filled_too(tmp_path):

@@ -26,9 +26,9 @@ def folder(tmp_path_factory):
     return path
 
 
-def load(folder, dtype, mesh=None):
+def load(folder, dtype, mesh=None, change=None):
     shard = None if mesh is None else partial(spread_parameters, mesh=mesh)
-    return WanModel.from_pretrained(folder, dtype=dtype, shard=shard)
+    return WanModel.from_pretrained(folder, dtype=dtype, shard=shard, change=change)
 
 
 def sharded_forward(folder, dtype, with_ulysses):
@@ -82,6 +82,24 @@ def rows_read(folder):
 
 def test_each_process_reads_its_rows_only(folder):
     launch(4, rows_read, folder)
+
+
+def changed_rows(folder):
+    """Each process adds a matrix that depends on the row, as a LoRA does, and keeps its part of the sum."""
+
+    def change(name, tensor):
+        return tensor.float() + torch.arange(len(tensor))[:, None] if name.endswith("self_attn.q.weight") else tensor
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    spread, whole = load(folder, torch.bfloat16, mesh, change), load(folder, torch.bfloat16, change=change)
+    for name, parameter in spread.named_parameters():
+        assert torch.equal(parameter.full_tensor(), whole.get_parameter(name)), name
+    plain = load(folder, torch.bfloat16).blocks[0].self_attn.q.weight
+    assert not torch.equal(whole.blocks[0].self_attn.q.weight, plain)
+
+
+def test_changed_weights_are_spread_as_others(folder):
+    launch(2, changed_rows, folder)
 
 
 def fetched_ahead(folder):

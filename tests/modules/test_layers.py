@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from wan.modules.layers import (
     Float32Linear,
@@ -10,6 +11,7 @@ from wan.modules.layers import (
     by_rows,
     gated_add,
     norm_modulate,
+    replace_linears,
     sinusoidal_embedding_1d,
 )
 
@@ -21,6 +23,20 @@ def randn(*shape, seed=0):
 def test_a_linear_computes_in_the_dtype_of_its_weights():
     layer = Linear(4, 3).bfloat16()
     assert layer(randn(2, 4)).dtype == torch.bfloat16
+
+
+def test_linears_are_swapped_at_any_depth_and_several_as_one():
+    pair = nn.Sequential(Linear(4, 4), nn.GELU(), Linear(4, 4))
+    module = nn.ModuleDict({"deep": nn.ModuleList([nn.Sequential(Linear(4, 4), nn.SiLU())]), "pair": pair})
+
+    def make(child):
+        if child is pair:
+            return nn.Identity()
+        return Float32Linear(4, 4) if isinstance(child, Linear) else None
+
+    replace_linears(module, make)
+    assert [type(layer) for layer in module["deep"][0]] == [Float32Linear, nn.SiLU]
+    assert isinstance(module["pair"], nn.Identity)
 
 
 def test_a_float32_linear_stays_float32_with_half_weights_and_under_autocast():

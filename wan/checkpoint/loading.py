@@ -19,6 +19,7 @@ from wan.checkpoint.source import INDEX_SUFFIX, TensorSource, in_file_order, ope
 from wan.files import atomic_file, read_json, shown
 
 Module = TypeVar("Module", bound=nn.Module)
+Change = Callable[[str, Tensor], Tensor]  # name in the module and stored tensor -> the tensor that is loaded
 
 STEM = "diffusion_pytorch_model"
 MAX_CONFIG_BYTES = 1_000_000
@@ -34,6 +35,7 @@ def load_module(
     device: torch.device | str = "cpu",
     keep_float32: Callable[[str], bool] | None = None,
     shard: Callable[[nn.Module], nn.Module] | None = None,
+    change: Change | None = None,
 ) -> Module:
     """Build `factory()` on the meta device and fill it: the module in eval mode on `device`, without gradients.
 
@@ -45,6 +47,11 @@ def load_module(
 
     `shard` is applied to the module while it is empty. Of a parameter that it spreads over processes by rows each
     process reads its own rows and no others.
+
+    `change(name, tensor)` gives what is loaded instead of a tensor, such as the sum with a LoRA. It gets each tensor
+    whole and as stored, under its name in the module: perhaps bfloat16, perhaps a view of the file. It computes in
+    float32 and returns a new tensor of the same shape, which becomes `dtype` after that, or the tensor itself. With
+    `shard` every process changes whole tensors and keeps its rows.
 
     Published renamings (Diffusers, Transformers umT5, ComfyUI's prefix) are recognised. Raises ValueError with every
     missing, unexpected and misshapen tensor in one message.
@@ -63,11 +70,14 @@ def load_module(
             return kept
         return torch.float32 if keep_float32 is not None and keep_float32(name) else dtype or kept
 
-    copies = shard is not None or any(target_dtype(name) != source.dtype(key) for name, key in stored.items())
+    copies = bool(shard or change) or any(target_dtype(name) != source.dtype(key) for name, key in stored.items())
 
     def read(pair: tuple[str, str]) -> tuple[str, Tensor]:
         name, key = pair
         tensor = source.get(key)
+        if change is not None:
+            tensor = change(name, tensor)
+            assert tuple(tensor.shape) == source.shape(key), name
         if shard is not None and name in parameters:
             tensor = _local_rows(tensor, parameters[name])
         # one view left behind, such as a norm that keeps its dtype, would keep the whole shard mapped

@@ -32,6 +32,20 @@ class Float32Linear(nn.Linear):
             return F.linear(x.float(), self.weight.float(), bias)
 
 
+def replace_linears(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> None:
+    """Swap linears below `module`, in place: quantised, packed or with an adapter.
+
+    `make(child)` returns what takes the place of a linear, or of a module with several as a whole. It returns None for
+    every other module, and then the children of that one are asked.
+    """
+    for name, child in list(module.named_children()):
+        made = make(child)
+        if made is None:
+            replace_linears(child, make)
+        else:
+            setattr(module, name, made)
+
+
 class WanRMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis; statistics in float32, rounded to x's dtype before the weight."""
 

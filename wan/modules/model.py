@@ -355,13 +355,14 @@ class WanModel(nn.Module):
         torch_dtype: torch.dtype | None = None,
         shard: Callable[[nn.Module], nn.Module] | None = None,
         config: WanModelConfig | None = None,
+        change: Callable[[str, Tensor], Tensor] | None = None,
     ) -> WanModel:
         """Load a model folder or a single file of one; `dtype` of the matrices, None as stored.
 
         `config.json`, in the folder or beside the file, says the architecture; for published sizes the tensors may. Its
         fields and the names of the tensors may be Diffusers'. `torch_dtype` is the name of `dtype` in other libraries.
         `shard` spreads the empty model over processes (`distributed.fsdp.spread_parameters`), each of which then reads
-        its part. `config` replaces what config.json says.
+        its part. `config` replaces what config.json says. `change` is that of `checkpoint.loading.load_module`.
         """
         from wan.checkpoint.loading import load_module
         from wan.checkpoint.recognise import recognise
@@ -374,7 +375,7 @@ class WanModel(nn.Module):
                 raise
             raise FileNotFoundError(f"{error}; it is {recognise(path).what}, and a model folder is needed") from None
         policy = {"dtype": dtype or torch_dtype, "keep_float32": cls.keeps_float32}
-        return load_module(lambda: cls(config), path, device=device, shard=shard, **policy)
+        return load_module(lambda: cls(config), path, device=device, shard=shard, change=change, **policy)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and the parameters as `from_pretrained` reads them; existing files are replaced.

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wan.modules.layers import Linear
+from wan.modules.layers import Linear, replace_linears
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this PyTorch and this processor have the packed product."""
+    """Tell whether this PyTorch and this processor have the packed product for weights of `dtype`."""
     return (
         device.type == "cpu"
         and dtype == torch.bfloat16
@@ -23,7 +23,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def has_bfloat16_products() -> bool:
-    """Whether this processor has fast products of bfloat16 matrices; without, they take up to 50 times longer."""
+    """Tell whether this processor multiplies bfloat16 matrices fast; without, a product takes up to 50 times longer."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -32,12 +32,13 @@ def pack_linears(module: nn.Module) -> None:
 
     For inference on a CPU only: packed weights are not parameters, so the module can no longer be saved or trained.
     """
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if _is_feed_forward(child):
-                setattr(parent, name, PackedFeedForward(child))
-            elif isinstance(child, Linear) and child.weight.dtype == torch.bfloat16:
-                setattr(parent, name, PackedLinear(child))
+    replace_linears(module, _packed)
+
+
+def _packed(module: nn.Module) -> nn.Module | None:
+    if _is_feed_forward(module):
+        return PackedFeedForward(module)
+    return PackedLinear(module) if isinstance(module, Linear) and module.weight.dtype == torch.bfloat16 else None
 
 
 def _is_feed_forward(module: nn.Module) -> bool:

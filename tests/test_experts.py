@@ -1,0 +1,52 @@
+"""An expert is loaded once and changed step by step; each step returns the model for the next one."""
+
+import pytest
+import torch
+
+from wan.checkpoint.source import open_source
+from wan.configs import NANO_CONFIGS
+from wan.experts import load_expert
+from wan.modules.layers import Linear
+from wan.nano.random import write_random_checkpoint
+from wan.runtime import Offload, Runtime
+
+CONFIG = NANO_CONFIGS["t2v-A14B"]
+NAME = CONFIG.experts[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_random_checkpoint(tmp_path_factory.mktemp("random"))
+
+
+def load(folder, change=None, **flags):
+    return load_expert(folder, CONFIG, NAME, Runtime.from_flags(device="cpu", **flags), Offload.NONE, change=change)
+
+
+def test_a_change_is_merged_before_weights_are_rounded_and_packed(folder, monkeypatch):
+    packed = {}
+    monkeypatch.setattr("wan.experts.can_pack", lambda device, dtype: True)
+    monkeypatch.setattr("wan.experts.pack_linears", lambda blocks: packed.update(blocks.state_dict()))
+    load(folder, lambda name, tensor: tensor.float() + 1 if name == "blocks.0.self_attn.q.weight" else tensor)
+    stored = open_source(folder / NAME).get("blocks.0.self_attn.q.weight")
+    assert torch.equal(packed["0.self_attn.q.weight"], (stored.float() + 1).bfloat16())
+
+
+@pytest.mark.parametrize("flags", [{}, {"dtype": "fp32"}, {"convert_model_dtype": True}])
+def test_types_of_the_weights(folder, monkeypatch, flags):
+    monkeypatch.setattr("wan.experts.can_pack", lambda device, dtype: False)
+    model = load(folder, **flags)
+    half = torch.float32 if flags.get("dtype") == "fp32" else torch.bfloat16
+    for name, parameter in model.named_parameters():
+        kept = model.keeps_float32(name) and "convert_model_dtype" not in flags
+        assert parameter.dtype == (torch.float32 if kept else half), name
+
+
+def test_every_block_attends_with_the_kernel_that_was_named_and_is_compiled(folder, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("torch.nn.Module.compile", lambda module, *args, **how: compiled.append(module))
+    model = load(folder, attention="sdpa", compile=True, dtype="fp32")
+    assert compiled == list(model.blocks)
+    for block in model.blocks:
+        assert block.self_attn.attend.keywords == block.cross_attn.attend.keywords == {"backend": "sdpa"}
+        assert isinstance(block.self_attn.q, Linear)

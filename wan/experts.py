@@ -1,0 +1,73 @@
+"""The transformers of a task, from their files to the sampling loop: loaded, then changed one step after the other."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from wan.checking import expert_config
+from wan.checkpoint.loading import Change
+from wan.configs import TaskConfig
+from wan.distributed.replica import Shard
+from wan.modules.attention import attention, resolve_backend
+from wan.modules.model import WanModel
+from wan.modules.packed import can_pack, pack_linears
+from wan.runtime import CPU, Offload, Runtime
+
+
+def load_expert(
+    checkpoint_dir: Path,
+    config: TaskConfig,
+    name: str,
+    runtime: Runtime,
+    offload: Offload,
+    shard: Shard | None = None,
+    change: Change | None = None,
+) -> WanModel:
+    """Load one transformer of a task and make it ready to sample with.
+
+    Its weights are on the CPU, from where `memory.Weights` moves them, or on the device if they stay there. `shard`
+    spreads the empty model over processes. `change` merges a LoRA: see `checkpoint.loading.load_module`.
+    """
+    # several processes would each keep a host copy of what they converted
+    stays = shard is not None or (runtime.parallel.world_size > 1 and offload is Offload.NONE)
+    model = WanModel.from_pretrained(
+        checkpoint_dir,
+        name,
+        runtime.dtype,
+        runtime.device if stays else CPU,
+        shard=shard,
+        config=expert_config(checkpoint_dir, config, name),
+        change=change,
+    )
+    for step in (convert, pack, choose_attention, compile_blocks):
+        model = step(model, runtime)
+    return model
+
+
+def convert(model: WanModel, runtime: Runtime) -> WanModel:
+    """With upstream's --convert_model_dtype round norms, modulation and time weights, too."""
+    return model.to(runtime.dtype) if runtime.convert_model_dtype else model
+
+
+def pack(model: WanModel, runtime: Runtime) -> WanModel:
+    """Lay the weights of the blocks out for a CPU's matrix units, unless processes have parts of them."""
+    if can_pack(runtime.device, runtime.dtype) and not runtime.parallel.dit_fsdp:
+        pack_linears(model.blocks)
+    return model
+
+
+def choose_attention(model: WanModel, runtime: Runtime) -> WanModel:
+    """Give every block the attention kernel of the runtime."""
+    backend = resolve_backend(runtime.attention, runtime.device, runtime.dtype, model.config.head_dim)
+    for block in model.blocks:
+        block.self_attn.attend = block.cross_attn.attend = partial(attention, backend=backend)
+    return model
+
+
+def compile_blocks(model: WanModel, runtime: Runtime) -> WanModel:
+    """With --compile translate every block with `torch.compile`, when it first runs."""
+    if runtime.compile:
+        for block in model.blocks:
+            block.compile()
+    return model
