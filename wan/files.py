@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, under names that the file system takes; text from files of strangers."""
+"""Write files completely or not at all, under names that the file system takes; show and parse untrusted text."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MAX_TRIES = 1000  # names that are tried before a folder counts as full of them
 
 @contextmanager
 def atomic_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` when the block ends well and vanishes when it does not.
+    """Give a temporary name beside `path`; the file is renamed to `path` when the block succeeds, else removed.
 
-    FileExistsError when `path` exists, or appears meanwhile, and may not be replaced.
+    Raises FileExistsError when `path` exists, or appears meanwhile, and may not be replaced.
     """
     path = Path(path)
     if os.path.lexists(path) and not overwrite:
@@ -54,15 +54,15 @@ _numbers = itertools.count()
 
 
 def remove_partial_files() -> None:
-    """For a process that is about to be ended from another thread: what `atomic_file` would remove on the way out."""
+    """Remove the unfinished files of `atomic_file`, before another thread ends the process at once."""
     for temporary in list(_unfinished):
         temporary.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove the partial files that dead processes of this machine left in `folder`; the ones that are gone now."""
+    """Remove and return the partial files that dead processes of this machine left in `folder`."""
     removed: list[Path] = []
-    if os.name != "posix":  # where asking for a process could end it
+    if os.name != "posix":  # elsewhere `os.kill` could end the process that it asks about
         return removed
     for path in folder.glob(f".wan-{_machine()}-*.partial"):
         match = re.fullmatch(r"\.wan-\w+-(\d+)-\d+\.partial", path.name)
@@ -74,7 +74,7 @@ def sweep(folder: Path) -> list[Path]:
 
 
 def numbered(path: Path, suffix: str) -> Iterator[Path]:
-    """Names beside `path`, its own stem first and then `stem-2`, `stem-3`, ..., each with `suffix`.
+    """Yield names beside `path` that end in `suffix`: of its own stem, then of `stem-2`, `stem-3`, ...
 
     A stem is cut where a name would have more bytes than the file system takes.
     """
@@ -88,14 +88,14 @@ def numbered(path: Path, suffix: str) -> Iterator[Path]:
 
 
 def cut_name(name: str, limit: int) -> str:
-    """The longest beginning of `name` that takes at most `limit` bytes in a file name."""
+    """Cut `name` to at most `limit` bytes of a file name."""
     while len(os.fsencode(name)) > limit:
         name = name[:-1]
     return name
 
 
 def stored_name(text: str) -> str:
-    """A name that a process of any locale stored, as this one spells the same bytes; empty for what is no name."""
+    """Decode a file name, stored by a process of any locale, to this process' text for the same bytes; else ""."""
     try:
         return os.fsdecode(text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
@@ -103,9 +103,9 @@ def stored_name(text: str) -> str:
 
 
 def check_writable(path: str | Path, overwrite: bool = False, needed: int = 0) -> None:
-    """Make sure that `needed` bytes can be written to `path`, before hours of work: makes its folder and a probe.
+    """Make sure that `needed` bytes can be written to `path`, before hours of work.
 
-    Raises FileExistsError or ValueError that says what to do.
+    Makes its folder, and a file for a moment. Raises FileExistsError or ValueError that says what to do.
     """
     path = Path(path)
     if path.is_dir():
@@ -138,9 +138,9 @@ def check_writable(path: str | Path, overwrite: bool = False, needed: int = 0) -
 
 @contextmanager
 def utf8_name(path: Path, misleading: str | None = None) -> Iterator[str]:
-    """A name of an existing file that is UTF-8, for libraries that read no other: its own, or a link to it.
+    """Give a UTF-8 name of an existing file, its own or that of a link, for libraries that take no other.
 
-    The name does not end in the suffix `misleading`, for libraries that would believe it.
+    The name does not end in `misleading`, a suffix from which a library would conclude the wrong format.
     """
     suffix = path.suffix if path.suffix.isascii() and path.suffix != misleading else ""
     try:
@@ -171,7 +171,7 @@ def _partial(folder: Path) -> Path:
 
 
 def _machine() -> str:
-    """Eight digits that are the same for processes that see each other's numbers."""
+    """Return eight digits that are the same for all processes that see each other's process numbers."""
     parts = [platform.node().encode()]
     with suppress(OSError):
         parts.append(os.readlink(b"/proc/self/ns/pid"))
@@ -216,11 +216,11 @@ def _link(temporary: Path, path: Path) -> bool:
     return True
 
 
-# ---- what strangers wrote ----
+# ---- untrusted text ----
 
 
 def shown(text: Any, limit: int = 200) -> str:
-    """`text` as a log or a message may show it: what a terminal would obey is escaped, beyond `limit` it is cut.
+    """Make `text` safe for a log or a message: control characters are escaped, and it is cut at `limit`.
 
     Line breaks are escaped as well; a surrogate of an undecodable byte becomes its escape.
     """
@@ -230,8 +230,7 @@ def shown(text: Any, limit: int = 200) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text in UTF-8. Raises ValueError whatever is wrong with it, bad nesting, NaN and
-    two values of one name included."""
+    """Parse JSON in UTF-8. Raises ValueError for every fault: also for deep nesting, NaN and a repeated name."""
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repetition)
@@ -240,7 +239,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
-    """The value of a JSON file. Raises ValueError that names the file, also when it has more than `max_bytes`."""
+    """Parse a JSON file. Raises ValueError that names the file, also when it has more than `max_bytes`."""
     refuse_placeholder(path)
     if path.stat().st_size > max_bytes:
         raise ValueError(f"{shown(path)} has {path.stat().st_size} bytes; such a file has at most {max_bytes}")
@@ -262,7 +261,7 @@ def _refuse_constant(name: str) -> None:
 
 @contextmanager
 def disk_named(path: Path) -> Iterator[None]:
-    """Within the block errors of the disk, which know no name, name the file that is read."""
+    """Add the name of the file to errors of the disk that come without one."""
     try:
         yield
     except OSError as error:
@@ -272,14 +271,14 @@ def disk_named(path: Path) -> Iterator[None]:
 
 
 def no_file(path: str | Path, kind: str = "file") -> ValueError | FileNotFoundError:
-    """The error to raise for a path that is no file: a folder, or nothing, but perhaps something of a like name."""
+    """Make the error for a path that is no file: it is a folder, or missing; a file of a similar name is suggested."""
     if os.path.isdir(path):
         return ValueError(f"{shown(path)} is a folder; name one {kind} in it")
     return FileNotFoundError(f"there is no {kind} {shown(path)}{did_you_mean(Path(path), 0.8)}")
 
 
 def did_you_mean(path: Path, likeness: float) -> str:
-    """A question that names what lies beside `path` under a like name, or nothing; at 1 only case may differ."""
+    """Ask "did you mean" about a similar name beside `path`; "" without one. At `likeness` 1 only case may differ."""
     with suppress(OSError, ValueError):
         names = {name.lower(): name for name in os.listdir(path.parent) if name != path.name}
         for near in get_close_matches(path.name.strip().lower(), names, n=1, cutoff=likeness):
@@ -288,9 +287,9 @@ def did_you_mean(path: Path, likeness: float) -> str:
 
 
 def refuse_placeholder(path: Path) -> None:
-    """Raise ValueError when a file is empty, or what stands in for it after a download that went wrong.
+    """Raise ValueError for an empty file, a Git-LFS pointer or a web page: leftovers of a download that went wrong.
 
-    FileNotFoundError when it is no file: a FIFO would be waited for.
+    Raises FileNotFoundError for what is no file: opening a FIFO would wait for ever.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {shown(path)}")

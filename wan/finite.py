@@ -1,4 +1,4 @@
-"""Values that are not finite end a run: a check that does not make the device wait."""
+"""End a run when values are not finite, by a check that does not make the device wait."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class FiniteCheck:
-    """Remembers whether the last values were finite. On a GPU the answer is copied while the next step runs."""
+    """Check of the last values. On a GPU the answer is copied while the next step runs."""
 
     def __init__(self) -> None:
         self._flag: Tensor | None = None
@@ -15,7 +15,7 @@ class FiniteCheck:
         self._stage = ""
 
     def note(self, values: Tensor, stage: str) -> None:
-        """Ask for the values of `stage`; `read` tells."""
+        """Start to check the values of `stage`; `read` waits for the answer."""
         self._flag, self._stage = values.isfinite().all(), stage
         if self._flag.is_cuda:
             self._flag = self._flag.to("cpu", non_blocking=True)

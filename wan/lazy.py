@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for."""
+"""Import the names of a package when they are first used."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -9,10 +9,9 @@ from typing import Any
 def lazy_names(
     package: str, places: Mapping[str, str], absent: Mapping[str, str] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package: `places` are its names and their modules.
+    """Return `__getattr__` and `__dir__` of a package; `places` maps its names to their modules.
 
-    Its own modules are found as well, without an import of their own. `absent` are names that users look for in vain,
-    with the reason, which the ImportError tells.
+    Its submodules need no entry. `absent` maps names that do not exist here to the reason that the ImportError gives.
     """
 
     def get(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The fields of a released `config.json`, from what else says them: Diffusers' own, or the shapes of the tensors."""
+"""Derive the fields of a released `config.json` from a config of Diffusers, or from the shapes of the tensors."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from wan.files import shown
 
 RENAMED = {"num_attention_heads": "num_heads", "in_channels": "in_dim", "out_channels": "out_dim"}
 KEPT = ("ffn_dim", "num_layers", "text_dim", "freq_dim", "cross_attn_norm", "eps", "patch_size", "family")
-QK_NORMS = ("rms_norm_across_heads", True, False, None)  # the last two: none
-# Fields of parts that no supported model has; null or absent otherwise.
+QK_NORMS = ("rms_norm_across_heads", True, False, None)  # False and None: no norms
+# Fields of parts that no supported model has: there they are null or absent.
 UNSUPPORTED = ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len", "vace_layers", "motion_encoder_channel_sizes")
 
 MODEL_TYPES = {(16, 16): "t2v", (36, 16): "i2v", (48, 48): "ti2v"}  # by channels in and out
-HEAD_DIM = 128  # of every published size:
+HEAD_DIM = 128  # of every published model
 PUBLISHED = {(5120, 13824, 40), (3072, 14336, 30), (1536, 8960, 30)}  # dim, ffn_dim, num_layers
-TEXT_LEN = 512  # of every published model; stands in no Diffusers config and in no shape
+TEXT_LEN = 512  # of every published model; neither a config of Diffusers nor a shape tells it
 
 
 def released_fields(values: Mapping[str, Any], text_len: int = TEXT_LEN) -> dict[str, Any]:
-    """The fields of a `config.json` under their released names; what is no transformer of Diffusers stays as it is.
+    """Rename the fields of a Diffusers transformer to the released names; other fields are returned unchanged.
 
-    Diffusers stores no `text_len`.
-    Raises ValueError for a transformer of Diffusers that has parts which this version does not know.
+    Raises ValueError when the transformer has parts that this version does not know.
     """
     if "num_attention_heads" not in values or "attention_head_dim" not in values:
         return dict(values)
@@ -48,16 +47,16 @@ def released_fields(values: Mapping[str, Any], text_len: int = TEXT_LEN) -> dict
 
 
 def model_type_of(fields: Mapping[str, Any]) -> str | None:
-    """The kind of a model: what its fields say, else what its channels mean."""
+    """Return the field `model_type`; without it, the type that has these numbers of channels."""
     channels = (fields.get("in_dim"), fields.get("out_dim"))
     kinds = (kind for known, kind in MODEL_TYPES.items() if known == channels)
     return fields.get("model_type") or next(kinds, None)
 
 
 def inferred_fields(shapes: Shapes) -> dict[str, Any]:
-    """All fields, from tensors under released names. The number of heads leaves no trace in them.
+    """Infer all fields from the shapes of tensors under released names, for published sizes.
 
-    Raises ValueError when they are no transformer, or of a size that was not published.
+    Shapes do not tell the number of heads. Raises ValueError for another size, and for what is no transformer.
     """
     needed = ("patch_embedding.weight", "head.head.weight", "blocks.0.ffn.0.weight", "text_embedding.0.weight")
     missing = [name for name in (*needed, "time_embedding.0.weight") if len(shapes.get(name, ())) < 2]

@@ -1,4 +1,4 @@
-"""A short name for the weights of a checkpoint, made without reading them all."""
+"""Fingerprint of the weights of a checkpoint, made without reading them all."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from wan.checkpoint.source import is_safetensors, read_header
 
 WHOLE_BYTES = 8_000_000  # files up to this size are read whole
 EDGE_BYTES = 65_536  # read at both ends of larger ones: the header, and the checksums that end a .pth
-PLACES = 64  # evenly spread over the rest
+PLACES = 64  # samples, evenly spread over the rest
 PLACE_BYTES = 4096
 TENSOR_BYTES = 256  # of every tensor of a safetensors file
 
 
 def fingerprint(checkpoint_dir: str | Path, config: Any) -> str:
-    """16 hex digits that another checkpoint of the task `config` hardly shares, wherever the folder lies.
+    """Return 16 hex digits that identify the weights of a checkpoint of the task `config`, wherever its folder lies.
 
-    They depend on the size of every file with weights and of the tokenizer, and on samples of its bytes, some of each
-    tensor: a fine-tune has the headers of its base. For 126 GB about 4 MB are read. The same weights in other shards
-    or formats have other digits. Raises FileNotFoundError when a file is missing.
+    They are a hash of the sizes of all files with weights and of the tokenizer, and of samples of their bytes. Every
+    tensor is sampled, because a fine-tune has the headers of its base. For 126 GB about 4 MB are read. The same weights
+    in other shards or formats have other digits. Raises FileNotFoundError when a file is missing.
     """
     parts = [*sorted(config.experts), config.t5_checkpoint, config.vae_checkpoint]
     files = [(name, file) for name in parts for file in weight_files(part(checkpoint_dir, name))]
@@ -34,7 +34,7 @@ def fingerprint(checkpoint_dir: str | Path, config: Any) -> str:
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Tell whether two models are the same, as far as a fingerprint tells: files, or folders in the same shards."""
+    """Tell whether two models, files or folders of the same shards, agree in all that a fingerprint reads."""
     pairs = list(zip(weight_files(one), weight_files(other), strict=False))
     as_many = len(weight_files(one)) == len(weight_files(other))
     same_size = as_many and all(a.stat().st_size == b.stat().st_size for a, b in pairs)
@@ -42,7 +42,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def _sample(path: Path) -> bytes:
-    """The size of a file and a digest of samples of it."""
+    """Hash the size of a file and samples of its bytes."""
     digest = hashlib.sha256(str(path.stat().st_size).encode())
     with open(path, "rb") as file:
         for start, length in _places(path):
@@ -52,7 +52,7 @@ def _sample(path: Path) -> bytes:
 
 
 def _places(path: Path) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are read: (start, length) pairs."""
+    """Yield (start, length) of the parts of a file that are sampled."""
     size = path.stat().st_size
     if size <= WHOLE_BYTES:
         yield 0, size

@@ -1,7 +1,7 @@
-"""The layouts in which the same weights are published, and the way from each to the released names.
+"""Layouts in which the same weights are published, and rules that rename each to the released names.
 
-Renaming is a short list of regular expressions applied in order, not a table of names: nothing is split, fused or
-transposed between these layouts (compared name by name with the published key maps in the tests).
+The rules of a layout are a few regular expressions, applied in order. No tensor is split, fused or transposed. The
+tests compare the result name by name with the published key maps.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ COMFYUI_PREFIX = "model.diffusion_model."
 
 @dataclass(frozen=True)
 class Layout:
-    """A family of names. `marks`: patterns of which every one must match some name; `rules`: to the released names.
+    """Layout of a file: each of `marks` matches some name in it, and `rules` rename to the released names.
 
-    `duplicates` are names whose tensors repeat others and may be left out.
+    `duplicates` are names whose tensors repeat others and may be missing.
     """
 
     title: str
@@ -32,7 +32,7 @@ class Layout:
 
 
 def _stage(match: re.Match[str]) -> str:
-    """Diffusers groups the decoder: three residual blocks and an upsampler per stage; released names count through."""
+    """Number a part of the decoder: Diffusers counts 3 blocks and an upsampler per stage, released names count on."""
     stage, block = int(match[1]), match[2]
     return f"decoder.upsamples.{4 * stage + (3 if block is None else int(block))}."
 
@@ -115,9 +115,9 @@ LAYOUTS = (
 
 
 def released_names(names: Iterable[str]) -> tuple[dict[str, str], str | None]:
-    """Released name -> name in the file, and the title of the layout (None when the names are the released ones).
+    """Map released names to names in the file; also return the layout's title (None when the names are released ones).
 
-    Names that no rule knows stay as they are, so that a strict comparison still finds them. Raises ValueError when two
+    Names that no rule knows stay as they are, so that a strict comparison finds them. Raises ValueError when two
     names of the file mean the same tensor.
     """
     names = list(names)
@@ -153,14 +153,14 @@ def _rename(name: str, rules: Rules) -> str:
     return name
 
 
-# ---- what a file is ----
+# ---- contents ----
 
 Test = Callable[[Shapes], bool]
 
 
 @dataclass(frozen=True)
 class Content:
-    """Tensors in words. `task`: the task whose transformer they are; `is_read`: whether this version reads them."""
+    """Kind of weights. `task`: the task whose transformer they are; `is_read`: this version can read them."""
 
     title: str
     fits: Test
@@ -183,7 +183,7 @@ def _transformer(in_dim: int, out_dim: int, dim: int | None = None) -> Test:
 
 LORA = "a LoRA, to be applied to a model, not a model"
 CURE = "use the bf16, fp16 or fp32 file"
-# Names and shapes under released names, or as near as they come. Special families first: they contain the plain ones.
+# Tests see released names where a layout is known. Special families come first: they contain the names of plain ones.
 CONTENTS: tuple[Content, ...] = (
     Content(
         f"fp8-, fp4- or int8-quantised weights; {CURE}",
@@ -236,20 +236,20 @@ QUANTISED = ("float8", "float4", "int8", "uint8", "int4", "uint4", "bits")  # ho
 
 
 def what_is(shapes: Shapes) -> Content | None:
-    """Tell what tensors under released names are; None when nothing known fits."""
+    """Return the kind of tensors under released names; None when no known kind fits."""
     return next((content for content in CONTENTS if content.fits(shapes)), None)
 
 
 def describe_contents(shapes: Shapes) -> str | None:
-    """`what_is` in words."""
+    """Return the title of `what_is`, or None."""
     content = what_is(shapes)
     return content and content.title
 
 
 def unread_form(shapes: Shapes, types: Mapping[str, str]) -> str | None:
-    """Tell what a file in a form that this version does not read holds, in words; None for one that it may read.
+    """Describe a file that this version cannot read; None for one that it may read.
 
-    `shapes` and `types` (the names that torch gives them) by the names in the file.
+    `shapes` and `types` (torch's names of them) are given by the names in the file.
     """
     names, _ = released_names(shapes)
     content = what_is({name: shapes[stored] for name, stored in names.items()})
@@ -265,7 +265,7 @@ def unread_form(shapes: Shapes, types: Mapping[str, str]) -> str | None:
     return None
 
 
-# How files begin that are no weights for this program.
+# First bytes of files that this program does not read as weights.
 MAGICS = {
     b"GGUF": "a GGUF file",
     b"\x89HDF": "an HDF5 file",
@@ -277,5 +277,5 @@ MAGICS = {
 
 
 def foreign_file(start: bytes) -> str | None:
-    """Tell what a file that is no safetensors and begins with `start` is, when that shows that it holds no weights."""
+    """Describe a file whose first bytes `start` show that it holds no weights that are read; None for others."""
     return next((title for magic, title in MAGICS.items() if start.startswith(magic)), None)

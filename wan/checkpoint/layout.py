@@ -1,4 +1,4 @@
-"""Whether a checkpoint folder is complete, found out before any weight is read."""
+"""Check that a checkpoint folder is complete, before any weight is read."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
     message = [f"{folder} is not a complete checkpoint of {config.name}:", *lines]
     if not missing:
         raise ValueError("\n".join(message))
-    if config.family != "nano":  # which nobody publishes
+    if config.family != "nano":  # nano checkpoints are not published
         names = ("config.json", config.t5_checkpoint, config.vae_checkpoint, config.t5_tokenizer, *config.experts)
         is_begun = any((folder / own_name(name)).exists() for name in names if name != ".")
         place = folder if is_begun or is_empty(folder) else free_place(config)
@@ -74,10 +74,10 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
 
 
 def part(folder: str | Path, name: str) -> Path:
-    """A file or folder of a checkpoint by its name in a `TaskConfig`, `file` or `../sibling/file`.
+    """Find a file or folder of a checkpoint by its name in a `TaskConfig`: `file` or `../sibling/file`.
 
-    What a checkpoint shares with a sibling is taken from there, unless it has a copy of its own. `STAND_INS` says
-    under which other names it may lie; without any of them the result is the name of the `TaskConfig`.
+    The checkpoint's own file comes before the sibling's. `STAND_INS` lists other names for it. When none exists, the
+    result is the path of `name`.
     """
     own = own_name(name)
     names = [PurePosixPath(own), *map(PurePosixPath, STAND_INS.get(own, ()))]
@@ -88,7 +88,7 @@ def part(folder: str | Path, name: str) -> Path:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that hold the weights of a part: itself, or the shards in a folder. FileNotFoundError when absent."""
+    """List the files of a part: the file itself, or the shards of a folder. Raises FileNotFoundError."""
     if path.is_dir():
         return list(folder_shards(path))
     if not path.is_file():
@@ -97,7 +97,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def stored_bytes(path: Path) -> int:
-    """Size of the weights of a part on the disk."""
+    """Size of the weights of a part on disk."""
     return sum(file.stat().st_size for file in weight_files(path))
 
 
@@ -120,12 +120,12 @@ def download(config: Any, place: str | Path | None = None) -> str:
 
 
 def is_empty(folder: Path) -> bool:
-    """Tell whether a folder holds nothing but what a download that was broken off or a file manager leaves."""
+    """Tell whether a folder holds at most what a broken download or a file manager leaves behind."""
     return all(path.name in (".cache", ".huggingface", ".gitattributes", ".DS_Store") for path in folder.iterdir())
 
 
 def free_place(config: Any) -> Path:
-    """A folder for the checkpoint of a task that does not exist yet."""
+    """Name a folder for the checkpoint of a task; no such folder exists yet."""
     name = repository(config)
     places = (Path(name if number == 1 else f"{name}-{number}") for number in count(1))
     return next(place for place in places if not place.exists())

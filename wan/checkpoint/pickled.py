@@ -1,4 +1,4 @@
-"""State dicts written by `torch.save`: nothing but tensors is ever built from such a file."""
+"""Read state dicts written by `torch.save`; nothing but tensors is ever built from such a file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from wan.files import disk_named, shown, utf8_name
 
-MAX_PICKLE_BYTES = 64_000_000  # of the part that names the tensors; a model of a thousand tensors has 0.2 MB,
-MAX_OPCODES = 1_000_000  # and 50 thousand of these
+MAX_PICKLE_BYTES = 64_000_000  # of the part that names the tensors; for a thousand tensors it has 0.2 MB
+MAX_OPCODES = 1_000_000  # in that part; for a thousand tensors there are 50 thousand
 SMALL_RECORD = 1 << 20  # bytes; records up to here have their checksum compared at every opening
 END_OF_ARCHIVE = b"PK\x05\x06"  # starts the last 22 bytes of an archive without a comment
-# All that a dict of plain tensors is made of.
+# Everything that the pickle of a dict of plain tensors imports.
 NEEDED = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor(_v[23])?|parameter)|torch\.nn\.parameter\.Parameter"
     r"|torch\.(storage\.)?\w+Storage|torch\.(u?int|b?float|bool)\w*"
@@ -31,13 +31,13 @@ NEEDED = re.compile(
 
 
 def load_pickled(path: Path, checksums: bool = False) -> dict[str, Tensor]:
-    """The tensors of a file written by `torch.save`, mapped; a dict whose only key is `state_dict` is unwrapped.
+    """Map the tensors of a file written by `torch.save`; a dict whose only key is `state_dict` is unwrapped.
 
-    What the file would call is listed before torch's weights-only reader sees it; all but tensors is refused.
-    There is no way around it here. That reader had holes itself before torch 2.10 (CVE-2026-24747): with an older
-    torch, open only files whose origin you trust, or safetensors. Files from before torch 1.6 are read into memory.
+    A file that would import more than tensors need is refused. Only then torch's weights-only reader opens it. That
+    reader had holes before torch 2.10 (CVE-2026-24747): with an older torch, open only files whose origin you trust,
+    or safetensors. Files from before torch 1.6 are read into memory.
 
-    `checksums` compares those of all records with the data, once per file and process.
+    `checksums` compares the data of all records with their checksums, once per file and process.
     """
     is_zip = is_archive(path)
     try:
@@ -76,7 +76,7 @@ def is_archive(path: Path) -> bool:
 
 
 def some(names: Iterable[Any], limit: int = 8) -> str:
-    """The first names in a bounded text, with the number of the others."""
+    """Join the first names to a text of bounded length that ends with the number of the others."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(shown(name, 120) for name in names[:limit]) + more
@@ -84,14 +84,14 @@ def some(names: Iterable[Any], limit: int = 8) -> str:
 
 @lru_cache(maxsize=8)
 def _foreign_calls(path: Path, identity: tuple[int, ...]) -> list[str]:
-    """Tell what a file would import that tensors do not need. `identity` tells files of one name apart."""
+    """List the imports of a file that tensors do not need. `identity` tells the cache that the file has changed."""
     with disk_named(path), open(path, "rb") as file:
         calls = _check_archive(file) if is_archive(path) else _calls(file, pickles=5)
     return sorted({call for call in calls if not NEEDED.fullmatch(call)})
 
 
 def _check_archive(file: BinaryIO) -> set[str]:
-    """List what the pickle of an archive calls. Raises any kind of exception when directory or headers do not fit."""
+    """Check an archive, and list what its pickle imports. A damaged one can raise any kind of exception."""
     file.seek(max(0, file.seek(0, os.SEEK_END) - 22))
     if file.read(4) != END_OF_ARCHIVE:
         raise ValueError("it does not end where its directory ends")
@@ -109,8 +109,8 @@ def _check_archive(file: BinaryIO) -> set[str]:
 
 
 def _records(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """The files of an archive. Some writers (`torch.serialization.set_crc32_options`) put 0 in place of checksums; the
-    reader of a record that has none compares nothing."""
+    """List the records of an archive. A checksum of 0 (`torch.serialization.set_crc32_options`) is removed, so that it
+    is not compared."""
     for record in archive.infolist():
         if getattr(record, "CRC", None) == 0:
             del record.CRC
@@ -118,7 +118,7 @@ def _records(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 
 
 def _calls(file: BinaryIO, pickles: int) -> set[str]:
-    """Names of everything that the next pickles of a file would import, read without running them."""
+    """List the names that the next pickles of a file would import, without running them."""
     found = set()
     for _ in range(pickles):
         for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -133,7 +133,7 @@ def _calls(file: BinaryIO, pickles: int) -> set[str]:
 
 @lru_cache(maxsize=8)
 def _compare_checksums(path: Path, identity: tuple[int, ...]) -> None:
-    """Read all records and compare their checksums. `identity` tells files of one name apart."""
+    """Read all records and compare their checksums. `identity` tells the cache that the file has changed."""
     with zipfile.ZipFile(path) as archive, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
         def compare(record: zipfile.ZipInfo) -> None:
@@ -145,7 +145,7 @@ def _compare_checksums(path: Path, identity: tuple[int, ...]) -> None:
 
 
 def _objection(name: Any, value: Any) -> str | None:
-    """Why an entry cannot be a weight."""
+    """Say what keeps an entry from being a weight, or None."""
     if not isinstance(name, str):
         return f"is a {type(name).__name__}, not the name of a tensor"
     if type(value) not in (Tensor, nn.Parameter):
@@ -161,12 +161,12 @@ def _objection(name: Any, value: Any) -> str | None:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    """The refusal of a file that torch, or a look into it, stumbled over; torch's advice on safety is left out."""
+    """Make the error for a file that could not be read, without torch's advice on safety."""
     reason = reason_of(error)
     return ValueError(f"{shown(path)} is damaged, truncated or no file of torch.save ({reason}); download it again")
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of what torch says about a file, without its advice on safety."""
+    """Return the first line of torch's error about a file, without its advice on safety."""
     reason = next(iter(str(error).splitlines()), "")
     return type(error).__name__ if " " not in reason or "weights_only" in reason else shown(reason, 150)

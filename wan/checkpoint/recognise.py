@@ -1,4 +1,4 @@
-"""Recognise what was given as a checkpoint, from listings, headers and `config.json`, not from names."""
+"""Recognise what a path given as a checkpoint holds, from listings, headers and `config.json`, not from its name."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ANIMATE_FIELDS = ("motion_encoder_dim", "use_img_emb")  # of a config.json that 
 ANIMATE_FILES = ("process_checkpoint", "relighting_lora.ckpt")  # beside it
 COMFYUI_FOLDERS = {"diffusion_models", "unet", "text_encoders", "clip", "vae", "loras", "checkpoints"}
 MAX_CONFIG_BYTES = 1_000_000
-MAX_FOLDERS = 300  # looked into below a folder that is none itself
+MAX_FOLDERS = 300  # searched below a folder that is no checkpoint itself
 MAX_DEPTH = 3  # hub / models--Wan-AI--... / snapshots / revision
 SHOWN = 6
 OTHER_FILE = "a file without weights"
 EMPTY = "an empty folder"
 
-# What files are for, by their endings, when they hold no weights.
+# Descriptions of files without weights, by their endings.
 OTHER_FILES = {
     ".gguf": "a GGUF file, which this version does not read",
     ".json": "a JSON file",
@@ -40,9 +40,9 @@ OTHER_FILES = {
 
 @dataclass(frozen=True)
 class Found:
-    """Tell what a path is, in words that follow "PATH is".
+    """Description of a path: `what` continues the words "PATH is".
 
-    `folder`: the one checkpoint that must be meant, if there is one; `inner`: how many others lie below the path.
+    `folder`: the checkpoint that is meant, if only one can be; `inner`: the number of checkpoints below the path.
     """
 
     what: str
@@ -52,7 +52,7 @@ class Found:
 
 
 def recognise(path: Path) -> Found:
-    """Recognise an existing path. A checkpoint, complete or not, has itself as `folder`, and its task if that shows."""
+    """Describe an existing path. A checkpoint, complete or not, is its own `folder`; its task may stay None."""
     if path.is_file():
         found = Found(_describe_file(path))
     elif not path.is_dir():
@@ -65,7 +65,7 @@ def recognise(path: Path) -> Found:
 
 
 def refusal(path: Path, found: Found, task: str | None) -> str | None:
-    """Why a path cannot be the checkpoint folder of a task; None when it may be, complete or not."""
+    """Say why a path cannot be the checkpoint folder of a task; None when it may be, complete or not."""
     if found.folder is None:
         return f"{shown(path)} is no checkpoint folder, it is {found.what}"
     if found.folder != path:
@@ -76,7 +76,7 @@ def refusal(path: Path, found: Found, task: str | None) -> str | None:
 
 
 def loras_beside(checkpoint_dir: Path, expert_folders: Iterator[str] | tuple[str, ...]) -> list[Path]:
-    """The LoRA files that lie in a checkpoint folder, beside its models or in folders for them."""
+    """List the LoRA files in a checkpoint folder, beside its models or in folders of their own."""
     places = (checkpoint_dir, *(checkpoint_dir / place for place in (*expert_folders, "lora", "loras", "LoRA", "Lora")))
     files = {os.path.realpath(file): file for place in places if place.is_dir() for file in sorted(place.iterdir())}
     return [file for file in files.values() if _is_lora(file)]
@@ -93,7 +93,7 @@ def _is_lora(file: Path) -> bool:
 
 
 def _checkpoint(folder: Path) -> Found | None:
-    """The checkpoint that a folder is in the released layout; its task is None when nothing there tells."""
+    """Recognise a checkpoint in the released layout; its task is None when nothing there tells it."""
     experts = [folder / name for name in EXPERTS if (folder / name).is_dir()]
     for expert in experts:
         task = _model(expert)[1]
@@ -165,7 +165,7 @@ def _hub_cache(folder: Path) -> Found:
 
 
 def _weights_in(folder: Path) -> list[str]:
-    """Files with weights in a folder or one below it, each with what it holds."""
+    """Describe the files with weights in a folder and in the folders of it."""
     files = [file for pattern in ("*", "*/*") for file in sorted(folder.glob(pattern))]
     kinds = [file for file in files if file.is_file() and file.suffix in (".safetensors", ".gguf", *PICKLED_SUFFIXES)]
     described = ((file, _describe_file(file)) for file in kinds)
@@ -173,7 +173,7 @@ def _weights_in(folder: Path) -> list[str]:
 
 
 def _checkpoints_below(folder: Path) -> Iterator[Found]:
-    """Checkpoints of which the task shows in folders of a folder, nearest first."""
+    """Yield the checkpoints below a folder whose task is known, nearest first."""
     queue, seen = deque([(folder, 0)]), 0
     while queue and seen < MAX_FOLDERS:
         place, depth = queue.popleft()
@@ -194,7 +194,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _inside_another(path: Path, found: Found) -> Found | None:
-    """The same, when the path is a part of a checkpoint or pipeline around it."""
+    """Describe a path that is a part of a checkpoint or pipeline around it; None for others."""
     for outer in list(path.absolute().parents)[:3]:
         if (checkpoint := _checkpoint(outer)) and checkpoint.task:
             role = "one of the two experts" if path.name in EXPERTS and path.parent == outer else "a part"
@@ -206,11 +206,11 @@ def _inside_another(path: Path, found: Found) -> Found | None:
 
 
 def _model(folder: Path) -> tuple[str | None, str | None]:
-    """(what the model in a folder is in words, the task it belongs to), None for what does not show."""
+    """Return the description of the model in a folder and its task, each None when unknown."""
     try:
         headers = [read_header(shard) for shard in folder_shards(folder)]
         content = _content({name: entry.shape for header in headers for name, entry in header.items()})
-    except (OSError, ValueError):  # the layout check that follows names what is wrong
+    except (OSError, ValueError):  # the layout check that follows names the fault
         content = None
     if content is not None:
         return content.title, content.task
@@ -228,7 +228,7 @@ def _model(folder: Path) -> tuple[str | None, str | None]:
 
 
 def described_fields(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a folder as it is; {} when it cannot be read, which the check of its layout names."""
+    """Read the `config.json` of a folder; {} when that fails: the check of the layout names the fault."""
     return _json(folder / "config.json")
 
 
@@ -260,7 +260,7 @@ def _describe_file(path: Path) -> str:
 
 
 def _content_of(file: Path) -> Content | None:
-    """Tell what a safetensors file holds, None for any other."""
+    """Return the kind of weights in a safetensors file; None for any other file."""
     try:
         header = read_header(file) if is_safetensors(file) else {}
     except (OSError, ValueError):

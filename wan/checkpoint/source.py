@@ -1,4 +1,4 @@
-"""Named tensors of a checkpoint, whatever it is stored in. Nothing is read before it is asked for.
+"""Named tensors of a checkpoint in any form of storage. A tensor is read when it is asked for.
 
 Tensors of safetensors and .pth files are views of a private memory mapping: they cost no memory until touched, the
 kernel may drop their pages again, and writing to one copies the page and leaves the file alone. The file must not be
@@ -47,7 +47,7 @@ PACKED = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}  # types of quantised weights t
 
 
 class TensorSource(ABC):
-    """Tensors by name; only `get` reads them."""
+    """Source of tensors by name; only `get` reads them."""
 
     description: str  # the file or folder, for messages
 
@@ -73,9 +73,9 @@ class TensorSource(ABC):
 def open_source(path: str | Path, checksums: bool = False) -> TensorSource:
     """Open a checkpoint folder (indexed shards or one file), a safetensors file or one of `torch.save`.
 
-    Its content says which of them a file is, not its name. Headers are read and checked here, tensors are not, unless
-    `checksums` are to be compared (see `load_pickled`; safetensors has none). Raises FileNotFoundError naming all that
-    is missing and ValueError for a damaged file or one that holds anything but tensors.
+    The content of a file decides its form, not its name. Only headers are read and checked, except with `checksums`
+    (see `load_pickled`; safetensors files have none). Raises FileNotFoundError naming all that is missing, and
+    ValueError for a damaged file or one that holds anything but tensors.
     """
     source = _opened_source(Path(path), checksums)
     types = {name: str(source.dtype(name)).removeprefix("torch.") for name in source.names()}
@@ -97,7 +97,7 @@ def _opened_source(path: Path, checksums: bool) -> TensorSource:
 
 
 class MemorySource(TensorSource):
-    """Tensors that are already there: a state dict."""
+    """Tensors of a state dict in memory."""
 
     def __init__(self, tensors: Mapping[str, Tensor], description: str = "the given state dict"):
         self.tensors = tensors
@@ -186,7 +186,7 @@ def _opened(file: Path) -> Any:
 
 
 def read_contents(path: Path, checksums: bool = False) -> dict[str, Entry]:
-    """The tensors of a weight file, in file order, checked against its size. Raises ValueError, see `open_source`."""
+    """List the tensors of a weight file, in file order, checked against its size. Raises ValueError."""
     refuse_placeholder(path)
     if is_safetensors(path):
         return read_header(path)
@@ -199,12 +199,12 @@ def read_contents(path: Path, checksums: bool = False) -> dict[str, Entry]:
         tensors = load_pickled(path, checksums)
         return {name: Entry(path, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     if path.suffix == ".safetensors":
-        return read_header(path)  # says what is wrong
+        return read_header(path)  # raises, with the reason
     raise ValueError(f"{shown(path)} is no weight file: neither safetensors nor written by torch.save")
 
 
 def is_safetensors(path: Path) -> bool:
-    """Tell whether a file starts with a header of that format: its length in 8 bytes, then an object."""
+    """Tell whether a file starts with a safetensors header: its length in 8 bytes, then a JSON object."""
     if not path.is_file():
         return False
     with disk_named(path), open(path, "rb") as file:
@@ -213,7 +213,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors a safetensors file promises, in file order, with sizes and positions checked against the file."""
+    """List the tensors in the header of a safetensors file, in file order; sizes and positions must fit the file."""
     size = path.stat().st_size
     with disk_named(path), open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -226,11 +226,9 @@ def read_header(path: Path) -> dict[str, Entry]:
     try:
         header = parse_json(text)
         metadata = header.pop("__metadata__", {})
-        if not all(
-            isinstance(text, str) for text in metadata.values()
-        ):  # the library that reads the tensors refuses it
-            raise ValueError("__metadata__ must hold texts")
-        "".join(header).encode()  # nor does it take halves of surrogate pairs
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("__metadata__ must hold texts")  # the library that reads the tensors takes no others,
+        "".join(header).encode()  # and no halves of surrogate pairs
         packed = PACKED.intersection(str(fields["dtype"]) for fields in header.values())
         entries = {} if packed else {name: _entry(path, 8 + length, fields) for name, fields in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -273,7 +271,7 @@ def _entry(path: Path, base: int, fields: dict[str, Any]) -> Entry:
 
 
 def folder_shards(folder: Path) -> dict[Path, set[str] | None]:
-    """The weight files of a folder, each with the names its index promises; all missing ones are named at once."""
+    """List the weight files of a folder, each with the names of its index. Raises one error for all missing files."""
     index = _preferred(folder, INDEX_SUFFIX)
     if index is not None:
         shards = read_index(index)
@@ -293,7 +291,7 @@ def folder_shards(folder: Path) -> dict[Path, set[str] | None]:
 
 
 def read_index(path: Path) -> dict[Path, set[str]]:
-    """The `weight_map` of an index by file. Entries must be plain names of safetensors files beside the index."""
+    """Group the `weight_map` of an index by file. Files must be plain names of safetensors files beside the index."""
     weight_map = index.get("weight_map") if isinstance(index := read_json(path, MAX_INDEX_BYTES), dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path} is not an index of safetensors shards: it has no weight_map")
@@ -309,7 +307,7 @@ def read_index(path: Path) -> dict[Path, set[str]]:
 
 
 def _complete_set(files: list[Path]) -> list[Path]:
-    """All files `X-00001-of-0000k.safetensors` that the first such name announces; [] when nothing is numbered."""
+    """List all files `X-00001-of-0000k.safetensors` that the first such name announces; [] when none is numbered."""
     for file in files:
         match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.safetensors", file.name)
         if match:
@@ -321,9 +319,9 @@ def _complete_set(files: list[Path]) -> list[Path]:
 
 
 def _preferred(folder: Path, suffix: str) -> Path | None:
-    """The file of that suffix with one of the usual names, or the only one that it can be; None when there is none.
+    """Find the file with `suffix` that is the model of a folder, by a usual name or as the only candidate, or None.
 
-    A LoRA, or VAE and text encoder beside a transformer, are no model of the folder.
+    A LoRA, or a VAE or text encoder beside a transformer, is no candidate.
     """
     for stem in ("diffusion_pytorch_model", "model"):
         if (folder / f"{stem}{suffix}").is_file():
@@ -340,6 +338,6 @@ def _preferred(folder: Path, suffix: str) -> Path | None:
 
 
 def in_file_order(source: TensorSource, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(wanted name, stored name) pairs of `names`, in the order the source is read fastest."""
+    """Yield (wanted name, stored name) of `names`, in the order in which the source is read fastest."""
     wanted = {stored: name for name, stored in names.items()}
     return ((wanted[stored], stored) for stored in source.names() if stored in wanted)

@@ -1,4 +1,4 @@
-"""Do the nano models make what was asked? Generates videos from held-out prompts and measures their pixels.
+"""Evaluate the nano models: generate videos from held-out prompts and measure their pixels.
 
     python -m wan.nano.evaluate t2v --videos 120 --expert compare
     python -m wan.nano.evaluate i2v
@@ -55,7 +55,7 @@ from wan.typed import at_least, number, one_of, path
 
 @dataclass(frozen=True)
 class Goal:
-    """What a run has to reach: shares of correct videos and, where an image is given, a first frame like it."""
+    """Goal of a run: shares of correct videos, and the likeness of the first frame to an image that is given."""
 
     targets: dict[str, float]
     first_frame: float | None = None  # dB
@@ -68,7 +68,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Family:
-    """A task of the embedded family, and what each of its modes has to reach."""
+    """Task of the embedded family, and the goals of its modes."""
 
     task: str
     pipeline: type[WanPipeline]
@@ -89,7 +89,7 @@ FAMILIES = {
     ),
 }
 
-# Which expert works from which share of the timesteps on: at 0 the high-noise one always does, above 1 it never would.
+# The boundary that a request gets: from this share of the timesteps on, the high-noise expert works.
 EXPERTS = {"both": None, "high": 0.0, "low": 1.0}
 
 
@@ -97,7 +97,7 @@ EXPERTS = {"both": None, "high": 0.0, "low": 1.0}
 
 
 def markdown(reports: Mapping[str, Report], goal: Goal, vae: Reconstruction | None = None, psnr: float = 30.0) -> str:
-    """The table of one mode: one column per run, the shuffled control of the first one, and the targets."""
+    """Make the table of one mode: targets, a column per run, and the shuffled control of the first one."""
     first = next(iter(reports.values()))
     control = first.shuffled()
     head = ["measure", "target", *reports, "shuffled prompts", "chance"]
@@ -161,7 +161,7 @@ def _verdict(report: Report, sample: Sample) -> str:
 
 
 def generator(pipeline: WanPipeline, **settings: Any) -> Generate:
-    """A `Generate` from a pipeline; `settings` are those of a request (steps, guidance, boundary ...)."""
+    """Make a `Generate` of a pipeline; `settings` are those of a request (steps, guidance, boundary ...)."""
 
     def generate(prompt: str, seed: int, given: np.ndarray | None) -> np.ndarray:
         from PIL import Image
@@ -174,7 +174,7 @@ def generator(pipeline: WanPipeline, **settings: Any) -> Generate:
 
 
 def vae_round_trip(pipeline: WanPipeline) -> Callable[[Tensor], Tensor]:
-    """The autoencoder of a pipeline as a function of one video [3, F, H, W] in [-1, 1]."""
+    """Make a function that encodes and decodes one video [3, F, H, W] in [-1, 1]."""
 
     def reconstruct(video: Tensor) -> Tensor:
         with torch.no_grad():

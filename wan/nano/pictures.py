@@ -26,7 +26,7 @@ def contact_strip(
     scale: int = 1,
     marks: Sequence[str] | None = None,
 ) -> None:
-    """One picture of several videos: each is a row of `frames` evenly spaced frames with its prompt underneath.
+    """Draw several videos in one picture: each is a row of `frames` evenly spaced frames with its prompt underneath.
 
     videos: uint8 [F, H, W, 3] each, of one size; `columns` videos stand side by side; `marks` adds a second, faint
     line per video. Written as PNG. Raises ValueError when there is nothing to show or the counts differ.

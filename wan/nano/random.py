@@ -1,4 +1,4 @@
-"""Random miniatures in the released folder layout: noise instead of pictures, but every code path, in milliseconds."""
+"""Write random miniatures in the released folder layout: they make noise, but run every code path in milliseconds."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def write_random_checkpoint(folder: Path, task: str = "t2v-A14B", seed: int = 0)
 
 
 def _filled(module: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Initialised as for training, then every zero-initialised weight (heads, gates) is given something to do."""
+    """Initialise as for training, but no weight (heads, gates) with zeros, so that every part has an effect."""
     module.init_weights(generator)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -61,7 +61,7 @@ def _filled(module: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def _write_tokenizer(folder: Path) -> int:
-    """A tokenizer of whole words of the small world; the size of its vocabulary."""
+    """Write a tokenizer of whole words of the small world; returns the size of its vocabulary."""
     words = [*SPECIAL_TOKENS, "a", "on", "moves", "background", *SHAPES, *COLORS, *BACKGROUNDS, *MOTIONS]
     description = {
         "version": "1.0",

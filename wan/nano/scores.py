@@ -1,4 +1,4 @@
-"""Scores of generated videos: what their pixels show, against what was asked. Every figure is computed from samples."""
+"""Score generated videos: their pixels are measured and compared with the scene that was asked for."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from wan.media import from_uint8, to_uint8
 from wan.nano import worlds
 from wan.nano.worlds import Measured, Scene
 
-# (prompt, seed, first frame uint8 [H, W, 3] or None) -> frames uint8 [F, H, W, 3]: all that a model learns of a scene
+# (prompt, seed, first frame uint8 [H, W, 3] or None) -> frames uint8 [F, H, W, 3]; the model is told no more of a scene
 Generate = Callable[[str, int, "np.ndarray | None"], np.ndarray]
 
-END = 3  # last frames in which a thing must still be what it was
+END = 3  # number of last frames in which colours and shape must be as asked
 
 # ---------------------------------------------------------------- measures
 
@@ -27,13 +27,13 @@ def _shows(name: str) -> Callable[[Scene, Measured, Measured], bool]:
 
 
 def _identity(scene: Scene, seen: Measured, end: Measured) -> bool:
-    """Both colours and the shape are still there in the last frames."""
+    """Tell whether both colours and the shape are still there in the last frames."""
     return all(getattr(scene, name) == getattr(end, name) for name in ("color", "background", "shape"))
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Whether a video agrees with its scene, from what is seen in all and in the last frames; and the rate of luck."""
+    """Comparison of a scene with what is seen in all frames and in the last ones; `chance` is the rate of guessing."""
 
     agrees: Callable[[Scene, Measured, Measured], bool]
     chance: float
@@ -51,7 +51,7 @@ MEASURES: dict[str, Measure] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One generated video: what was asked, in attributes and words, and what its pixels show."""
+    """One generated video, its scene and prompt, and what is seen in all its frames and in the last ones (`end`)."""
 
     scene: Scene
     prompt: str
@@ -72,7 +72,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Report:
-    """The samples of one run, scored by `measures`."""
+    """Samples of one run, scored by `measures`."""
 
     samples: tuple[Sample, ...]
     measures: tuple[str, ...]
@@ -94,7 +94,7 @@ class Report:
         return sum(not self.wrong(sample) for sample in self.samples) / len(self.samples)
 
     def shuffled(self) -> dict[str, float]:
-        """Negative control: every video scored against the prompts of all the others; should be near chance."""
+        """Negative control: score every video against the prompts of all others. The rates should be near chance."""
         pairs = [(a, b) for a in self.samples for b in self.samples if a is not b]
         return {
             name: sum(MEASURES[name].agrees(a.scene, b.seen, b.end) for a, b in pairs) / max(len(pairs), 1)
@@ -103,7 +103,7 @@ class Report:
 
     @property
     def first_frame_psnr(self) -> float | None:
-        """Mean likeness in dB of the first frames and those that were given; None when none was."""
+        """Mean PSNR in dB of first frames against given ones; None when none was given."""
         values = [sample.first_frame_psnr for sample in self.samples if sample.first_frame_psnr is not None]
         return float(np.mean(values)) if values else None
 
@@ -165,7 +165,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Rendered videos through the autoencoder and back: mean and worst PSNR in dB, and what the measures still read."""
+    """Scores of rendered videos that were encoded and decoded: PSNR in dB, and the rates of `MEASURES`."""
 
     videos: int
     mean_psnr: float

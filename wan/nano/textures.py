@@ -1,10 +1,10 @@
-"""Pictures of nothing in particular, with the statistics of photographs: what a model that copies must copy as well."""
+"""Random pictures with the statistics of photographs, on which a model learns to copy any image."""
 
 import numpy as np
 
 
 def texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A random picture, uint8 [size, size, 3]: clouds whose amplitude falls with the frequency, in a random palette.
+    """Draw a random picture, uint8 [size, size, 3]: clouds whose amplitude falls with frequency, in a random palette.
 
     The power law is that of natural images (D. J. Field, 1987); the steepness is drawn between smooth and rough.
     """

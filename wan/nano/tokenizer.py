@@ -1,4 +1,4 @@
-"""Builds the tokenizer of the nano family from captions of the small world."""
+"""Build the tokenizer of the nano family from captions of the small world."""
 
 import json
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """A small world: one coloured shape that moves, or rests, in front of a plain background.
 
 `sample_scene` draws a scene, `render` paints it, `caption` describes it in plain English, and `measure` reads it back
-from pixels alone. Every figure of the nano models is a comparison of what `measure` saw with what was asked.
+from pixels alone. Every score of the nano models compares the result of `measure` with the scene that was asked for.
 Lengths are fractions of the frame side, so that one scene renders at any size.
 """
 
@@ -30,7 +30,7 @@ BACKGROUNDS: dict[str, Rgb] = {
 }
 MOTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 
-UNKNOWN = "unknown"  # something is there, but it is none of the known values
+UNKNOWN = "unknown"  # something is there, but it has none of the known values
 NONE = "none"  # there is no object
 
 RADIUS = (0.125, 0.195)
@@ -45,7 +45,7 @@ _TRIANGLE = 1.35
 
 @dataclass(frozen=True)
 class Scene:
-    """What a video shows; `x`, `y` is the centroid in the first frame, `travel` the way to the last one."""
+    """Scene of a video; `x`, `y` is the centroid in the first frame, `travel` the way to the last one."""
 
     shape: str
     color: str
@@ -71,7 +71,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Measured:
-    """What `measure` saw; every field is a name of this world, `UNKNOWN` or `NONE`."""
+    """Result of `measure`; every field is a name of this world, `UNKNOWN` or `NONE`."""
 
     shape: str
     color: str
@@ -83,10 +83,10 @@ class Measured:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether the combination of shape, colour, background and motion is kept out of training.
+    """Tell whether the combination of shape, colour, background and motion is kept out of training.
 
-    A linear code modulo 7 over the four attributes: one combination in seven is held out, any three attributes leave
-    at most one value of the fourth out, so every value and nearly every triple of values stays frequent in training.
+    A linear code modulo 7 over the four attributes decides. One combination in seven is held out. Three attributes
+    exclude at most one value of the fourth, so that every value, and nearly every triple, is frequent in training.
     """
     code = (
         SHAPES.index(scene.shape)
@@ -141,7 +141,7 @@ def render(scene: Scene, frame_num: int = 17, size: int = 64) -> np.ndarray:
 
 
 def _extent(shape: str, radius: float) -> tuple[float, float, float, float]:
-    """How far a shape reaches left, right, up and down of its centroid."""
+    """Distances from the centroid of a shape to its left, right, upper and lower end."""
     if shape == "circle":
         return (radius,) * 4
     if shape == "square":
@@ -235,7 +235,7 @@ _TEMPLATES = (
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without numbers."""
+    """List the words of a text in lower case, without numbers."""
     return re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", text.lower())
 
 
@@ -250,7 +250,7 @@ WORDS = frozenset(
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Describe a scene in plain English; the words vary, what they say does not. The size is named half of the time."""
+    """Describe a scene in plain English. The words vary, their meaning does not; the size is named half of the time."""
 
     def pick(words: Sequence[str]) -> str:
         return words[int(rng.integers(len(words)))]
@@ -288,8 +288,8 @@ _MIN_OVERLAP = 0.80  # intersection over union with the ideal shape of equal are
 def measure(frames: np.ndarray) -> Measured:
     """Read shape, colours and motion from the pixels of uint8 [F, H, W, 3] (H == W), knowing nothing of the scene.
 
-    The background is the median colour, the object what differs from it (largest connected piece), the motion a
-    straight line through its centroids, the shape the ideal one of equal area and place that overlaps it best.
+    The background is the median colour. The object is the largest connected piece that differs from it. The motion is
+    a straight line through its centroids. The shape is the ideal one of equal area and place that overlaps it best.
     """
     video = _smooth(frames.astype(np.float32))
     paper = np.median(video, axis=(0, 1, 2))
@@ -328,7 +328,7 @@ def _nearest(color: np.ndarray, palette: dict[str, Rgb]) -> str:
 
 
 def _present(masks: np.ndarray) -> np.ndarray:
-    """Frames of [F, H, W] whose mask has the size of an object, bool [F]."""
+    """Tell, bool [F], which masks of [F, H, W] have the size of an object."""
     area = masks.mean(axis=(1, 2))
     return (area >= _AREA[0]) & (area <= _AREA[1])
 
@@ -344,7 +344,7 @@ def _grow(masks: np.ndarray) -> np.ndarray:
 
 
 def _core(masks: np.ndarray) -> np.ndarray:
-    """The inside of bool [F, H, W]: up to three pixels off the edge, where blur has mixed in the background."""
+    """Shrink bool [F, H, W] by up to three pixels: at the edge, blur has mixed in the background."""
     for _ in range(3):
         inner = ~_grow(~masks)
         if not inner.any():

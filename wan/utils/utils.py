@@ -1,4 +1,4 @@
-"""The old public helpers under their old names and arguments, for scripts that import them from here."""
+"""Upstream's public helpers with upstream's names and arguments, for scripts that import them from here."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ ValueRange = tuple[float, float]
 
 
 def rand_name(length: int = 8, suffix: str = "") -> str:
-    """A random name of `length` bytes in hexadecimal, with the suffix; a dot before it is added when it has none."""
+    """Return `length` random bytes in hexadecimal, followed by a dot and the suffix, if there is one."""
     return os.urandom(length).hex() + (f".{suffix.removeprefix('.')}" if suffix else "")
 
 
@@ -34,8 +34,8 @@ def save_video(
 ) -> str:
     """Write videos [B, 3, F, H, W], or one [3, F, H, W], as mp4, several as a grid with `nrow` in a row.
 
-    `value_range` becomes black to white; with `normalize=False` that is 0 to 1. Replaces an existing file. Without
-    `save_file` a random name with `suffix` in the temporary folder is taken. Returns the name; raises when it cannot.
+    `value_range` is black to white; with `normalize=False` it is 0 to 1. Replaces an existing file. Without `save_file`
+    a random name with `suffix` in the temporary folder is taken. Returns the name; raises when writing fails.
     """
     pixels = _grid(tensor if tensor.ndim == 5 else tensor[None], nrow, value_range if normalize else (0, 1))
     path = _path(save_file, suffix)
@@ -50,7 +50,7 @@ def save_image(
     normalize: bool = True,
     value_range: ValueRange = (-1, 1),
 ) -> str:
-    """`save_video` for images [B, 3, H, W], or one [3, H, W]; the suffix decides the format, png without a name."""
+    """Write images [B, 3, H, W], or one [3, H, W], like `save_video`. The suffix decides the format; without, png."""
     pixels = _grid(tensor if tensor.ndim == 4 else tensor[None], nrow, value_range if normalize else (0, 1))
     path = _path(save_file, ".png")
     media.save_image(pixels, path)
@@ -58,12 +58,12 @@ def save_image(
 
 
 def merge_video_audio(video_path: str | Path, audio_path: str | Path) -> None:
-    """`wan.media.add_audio`: the mp4 gets the sound of the other file; both end with the shorter one."""
+    """Add the sound of the other file to the mp4; both end with the shorter one. The same as `media.add_audio`."""
     media.add_audio(video_path, audio_path)
 
 
 def masks_like(tensor: list[Tensor], zero: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-    """Two equal lists of masks of the shapes of latents [C, F, H, W]: ones, with frame 0 cleared when `zero`."""
+    """Return two equal lists of masks shaped like latents [C, F, H, W]: ones, with frame 0 cleared when `zero`."""
     masks = [geometry.first_frame_mask(latent.shape, zero).to(latent) for latent in tensor]
     return masks, [mask.clone() for mask in masks]
 

@@ -1,1 +1,1 @@
-"""How the embedded miniature family is made: one file per task, run by `python -m wan.nano.recipes`."""
+"""Recipes of the embedded miniature family: one file per task, run by `python -m wan.nano.recipes`."""

@@ -1,8 +1,7 @@
-"""Trains the embedded miniature family: `python -m wan.nano.recipes t2v`; docs/training.md says what it took.
+"""Train the embedded miniature family: `python -m wan.nano.recipes t2v`; docs/training.md tells the time it takes.
 
-The stages of a family run in order, each from the files of the ones before it in `--dir`; every stage continues where a
-killed run stopped. All draws come from fixed seeds and budgets are counted in steps, so a run differs from another only
-by the rounding of the machine.
+The stages of a family run in order and read the files that earlier ones wrote into `--dir`. A stage continues where a
+killed run stopped. Draws have fixed seeds and budgets are counted in steps, so runs differ only by rounding.
 """
 
 import sys

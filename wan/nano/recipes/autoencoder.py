@@ -1,4 +1,4 @@
-"""Training an autoencoder of the family: random crops, then whole frames; standardised latents; float16 on disk."""
+"""Train an autoencoder of the family: on random crops, then whole frames; standardise its latents; store float16."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,11 +24,11 @@ from wan.training.vae import (
     vae_objective,
 )
 
-Crop = tuple[float, int, int, int]  # until this share of the run: frames, size, batch
+Crop = tuple[float, int, int, int]  # share of the run up to which it is used, frames, size, batch
 
 
 def train(vae: nn.Module, videos: np.ndarray, crops: Sequence[Crop], steps: int, folder: Path) -> None:
-    """Train from nothing; colours first, hence the large share of the squared error."""
+    """Train from nothing. The squared error has a large weight, so that colours are learnt first."""
     init_as_resampler(vae, torch.Generator().manual_seed(1))
     compile_parts(vae)
 
@@ -44,10 +44,10 @@ def train(vae: nn.Module, videos: np.ndarray, crops: Sequence[Crop], steps: int,
 def train_outlines(
     vae: nn.Module, videos: np.ndarray, crop: Crop, steps: int, folder: Path, encoder: bool = False
 ) -> None:
-    """Continue a trained autoencoder for outlines of any contrast: its decoder, or with `encoder` all of it.
+    """Train on for outlines of any contrast: the decoder, which leaves latents as they are, or with `encoder` all.
 
-    The decoder alone learns to draw what the encoder keeps, and latents stay as they are. Channels that carry nothing
-    stay so: to a decoder they are constants that it could use, but a transformer leaves noise there.
+    Weights of latent channels that carry nothing stay zero. A decoder could use these constants as a bias, but a
+    transformer leaves noise in them.
     """
     vae.requires_grad_(False)
     for part in (vae.decoder, vae.conv2) + ((vae.encoder, vae.conv1) if encoder else ()):
@@ -68,12 +68,12 @@ def train_outlines(
 
 
 def update_only(weight: nn.Parameter, where: Tensor) -> None:
-    """Gradients of `weight` are zero except `where`."""
+    """Make the gradients of `weight` zero except `where`."""
     weight.register_hook(lambda gradient: gradient * where)
 
 
 def compile_parts(vae: nn.Module) -> None:
-    """240 ms per step instead of 400; the decoder itself yields frames, which no compiler follows."""
+    """Compile the encoder and the decoder's blocks; the decoder itself yields frames, which no compiler follows."""
     torch._dynamo.config.recompile_limit = 64  # every width and shape of crops is a graph of its own
     vae.encoder.compile(dynamic=False)
     for block in vae.decoder.modules():
@@ -113,7 +113,7 @@ def preview(vae: nn.Module, size: int) -> Callable[[int], None]:
 
 @torch.no_grad()
 def standardise(vae: nn.Module, videos: np.ndarray, wrapper: type[VideoVAE]) -> None:
-    """Give the latents the statistics of the released model, whose constants every pipeline applies."""
+    """Give the latents the mean and deviation of the released model: every pipeline uses those constants."""
     batches = (vae.encode(to_unit(videos[i : i + 32])) for i in range(0, min(512, len(videos)), 32))
     mean, std = latent_statistics(batches)
     print("latent std per channel before folding:", " ".join(f"{s:.2f}" for s in std.tolist()), flush=True)
@@ -122,7 +122,7 @@ def standardise(vae: nn.Module, videos: np.ndarray, wrapper: type[VideoVAE]) -> 
 
 @torch.no_grad()
 def concentrate(vae: nn.Module, videos: np.ndarray, wrapper: type[VideoVAE], kept: int) -> None:
-    """Gather what standardised latents show of this world in the first `kept` channels; the others become constant."""
+    """Turn standardised latents so that their first `kept` channels carry most; the other channels become constant."""
     moments = (vae.encode_moments(to_unit(videos[i : i + 8])) for i in range(0, min(160, len(videos)), 8))
     targets = torch.tensor(wrapper.latent_mean), torch.tensor(wrapper.latent_std)
     variances = fold_principal_axes(vae, moments, kept, *targets)
@@ -131,7 +131,7 @@ def concentrate(vae: nn.Module, videos: np.ndarray, wrapper: type[VideoVAE], kep
 
 
 def store(vae: nn.Module, path: Path, size: int) -> None:
-    """Write in float16, and say what that keeps."""
+    """Write the weights in float16, and print the PSNR of the stored ones."""
     state = {name: tensor.contiguous().half() for name, tensor in vae.state_dict().items()}
     common.save(state, path)
     vae.load_state_dict({name: tensor.float() for name, tensor in state.items()})
@@ -141,7 +141,7 @@ def store(vae: nn.Module, path: Path, size: int) -> None:
 
 @torch.no_grad()
 def encode(vae: VideoVAE, videos: Tensor) -> Tensor:
-    """`vae.encode`, several videos [B, 3, F, H, W] at a time and in bfloat16 where that is fast."""
+    """Encode videos [B, 3, F, H, W] as `vae.encode` does, but all at once and in bfloat16 where that is fast."""
     with torch.autocast("cpu", torch.bfloat16, enabled=common.IN_BFLOAT16):
         mean = vae.model.encode(videos.contiguous(memory_format=torch.channels_last_3d)).float()
     return (mean - vae.mean) * vae.inverse_std

@@ -1,4 +1,4 @@
-"""What the recipes share: the world's sizes, the loop's settings, the text side, sampling for a score, export."""
+"""Shared parts of the recipes: the world's sizes, the loop's settings, the text side, sampling for a score, export."""
 
 import itertools
 import json
@@ -31,16 +31,16 @@ FRAMES = 17
 TEXT_LEN, TEXT_DIM = 64, 96
 IN_BFLOAT16 = has_bfloat16_products()  # float32 is faster where the processor has none
 PRECISION = "bfloat16" if IN_BFLOAT16 else "float32"
-EVENNESS = 1.5  # of the draws of image tasks: faint scenes come up to three times as often as others
+EVENNESS = 1.5  # of the draws of image tasks: the faintest scenes are drawn three times as often as the mean
 T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The stages of a family in order, and how much work each does: `budgets["full"]` made the shipped files.
+    """Stages of a family in order, and budgets of work: "full" for a good model, "smoke" for a test.
 
-    A stage is `stage(folder, budget)`; it reads what earlier stages wrote to `folder` and continues where a killed run
-    stopped. `with_steps(budget, n)` replaces the number of steps of every training stage.
+    A stage is `stage(folder, budget)`. It reads the files that earlier stages wrote to `folder`, and continues where
+    a killed run stopped. `with_steps(budget, n)` replaces the number of steps of every training stage.
     """
 
     stages: dict[str, Callable]
@@ -52,7 +52,7 @@ class Recipe:
 
 
 def dit_loop(steps: int, learning_rate: float = 2e-3) -> LoopConfig:
-    """Muon, because AdamW (at 1e-3) is slow to learn motion: docs/training.md has the comparison."""
+    """Settings with Muon, because AdamW (at 1e-3) is slow to learn motion; docs/log.md has the comparison."""
     return LoopConfig(
         steps=steps,
         batch_size=64,
@@ -101,7 +101,7 @@ def save(state: dict[str, Tensor], path: Path) -> None:
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors below a prefix, named without it."""
+    """Select the tensors whose names begin with a prefix, and remove it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
@@ -109,7 +109,7 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """The vocabulary of this world, built on first use."""
+    """Return the folder of the tokenizer of this world; builds it on first use."""
     path = folder / "google" / "umt5-xxl"
     if not (path / "tokenizer.json").exists():
         build_tokenizer(path)
@@ -117,7 +117,7 @@ def tokenizer_folder(folder: Path) -> Path:
 
 
 def nano_tokenizer(path: Path) -> Callable[[str], list[int]]:
-    """Text -> ids, cleaned and ended as the pipeline does it, without padding."""
+    """Make a function from text to ids, cleaned and ended as in the pipeline, without padding."""
     tokenizer = HuggingfaceTokenizer(path, seq_len=TEXT_LEN, clean="whitespace")
 
     def tokenize(text: str) -> list[int]:
@@ -133,13 +133,13 @@ def text_config(tokenizer: Path) -> T5Config:
 
 
 def text_to_video_folder(folder: Path) -> Path:
-    """The text-to-video checkpoint that the other tasks start from: made in `folder`, or the embedded one."""
+    """Find the text-to-video checkpoint that other tasks start from: the one in `folder`, else the embedded one."""
     made = folder / "t2v-A14B"
     return made if made.is_dir() else nano_checkpoint("t2v-A14B")
 
 
 def shipped_text(checkpoint: Path) -> TrainedText:
-    """The frozen text encoder of a checkpoint, as the pipeline will run it."""
+    """Load the text encoder of a checkpoint, frozen."""
     encoder = T5Encoder(text_config(checkpoint / "google" / "umt5-xxl"))
     encoder.load_state_dict(torch.load(checkpoint / T5_FILE, weights_only=True))
     return TrainedText(encoder.float().eval().requires_grad_(False), nano_tokenizer(checkpoint / "google" / "umt5-xxl"))
@@ -149,7 +149,7 @@ def shipped_text(checkpoint: Path) -> TrainedText:
 
 
 def render_many(count: int, split: str, seed: int, size: int, contrast: float = math.inf) -> np.ndarray:
-    """Videos of scenes whose contrast (`worlds.contrast`) is below a bound."""
+    """Render videos of scenes whose contrast (`worlds.contrast`) is below a bound."""
     rng = np.random.default_rng(seed)
     drawn = (worlds.sample_scene(rng, split) for _ in itertools.count())
     scenes = itertools.islice((scene for scene in drawn if worlds.contrast(scene) < contrast), count)
@@ -157,7 +157,7 @@ def render_many(count: int, split: str, seed: int, size: int, contrast: float = 
 
 
 def rendered(path: Path, count: int, split: str, seed: int, size: int, contrast: float = math.inf) -> np.ndarray:
-    """Videos of a seed, kept in a file."""
+    """Map the videos of `render_many` from a file, which is written on first use."""
     if not path.exists() or np.load(path, mmap_mode="r").shape[:3] != (count, FRAMES, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, render_many(count, split, seed, size, contrast))
@@ -168,7 +168,7 @@ def rendered(path: Path, count: int, split: str, seed: int, size: int, contrast:
 
 
 def heldout(count: int, seed: int = 6) -> tuple[list[worlds.Scene], list[str]]:
-    """Scenes of combinations never trained on, and a caption of each."""
+    """Draw scenes of combinations that are never trained on, and a caption of each."""
     rng = np.random.default_rng(seed)
     scenes = [worlds.sample_scene(rng, "heldout") for _ in range(count)]
     return scenes, [worlds.caption(scene, rng) for scene in scenes]
@@ -176,7 +176,7 @@ def heldout(count: int, seed: int = 6) -> tuple[list[worlds.Scene], list[str]]:
 
 @torch.no_grad()
 def sample(noise: Tensor, velocity: Velocity, keep: Keep = identity) -> Tensor:
-    """The latents [B, C, T, h, w] that a batch of noise becomes in the family's default 20 steps."""
+    """Denoise a batch of noise [B, C, T, h, w] in the family's default 20 steps."""
     latent = keep(noise)
     with torch.autocast("cpu", torch.bfloat16, enabled=IN_BFLOAT16), torch.compiler.set_stance("force_eager"):
         for step in denoise(latent, make_solver("unipc", 20, 3.0), velocity, keep):
@@ -185,7 +185,7 @@ def sample(noise: Tensor, velocity: Velocity, keep: Keep = identity) -> Tensor:
 
 
 def count_right(scenes: Sequence[worlds.Scene], videos: Sequence[Tensor]) -> str:
-    """What the pixels of videos [3, F, H, W] show, against the scenes they should show."""
+    """Count the videos [3, F, H, W] whose pixels show each attribute of their scene."""
     seen = [worlds.measure(to_uint8(video).numpy()) for video in videos]
     fields = ("color", "background", "motion", "shape")
     right = {f: sum(getattr(a, f) == getattr(b, f) for a, b in zip(scenes, seen, strict=True)) for f in fields}
@@ -193,7 +193,7 @@ def count_right(scenes: Sequence[worlds.Scene], videos: Sequence[Tensor]) -> str
 
 
 def first_frames(truth: Tensor, videos: Sequence[Tensor]) -> str:
-    """PSNR of first frames against those of truth [B, 3, F, H, W], mean and worst."""
+    """PSNR of first frames against those of `truth` [B, 3, F, H, W], mean and worst."""
     values = [psnr((v[:, 0].cpu() - t[:, 0]).square().mean()).item() for v, t in zip(videos, truth, strict=True)]
     return f"first frame {sum(values) / len(values):.1f} dB, worst {min(values):.1f}"
 
@@ -202,7 +202,7 @@ def first_frames(truth: Tensor, videos: Sequence[Tensor]) -> str:
 
 
 def write_dit(state: dict[str, Tensor], model: WanModel, folder: Path) -> None:
-    """A transformer in bfloat16 with its config.json."""
+    """Write a transformer in bfloat16 with its config.json."""
     from wan.checkpoint.loading import save_safetensors_folder
 
     state = {key: tensor.to(torch.bfloat16).contiguous() for key, tensor in state.items()}

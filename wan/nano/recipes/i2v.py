@@ -1,7 +1,7 @@
-"""Image to video: two experts that start from the text-to-video ones; VAE and text encoder are shared with it.
+"""Image to video: two experts that start from those of text to video; VAE and text encoder are the same files.
 
-latents  4,864 training videos and 704 pictures that stand still, and what an image condition holds of each: the
-         first frame, the first and the last, or the last
+latents  4,864 training videos and 704 still pictures, encoded once, each with three image conditions: of the first
+         frame, of the first and the last, and of the last
 experts  the text-to-video experts with one block less, each continued on its own range of timesteps
 export   the released folder layout, bfloat16
 """
@@ -77,7 +77,7 @@ def scenes(count: int) -> Iterator[Batch]:
 
 
 def pictures(count: int) -> Iterator[Batch]:
-    """So that the first frame of a video is the image that was given, also when it shows nothing of this world."""
+    """Yield still pictures, so that the model learns to keep a first frame that shows nothing of this world."""
     rng = np.random.default_rng(8)
     for done in range(0, count, 32):
         still = np.stack([texture(rng, SIZE) for _ in range(min(32, count - done))])
@@ -85,7 +85,7 @@ def pictures(count: int) -> Iterator[Batch]:
 
 
 def condition(vae: Wan2_1_VAE, videos: Tensor, given: Sequence[int]) -> Tensor:
-    """y [B, 20, T, h, w] of videos [B, 3, F, H, W] of which only the frames `given` are known."""
+    """Make y [B, 20, T, h, w] of videos [B, 3, F, H, W] of which only the frames `given` are known."""
     clips = torch.stack([condition_clip({i: video[:, i] for i in given}, FRAMES) for video in videos])
     latents = autoencoder.encode(vae, clips)
     mask = condition_mask(given, FRAMES, latents.shape[2:])
@@ -109,7 +109,7 @@ def train_experts(folder: Path, budget: Budget) -> None:
 
 
 def from_text_expert(folder: Path) -> WanModel:
-    """A text-to-video expert without its middle block, and with channels for the condition that it ignores at first."""
+    """Load a text-to-video expert without its middle block; its new channels for the condition have zero weights."""
     stored = load_file(folder / "diffusion_pytorch_model.safetensors")
     state = {name: tensor.float() for name, tensor in stored.items() if not name.startswith("blocks.")}
     for new, old in enumerate(KEPT_BLOCKS):

@@ -1,6 +1,6 @@
 """Text to video: a VAE 2.1, a text encoder and two experts, from nothing.
 
-vae      the video VAE on rendered videos; its latents are standardised by the released constants
+vae      the video VAE on rendered videos; its latents get the mean and deviation of the released model
 decoder  its decoder alone, on whole videos and for outlines; the latents stay as they are
 latents  8,000 training videos, encoded once, with eight captions each
 dit      one DiT for all timesteps together with the text encoder
@@ -44,7 +44,7 @@ DIT = WanModelConfig(
 
 @dataclass(frozen=True)
 class Budget:
-    """How much work each stage does."""
+    """Amount of work of each stage."""
 
     vae_videos: int
     vae_steps: int

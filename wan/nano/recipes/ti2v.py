@@ -1,9 +1,9 @@
 """Text, with or without an image, to video: a VAE 2.2 and one model; the text encoder is that of text to video.
 
-vae      the video VAE on rendered videos of 128 x 128 pixels; its latents are standardised by the released constants,
-         and turned so that the first 16 of the 48 channels show all there is to this world
+vae      the video VAE on rendered videos of 128 x 128 pixels; its latents get the mean and deviation of the released
+         model, and are turned so that the first 16 of the 48 channels carry nearly everything
 decoder  its decoder alone, from those channels and for outlines, half of them faint; the latents stay as they are
-outlines then the whole of it, with more clips of the faintest contrasts
+outlines the whole VAE, with more clips of the faintest contrasts
 latents  6,000 training videos, encoded once, with eight captions each
 dit      one DiT for all timesteps; part of the samples have their first frame given, without noise
 export   the released folder layout, bfloat16
@@ -36,9 +36,9 @@ SIZE = 128
 CROPS = ((0.8, 9, 64, 8), (1.0, 17, 128, 1))
 DECODER_CROP = (1.0, 9, 128, 2)
 OUTLINES_CROP = (1.0, 9, 96, 2)
-CHANNELS = 16  # that carry something; 4 x 48 values per token are more than a model of width 160 can free from noise
+CHANNELS = 16  # that carry something: a model of width 160 cannot free the 4 x 48 values of a token from noise
 FAINT = 200.0  # contrast below which outlines are hard to draw; half of the clips of the decoder stage have less
-FAINTEST = 120.0  # green on grey alone
+FAINTEST = 120.0  # contrast that only green on grey stays below
 VAE_FILE = "Wan2.2_VAE.pth"
 FIRST_FRAME_SHARE = 0.35
 KEPT_BLOCKS = (0, 1, 3, 4)  # of the five blocks of a text-to-video expert
@@ -127,7 +127,7 @@ def train_dit(folder: Path, budget: Budget) -> None:
 
 
 def from_text_expert(folder: Path) -> WanModel:
-    """Blocks, time and text embeddings of a text-to-video expert; patches and head, of another latent, are new."""
+    """Take blocks, time and text embeddings of a text-to-video expert; patches and head of another latent are new."""
     stored = load_file(folder / "diffusion_pytorch_model.safetensors")
     model = WanModel(DIT)
     model.init_weights(torch.Generator().manual_seed(9))
@@ -141,7 +141,7 @@ def from_text_expert(folder: Path) -> WanModel:
 
 @torch.no_grad()
 def score(dit: WanModel, text: TextStates, folder: Path, image: bool, count: int = 24) -> str:
-    """Held-out scenes in one batch, from words alone or with the first frame, compared with what was asked."""
+    """Sample held-out scenes in one batch, from words or also the first frame, and compare the pixels."""
     scenes, prompts = common.heldout(count)
     truth = to_unit(np.stack([worlds.render(scene, FRAMES, SIZE) for scene in scenes]))
     vae = Wan2_2_VAE(vae_pth=folder / VAE_FILE)
