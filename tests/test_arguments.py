@@ -1,14 +1,17 @@
 """The help: every flag is explained with its default, and what it says is what happens."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from wan import cli
 from wan.arguments import build_parser
+from wan.choices import SOLVERS
 from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS
-from wan.sampling import SOLVERS, make_solver
+from wan.utils.solvers import make_solver
 
 ACTIONS = [action for action in build_parser()._actions if action.dest != "help"]
 
@@ -53,3 +56,18 @@ def test_boundary_is_the_level_from_which_up_the_high_noise_expert_works(solver)
     )
     steps = make_solver(solver, 20, 5.0, torch.device("cpu")).timesteps
     assert int((steps >= 0).sum()) == 20 and int((steps >= 1000).sum()) <= 1 and not bool((steps[1:] >= 1000).any())
+
+
+@pytest.mark.parametrize(
+    "typed, code",
+    [(["--help"], 0), (["--promt", "a fox"], 2), (["--sample_solver", "unipc2"], 2), (["--size", "8"], 2)],
+)
+def test_help_and_wrong_arguments_import_no_torch(typed, code):
+    """Both are there at once: torch alone takes more than a second."""
+    program = f"""
+import sys
+from wan.__main__ import main
+code = main({typed!r})
+sys.exit(99 if {{"torch", "numpy", "PIL", "av"}} & sys.modules.keys() else code)
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == code

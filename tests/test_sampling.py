@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from wan.choices import SOLVERS
 from wan.geometry import first_frame_mask
-from wan.sampling import SOLVERS, denoise, guided, keep_first_frame, make_solver, switch_at
+from wan.sampling import denoise, guided, keep_first_frame, make_solver, switch_at
 
 SHAPE = (4, 3, 2, 2)
 ALL = pytest.mark.parametrize("name", SOLVERS)

@@ -6,7 +6,10 @@ from wan.interrupts import end_with_torchrun, leaving_at_once, without_traceback
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code. Ctrl-C ends it without a traceback, also while it starts or leaves."""
+    """Run the command and return its exit code. Ctrl-C ends it without a traceback, also while it starts or leaves.
+
+    The arguments come first, because help and errors about them need nothing heavy.
+    """
     if argv is None:
         without_traceback()
     with leaving_at_once():
@@ -15,8 +18,14 @@ def main(argv: list[str] | None = None) -> int:
         keep_streams_open()
         end_with_torchrun()
         share_cores()
+        from wan.arguments import parse
+
+        try:
+            args = parse(argv)
+        except SystemExit as stop:  # help or the error is printed
+            return int(stop.code or 0)
         from wan.cli import main as run
-    return run(argv)
+    return run(args)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,21 @@
 """The flags of `generate.py`. None means "not given": the stored request, then the task's config, fill it."""
 
 import argparse
+import contextlib
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from wan.choices import ATTENTION, DTYPES, MIN_VAE_TILE, NOISE_DEVICES, PROGRESS, SOLVERS
 from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS
 from wan.configs.shared_config import TaskConfig
 from wan.framing import FITS
 from wan.geometry import parse_size
 from wan.guidance import format_guidance, parse_guidance
-from wan.modules.attention import BACKEND_NAMES
+from wan.parallel import launched_rank
 from wan.parser import Parser
-from wan.program import program_name, torchrun_line
-from wan.request import NOISE_DEVICES
-from wan.runtime import DTYPE_NAMES, DTYPES, MIN_VAE_TILE
-from wan.sampling import SOLVERS
+from wan.program import print_error, program_name, torchrun_line
 from wan.typed import number, one_of, parsed, path, str2bool, text, whole
-
-PROGRESS = ("bar", "plain", "none")
 
 # Flags that define the video. They fill in from a stored request, and cannot be changed when a latent is resumed.
 REQUEST_FLAGS = {
@@ -80,6 +78,23 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prompt_extension(parser.add_argument_group("prompt extension (comes later)"))
     _add_other_tasks(parser)
     return parser
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command line. Raises SystemExit after help (0) and after a line about an error (2).
+
+    Of several processes only the first one prints them.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if launched_rank() > 0:
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+                stack.enter_context(contextlib.redirect_stderr(nowhere))
+        except ValueError as error:
+            print_error(f"error: {error}")
+            raise SystemExit(2) from None
+        return build_parser().parse_args(argv)
 
 
 def _add_request(group: Any) -> None:
@@ -222,11 +237,11 @@ def _add_runtime(group: Any) -> None:
     group.add_argument(
         "--device", type=_device, metavar="NAME", help="cuda, cuda:1, mps or cpu; default: the best there is"
     )
-    _add_choice(group, "--dtype", [*DTYPES, *DTYPE_NAMES], help="what the transformer computes in; default: bf16")
+    _add_choice(group, "--dtype", [*DTYPES, *DTYPES.values()], help="what the transformer computes in; default: bf16")
     _add_choice(
         group,
         "--attention",
-        BACKEND_NAMES,
+        ATTENTION,
         default="auto",
         help="attention kernel; default: auto, the fastest one with exact results that is installed",
     )

@@ -1,10 +1,8 @@
 """The command line: arguments become one checked Job (`wan.planning`), a Job becomes a file."""
 
 import argparse
-import contextlib
 import json
 import logging
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +14,14 @@ if __name__ == "__main__":  # before torch is imported
 
 import torch
 
-from wan.arguments import build_parser
-from wan.distributed.util import broadcast_text, get_rank, is_first_failure, launched_rank, launched_size, local_rank
+from wan.arguments import parse
+from wan.distributed.util import broadcast_text, get_rank, is_first_failure
 from wan.distributed.util import start as join_processes
 from wan.distributed.util import stop as part_from_processes
 from wan.distributed.watch import is_lost_contact
 from wan.interrupts import INTERRUPTED, as_interrupt
 from wan.jobs import PIPELINES, Job, Outcome, describe, make
+from wan.parallel import launched_rank, launched_size, local_rank
 from wan.planning import plan
 from wan.program import OneLine, print_error
 from wan.runtime import own_device
@@ -32,15 +31,16 @@ log = logging.getLogger(__name__)
 DONE, FAILED, WRONG = 0, 1, 2
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(arguments: list[str] | argparse.Namespace | None = None) -> int:
     """Run the command and return its exit code; wrong arguments are one line on stderr, without a traceback.
 
+    `arguments` are those that `wan.arguments.parse` made, or its input.
     Of several processes one shows an error, wherever it happened, and rank 0 logs. SIGTERM and SIGHUP end the run as
     Ctrl-C does.
     """
     with as_interrupt():
         try:
-            return _main(argv)
+            return _main(arguments)
         except KeyboardInterrupt as error:  # before planning, or while others still work
             if is_first_failure(error):
                 print_error("interrupted")
@@ -51,16 +51,12 @@ def main(argv: list[str] | None = None) -> int:
             return FAILED
 
 
-def _main(argv: list[str] | None) -> int:
+def _main(arguments: list[str] | argparse.Namespace | None) -> int:
     try:
-        rank = launched_rank()
-        args = _parse(argv, is_quiet=rank > 0)
-    except SystemExit as stop:  # argparse has printed help or the error
+        args = arguments if isinstance(arguments, argparse.Namespace) else parse(arguments)
+    except SystemExit as stop:  # help or the error is printed
         return int(stop.code or 0)
-    except ValueError as error:
-        print_error(f"error: {error}")
-        return WRONG
-    level = logging.INFO if rank == 0 else logging.ERROR
+    level = logging.INFO if launched_rank() == 0 else logging.ERROR
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("[%(asctime)s] %(levelname)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler])
@@ -80,15 +76,6 @@ def _main(argv: list[str] | None) -> int:
     if code == DONE:
         part_from_processes()
     return code
-
-
-def _parse(argv: list[str] | None, is_quiet: bool) -> argparse.Namespace:
-    with contextlib.ExitStack() as stack:
-        if is_quiet:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
-        return build_parser().parse_args(argv)
 
 
 def agreed(job: Job) -> Job:

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
-
 from wan import geometry
 from wan.geometry import Size, Stride, format_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 # area  the aspect ratio of the image in about the area that was asked, by the rule of the task
 # crop  exactly the size that was asked; the image fills it and is cut
@@ -41,10 +38,12 @@ class Framing:
 
     def finish(self, frames: Tensor) -> Tensor:
         """Frames [..., H, W] of the used size in [-1, 1] -> of the saved size: centre cut out, black borders added."""
+        from torch.nn.functional import pad
+
         left, _, top, _ = _margins(self.used, self.content)
         width, height = self.content
         frames = frames[..., top : top + height, left : left + width]
-        return F.pad(frames, _margins(self.saved, self.content), value=-1.0)
+        return pad(frames, _margins(self.saved, self.content), value=-1.0)
 
 
 def plain(size: Size, vae_stride: Stride, patch: Stride) -> Framing:
@@ -109,6 +108,7 @@ def check_together(framing: Framing, vae_stride: Stride, patch: Stride) -> None:
 
 def place(image: Image, framing: Framing, fit: str) -> Image:
     """The image at the used size, with what is to be saved of it in the centre, and mirrored in what is cut off."""
+    import numpy as np
     from PIL import Image
 
     width, height = framing.content

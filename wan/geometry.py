@@ -3,14 +3,17 @@
 Sizes in the words of the user are (width, height) in pixels; tensors are always (..., height, width).
 """
 
+from __future__ import annotations
+
 import math
 import re
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from wan.files import shown
 from wan.values import called
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PATCH_SIZE = (1, 2, 2)  # frames, rows, columns of latent positions in one token
 VAE_STRIDE = (4, 8, 8)  # frames, rows, columns of pixels in one latent position
@@ -144,6 +147,8 @@ def best_output_size(width: int, height: int, step_w: int, step_h: int, expected
 
 def first_frame_mask(shape: LatentShape, zero: bool = True) -> Tensor:
     """Ones of `shape` [C, F, H, W], with zeros at latent frame 0 unless `zero` is false: 1 marks what is generated."""
+    import torch
+
     mask = torch.ones(shape)
     if zero:
         mask[:, 0] = 0
@@ -152,6 +157,8 @@ def first_frame_mask(shape: LatentShape, zero: bool = True) -> Tensor:
 
 def token_timesteps(mask: Tensor, t: Tensor | float, seq_len: int, patch: Stride = PATCH_SIZE) -> Tensor:
     """Mask [C, F, H, W], one timestep -> float32 [1, seq_len]: t where the mask is 1 and in the padding, else 0."""
+    import torch
+
     per_token = mask[0, :: patch[0], :: patch[1], :: patch[2]].flatten().float() * t
     if len(per_token) > seq_len:
         raise ValueError(f"seq_len {seq_len} is shorter than the {len(per_token)} tokens of the mask")

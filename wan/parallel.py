@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wan.program import torchrun_line
+
+NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -148,3 +152,38 @@ ALONE = Parallel()  # one process
 def shares(total: int, parts: int) -> list[int]:
     """`total` things for `parts` receivers, as evenly as possible, the larger shares first: (40, 3) -> [14, 13, 13]."""
     return [total // parts + (i < total % parts) for i in range(parts)]
+
+
+# ---- what torchrun tells a process ----
+
+
+def launched_size(environ: Mapping[str, str] = os.environ) -> int:
+    """Processes that torchrun started, by their environment. Raises ValueError when that contradicts itself."""
+    text = environ.get("WORLD_SIZE") or "1"
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"WORLD_SIZE must be a number of processes, got {text!r}; start with torchrun, which sets it")
+    size = int(text)
+    if size == 1:
+        return 1
+    command = f"{torchrun_line(size)}, or unset WORLD_SIZE to run one process"
+    missing = [name for name in NEEDED if not environ.get(name)]
+    if missing:
+        raise ValueError(f"WORLD_SIZE is {size}, but {', '.join(missing)} not set; start with {command}")
+    if int(environ["RANK"]) >= size:
+        raise ValueError(f"RANK {environ['RANK']} does not exist among WORLD_SIZE {size}; start with {command}")
+    local = int(environ.get("LOCAL_WORLD_SIZE", size))
+    if local > size or (environ.get("GROUP_WORLD_SIZE") == "1" and local != size):
+        raise ValueError(
+            f"WORLD_SIZE is {size}, but torchrun started {local} processes here; leave WORLD_SIZE to torchrun"
+        )
+    return size
+
+
+def launched_rank(environ: Mapping[str, str] = os.environ) -> int:
+    """What `get_rank` will be once all have joined."""
+    return int(environ["RANK"]) if launched_size(environ) > 1 else 0
+
+
+def local_rank(environ: Mapping[str, str] = os.environ) -> int:
+    """Number of this process on its machine, which is the number of its GPU."""
+    return int(environ.get("LOCAL_RANK", 0))

@@ -20,14 +20,13 @@ from wan.checkpoint.layout import part
 from wan.checkpoint.loading import READABLE
 from wan.checkpoint.recognise import described_fields
 from wan.configs import TaskConfig, get_config, nano_checkpoint
-from wan.distributed.util import launched_rank, launched_size, local_rank
 from wan.files import check_writable, parse_json, shown, stored_name, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
 from wan.jobs import Job, latent_shape, video_bytes
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.nano.remarks import remarks
-from wan.parallel import Parallel
+from wan.parallel import Parallel, launched_rank, launched_size, local_rank
 from wan.program import shell_word
 from wan.remarks import without_effect
 from wan.request import Picture, Request, check_supported_size

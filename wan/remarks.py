@@ -7,7 +7,7 @@ from pathlib import Path
 from wan.guidance import format_guidance
 from wan.request import Request
 from wan.runtime import Runtime
-from wan.sampling import make_solver
+from wan.utils.solvers import make_solver
 
 # What decides how a latent is sampled, and nothing after that.
 SAMPLING_ONLY = ("dtype", "attention", "compile", "t5_cpu", "convert_model_dtype", "t5_fsdp", "dit_fsdp", "progress")

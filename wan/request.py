@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from wan import framing, geometry, images, media
+from wan.choices import DTYPES, NOISE_DEVICES, SOLVERS
 from wan.configs import TaskConfig, get_config
 from wan.framing import FITS, Framing
 from wan.geometry import Size, format_size
 from wan.guidance import Guidance, format_guidance
-from wan.runtime import DTYPES
-from wan.sampling import SOLVERS
 from wan.values import called, named, quoted, real, text, whole
 
 MAX_SEED = 2**63 - 1
 MAX_SHIFT, MAX_GUIDANCE = 1000, 3e38  # above the last one float32 ends
-NOISE_DEVICES = ("default", "cpu")
 LONGEST_PATH = 4096
 
 

@@ -5,13 +5,14 @@ from enum import Enum
 
 import torch
 
+from wan import choices
+from wan.choices import MIN_VAE_TILE
 from wan.parallel import ALONE, Parallel
 from wan.values import quoted
 
 CPU = torch.device("cpu")
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-DTYPE_NAMES = {"bfloat16": "bf16", "float32": "fp32"}  # other spellings that are accepted
-MIN_VAE_TILE = 64  # pixels; the margins around smaller ones are most of the work
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, full) for name, full in choices.DTYPES.items()}
+DTYPE_NAMES = {full: name for name, full in choices.DTYPES.items()}  # other spellings that are accepted
 _DEVICE_TYPES = ("cuda", "mps", "cpu")
 
 

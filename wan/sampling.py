@@ -3,24 +3,16 @@
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
-from wan.utils.flow import FlowEulerScheduler, Solver
-from wan.utils.fm_solvers import FlowDPMSolverMultistepScheduler
-from wan.utils.fm_solvers_unipc import FlowUniPCMultistepScheduler
+from wan.utils.flow import Solver
+from wan.utils.solvers import make_solver as make_solver
 
 Condition = TypeVar("Condition")
 Velocity = Callable[[Tensor, Tensor], Tensor]  # latent, t (0-dim int64) -> velocity of the shape of latent
 Keep = Callable[[Tensor], Tensor]  # latent -> latent with known content re-imposed
 Branch = Callable[[Condition], Tensor]
 Pair = Callable[[Branch, Condition, Condition], tuple[Tensor, Tensor]]
-
-SOLVERS: dict[str, type[Solver]] = {
-    "unipc": FlowUniPCMultistepScheduler,
-    "dpm++": FlowDPMSolverMultistepScheduler,
-    "euler": FlowEulerScheduler,
-}
 
 
 def identity(latent: Tensor) -> Tensor:
@@ -75,18 +67,3 @@ def keep_first_frame(z0: Tensor, mask: Tensor) -> Keep:
     """Hold z0 [C, 1, H, W] wherever mask [C, F, H, W] is 0 (geometry.first_frame_mask)."""
     known = (1 - mask) * z0
     return lambda latent: known + mask * latent
-
-
-def make_solver(
-    name: str,
-    num_steps: int,
-    shift: float,
-    device: torch.device | str | None = None,
-    num_train_timesteps: int = 1000,
-) -> Solver:
-    """The named solver with its schedule set; its timesteps are on `device`."""
-    if name not in SOLVERS:
-        raise ValueError(f"unknown solver {name!r}; choose one of {', '.join(SOLVERS)}")
-    solver = SOLVERS[name](num_train_timesteps)
-    solver.set_timesteps(num_steps, device=device, shift=shift)
-    return solver

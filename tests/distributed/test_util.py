@@ -3,6 +3,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.launch import launch
+from wan import parallel
 from wan.distributed import util
 
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
@@ -10,7 +11,12 @@ TEXTS = ("a red circle", "", "色调艳丽 🙂" * 100)
 
 
 def test_a_process_alone_needs_nobody():
-    assert (util.get_rank(), util.get_world_size(), util.launched_size({}), util.launched_rank({})) == (0, 1, 1, 0)
+    assert (util.get_rank(), util.get_world_size(), parallel.launched_size({}), parallel.launched_rank({})) == (
+        0,
+        1,
+        1,
+        0,
+    )
     assert util.broadcast_int(-5) == -5 and util.broadcast_text("ä") == "ä"
     assert util.is_first_failure(ValueError())
     util.start()
@@ -19,8 +25,12 @@ def test_a_process_alone_needs_nobody():
 
 
 def test_the_environment_of_torchrun_is_read():
-    assert (util.launched_size(TORCHRUN), util.launched_rank(TORCHRUN), util.local_rank(TORCHRUN)) == (4, 3, 1)
-    assert util.launched_size({"WORLD_SIZE": ""}) == util.launched_size({"WORLD_SIZE": "1"}) == 1
+    assert (parallel.launched_size(TORCHRUN), parallel.launched_rank(TORCHRUN), parallel.local_rank(TORCHRUN)) == (
+        4,
+        3,
+        1,
+    )
+    assert parallel.launched_size({"WORLD_SIZE": ""}) == parallel.launched_size({"WORLD_SIZE": "1"}) == 1
 
 
 @pytest.mark.parametrize(
@@ -35,7 +45,7 @@ def test_the_environment_of_torchrun_is_read():
 )
 def test_a_wrong_environment_is_named(change, message):
     with pytest.raises(ValueError, match=message):
-        util.launched_size(TORCHRUN | change)
+        parallel.launched_size(TORCHRUN | change)
 
 
 def messages():

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from wan.sampling import SOLVERS
+from wan import utils
+from wan.choices import SOLVERS
 from wan.utils.flow import add_noise, shift_sigmas, to_data
 
-ALL = pytest.mark.parametrize("solver", [pytest.param(cls, id=name) for name, cls in SOLVERS.items()])
+ALL = pytest.mark.parametrize("solver", [pytest.param(getattr(utils, cls), id=name) for name, cls in SOLVERS.items()])
 
 
 def test_data_is_recovered_from_any_point_of_the_path():

@@ -1,6 +1,5 @@
 """Presets of the embedded miniature family: the same tasks at toy size, small enough to ship with the code."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +32,14 @@ SHARED_TEXT: dict[str, Any] = {
 }
 
 NANO_CONFIGS = Presets(
-    replace(
-        t2v_A14B,
+    t2v_A14B.copy(
         sizes=("64*64",),
         size="64*64",
         sample_guide_scale=(3.0, 3.0),
         num_layers=5,
         **COMMON,
     ),
-    replace(
-        i2v_A14B,
+    i2v_A14B.copy(
         sizes=("64*64",),
         size="64*64",
         sample_guide_scale=(3.0, 3.0),
@@ -51,8 +48,7 @@ NANO_CONFIGS = Presets(
         **SHARED_TEXT,
         **COMMON,
     ),
-    replace(
-        ti2v_5B,
+    ti2v_5B.copy(
         sizes=("128*128",),
         size="128*128",
         sample_guide_scale=3.0,

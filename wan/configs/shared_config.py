@@ -2,14 +2,15 @@
 
 # ruff: noqa: RUF001 - the full-width commas are data
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
-
-import torch
 
 from wan.geometry import check_frame_num
 from wan.guidance import Guidance
@@ -24,13 +25,35 @@ DEFAULT_NEGATIVE_PROMPT = (
 KNOWN_SIZES = ("720*1280", "1280*720", "480*832", "832*480", "704*1280", "1280*704", "1024*704", "704*1024")
 
 
+class Dtype:
+    """A field that holds a torch.dtype. Its default is imported when it is read: help shows configs without torch."""
+
+    def __init__(self, default: str):
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, config: Settings | None, owner: type | None = None) -> Any:
+        value = self if config is None else vars(config)[self.name]  # the dataclass takes the former for its default
+        return getattr(import_module("torch"), value.default) if config and isinstance(value, Dtype) else value
+
+    def __set__(self, config: Settings, value: Any) -> None:
+        vars(config)[self.name] = value
+
+
+def _dtype(name: str, value: Any) -> None:
+    if not isinstance(value, Dtype) and not isinstance(value, import_module("torch").dtype):
+        raise ValueError
+
+
 # How the type of a field is checked, by a function that raises ValueError or a class, and named.
 KINDS: dict[Any, tuple[Any, str]] = {
     int: (whole, "a whole number"),
     float: (real, "a finite number"),
     str: (text, "text"),
     bool: (bool, "True or False"),
-    torch.dtype: (torch.dtype, "a torch.dtype"),
+    Dtype: (_dtype, "a torch.dtype"),
     NoneType: (NoneType, "None"),
 }
 
@@ -45,12 +68,17 @@ class Settings(MutableMapping[str, Any]):
     def check(self) -> None:
         """Raise ValueError for a value of another type than its field."""
         for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
+            value = vars(self)[name]
             if not _fits(value, hint):
                 raise ValueError(f"{name} of the config must be {_in_words(hint)}, got {quoted(value)}")
 
-    def copy(self) -> "Settings":
-        return copy.copy(self)
+    def copy(self, **changes: Any) -> Any:
+        """A copy with some fields changed, which must fit."""
+        other = copy.copy(self)
+        if changes:
+            other.update(changes)
+            other.check()
+        return other
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the protocols of Python, asked for at each copy
@@ -97,9 +125,9 @@ class SharedConfig(Settings):
     """Values that all tasks share unless they say otherwise; `wan_shared_cfg` holds them under upstream's name."""
 
     t5_model: str = "umt5_xxl"
-    t5_dtype: torch.dtype = torch.bfloat16
+    t5_dtype: Dtype = Dtype("bfloat16")
     text_len: int = 512
-    param_dtype: torch.dtype = torch.bfloat16
+    param_dtype: Dtype = Dtype("bfloat16")
     num_train_timesteps: int = 1000
     sample_fps: int = 16
     sample_neg_prompt: str = DEFAULT_NEGATIVE_PROMPT

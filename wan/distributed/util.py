@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from wan.distributed.watch import Watch
-from wan.program import torchrun_line
+from wan.parallel import launched_size, local_rank
 
 BACKENDS = {"cuda": "nccl"}  # every other device: gloo
 JOIN_SECONDS = 120
@@ -28,8 +28,6 @@ PATIENCE = 5  # seconds after which somebody says who is missing
 # A wait is no failure: one rank may load or write for long. The watch notices when a process is gone.
 WAIT = timedelta(hours=6)
 log = logging.getLogger(__name__)
-
-NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def get_rank() -> int:
@@ -40,38 +38,6 @@ def get_rank() -> int:
 def get_world_size() -> int:
     """Processes of the run that have joined, 1 when this one is alone."""
     return dist.get_world_size() if _joined() else 1
-
-
-def launched_size(environ: Mapping[str, str] = os.environ) -> int:
-    """Processes that torchrun started, by their environment. Raises ValueError when that contradicts itself."""
-    text = environ.get("WORLD_SIZE") or "1"
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"WORLD_SIZE must be a number of processes, got {text!r}; start with torchrun, which sets it")
-    size = int(text)
-    if size == 1:
-        return 1
-    command = f"{torchrun_line(size)}, or unset WORLD_SIZE to run one process"
-    missing = [name for name in NEEDED if not environ.get(name)]
-    if missing:
-        raise ValueError(f"WORLD_SIZE is {size}, but {', '.join(missing)} not set; start with {command}")
-    if int(environ["RANK"]) >= size:
-        raise ValueError(f"RANK {environ['RANK']} does not exist among WORLD_SIZE {size}; start with {command}")
-    local = int(environ.get("LOCAL_WORLD_SIZE", size))
-    if local > size or (environ.get("GROUP_WORLD_SIZE") == "1" and local != size):
-        raise ValueError(
-            f"WORLD_SIZE is {size}, but torchrun started {local} processes here; leave WORLD_SIZE to torchrun"
-        )
-    return size
-
-
-def launched_rank(environ: Mapping[str, str] = os.environ) -> int:
-    """What `get_rank` will be once all have joined."""
-    return int(environ["RANK"]) if launched_size(environ) > 1 else 0
-
-
-def local_rank(environ: Mapping[str, str] = os.environ) -> int:
-    """Number of this process on its machine, which is the number of its GPU."""
-    return int(environ.get("LOCAL_RANK", 0))
 
 
 def init_distributed_group(device: torch.device | str | None = None) -> None:

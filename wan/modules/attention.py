@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wan.choices import ATTENTION as BACKEND_NAMES
+
 log = logging.getLogger(__name__)
 
 HALF = (torch.float16, torch.bfloat16)
@@ -78,7 +80,6 @@ BACKENDS: dict[str, Callable[..., Tensor]] = {
 }
 PACKAGES = {"flash2": "flash_attn", "flash3": "flash_attn_interface", "sage": "sageattention"}
 INSTALL = {"flash2": "flash-attn", "flash3": "flash-attn-3", "sage": "sageattention"}
-BACKEND_NAMES = ("auto", *BACKENDS)
 
 
 @cache

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wan.choices import DTYPES, SOLVERS
 from wan.configs.nano import NANO_CONFIGS, nano_checkpoint
 from wan.files import check_writable
 from wan.geometry import parse_size
@@ -46,8 +47,7 @@ from wan.nano.scores import (
 from wan.parser import Parser, exit_code
 from wan.pipeline import WanPipeline
 from wan.request import Request
-from wan.runtime import DTYPES, Runtime
-from wan.sampling import SOLVERS
+from wan.runtime import Runtime
 from wan.text2video import WanT2V
 from wan.textimage2video import WanTI2V
 from wan.typed import at_least, number, one_of, path

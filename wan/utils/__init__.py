@@ -3,6 +3,7 @@
 from wan.lazy import lazy_names
 
 _NAMES = {
+    "FlowEulerScheduler": "wan.utils.flow",
     "FlowDPMSolverMultistepScheduler": "wan.utils.fm_solvers",
     "FlowUniPCMultistepScheduler": "wan.utils.fm_solvers_unipc",
     "get_sampling_sigmas": "wan.utils.fm_solvers",
