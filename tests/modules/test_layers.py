@@ -8,7 +8,6 @@ from wan.modules.layers import (
     Linear,
     WanLayerNorm,
     WanRMSNorm,
-    by_rows,
     gated_add,
     norm_modulate,
     replace_linears,
@@ -93,20 +92,3 @@ def test_the_embedding_has_cosines_first():
     torch.testing.assert_close(features[1], torch.cat([angles.cos(), angles.sin()]))
     with pytest.raises(ValueError, match="even"):
         sinusoidal_embedding_1d(3, torch.tensor([0]))
-
-
-def test_rows_and_the_whole_agree(monkeypatch):
-    monkeypatch.setattr("wan.modules.layers._TILE_BYTES", 64)
-    x, other, shared = randn(2, 11, 4), randn(2, 11, 4, seed=1), randn(1, 11, 4, seed=2)
-    everywhere = randn(2, 1, 4, seed=3)
-
-    def fn(x, other, shared, everywhere):
-        return (x * shared + other - everywhere)[..., None].expand(-1, -1, -1, 3)
-
-    calls = []
-    with torch.no_grad():
-        sliced = by_rows(
-            lambda *parts: calls.append(1) or fn(*parts), x, other, shared, everywhere, dtype=torch.bfloat16
-        )
-    assert len(calls) > 1, "this test must cut"
-    assert torch.equal(sliced, fn(x, other, shared, everywhere).bfloat16())

@@ -83,31 +83,6 @@ def sinusoidal_embedding_1d(dim: int, position: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-def by_rows(
-    fn: Callable[..., Tensor], x: Tensor, *others: Tensor, dtype: torch.dtype, out: Tensor | None = None
-) -> Tensor:
-    """fn(x, *others).to(dtype) for tensors [B, L, ...] of which each row of L needs only itself.
-
-    `out`, which may be one of the inputs, may be overwritten with the result where that saves memory traffic.
-
-    On a CPU a chain of elementwise passes is bound by memory, so it runs a slice of rows at a time, small enough for
-    the second-level cache; a GPU, a compiler and autograd prefer the whole.
-    """
-    rows = max(1, _TILE_BYTES // (4 * x.shape[0] * x[0, 0].numel()))
-    if x.device.type != "cpu" or rows >= x.shape[1] or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        result = fn(x, *others)
-        return result.to(dtype) if out is None or result.dtype == dtype else out.copy_(result)
-    for start in range(0, x.shape[1], rows):
-        part = fn(*(t[:, start : start + rows] if t.shape[1] > 1 else t for t in (x, *others)))
-        if out is None:
-            out = part.new_empty(x.shape[0], x.shape[1], *part.shape[2:], dtype=dtype)
-        out[:, start : start + rows] = part
-    return out
-
-
-_TILE_BYTES = 1 << 20  # float32 bytes of one operand's slice; several of them share the cache of one core
-
-
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """LN(x) * (1 + scale) + shift in float32, for x [..., C] and shift, scale [C] or broadcastable to x.
 

@@ -10,6 +10,7 @@ It is a list of steps; whoever runs the list (`run_blocks`) may shard, stream or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,6 @@ from wan.modules.layers import (
     Linear,
     WanLayerNorm,
     WanRMSNorm,
-    by_rows,
     gated_add,
     norm_modulate,
     sinusoidal_embedding_1d,
@@ -75,33 +75,20 @@ def run_blocks(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tok
 
 
 def by_segment(
-    fn: Callable[..., Tensor],
-    segments: Segments,
-    table: Tensor,
-    x: Tensor,
-    *others: Tensor,
-    dtype: torch.dtype,
-    out: Tensor | None = None,
+    fn: Callable[..., Tensor], segments: Segments, table: Tensor, *parts: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """fn(x, *others, *rows).to(dtype), [B, L, C], with the table's columns [S, k, C] given as rows for their tokens.
+    """fn(*parts, *vectors), [B, L, C], as `dtype`; a segment has its own rows of the table [S, k, C] as k vectors."""
 
-    `out`, which may be `x`, may be overwritten with the result.
-    """
-
-    def apply(segment: Segment, *parts: Tensor, out: Tensor | None = None) -> Tensor:
+    def apply(segment: Segment) -> Tensor:
         rows = table[segment.rows]  # [B, k, C]
         vectors = rows[0].unbind(0) if len(rows) == 1 else rows[:, :, None].unbind(1)  # [C] takes the fused path
-        return by_rows(lambda *p: fn(*p, *vectors), *parts, dtype=dtype, out=out)
+        return fn(*(part[:, segment.start : segment.stop] for part in parts), *vectors)
 
     if len(segments) == 1:
-        return apply(segments[0], x, *others, out=out)
-    if out is None or torch.is_grad_enabled():
-        out = torch.empty(x.shape, dtype=dtype, device=x.device)
+        return apply(segments[0]).to(dtype)
+    out = torch.empty(parts[0].shape, dtype=dtype, device=parts[0].device)
     for segment in segments:
-        *parts, target = (p[:, segment.start : segment.stop] for p in (x, *others, out))
-        result = apply(segment, *parts, out=target)
-        if result is not target:
-            target.copy_(result)
+        out[:, segment.start : segment.stop] = apply(segment)
     return out
 
 
@@ -120,8 +107,8 @@ class WanSelfAttention(nn.Module):
     def forward(self, x: Tensor, rope: Tensor, kv_lens: Sequence[int] | None) -> Tensor:
         """x [B, L, C] -> [B, L, C]."""
         v = self.v(x)
-        q = by_rows(lambda q, rope: rotate(self.heads(self.norm_q(q)), rope), self.q(x), rope, dtype=v.dtype)
-        k = by_rows(lambda k, rope: rotate(self.heads(self.norm_k(k)), rope), self.k(x), rope, dtype=v.dtype)
+        q = rotate(self.heads(self.norm_q(self.q(x))), rope).to(v.dtype)
+        k = rotate(self.heads(self.norm_k(self.k(x))), rope).to(v.dtype)
         return self.o(self.attend(q, k, self.heads(v), kv_lens).flatten(2))
 
     @property
@@ -138,9 +125,9 @@ class WanCrossAttention(WanSelfAttention):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x [B, L, C], context [B, text_len, C] -> [B, L, C]."""
         v = self.v(context)
-        q = self.heads(by_rows(self.norm_q, self.q(x), dtype=v.dtype))
-        k = self.heads(by_rows(self.norm_k, self.k(context), dtype=v.dtype))
-        return self.o(self.attend(q, k, self.heads(v)).flatten(2))
+        q = self.norm_q(self.q(x)).to(v.dtype)
+        k = self.norm_k(self.k(context)).to(v.dtype)
+        return self.o(self.attend(*map(self.heads, (q, k, v))).flatten(2))
 
 
 class WanAttentionBlock(nn.Module):
@@ -156,21 +143,17 @@ class WanAttentionBlock(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
 
     def forward(self, tokens: Tokens, cond: Conditioning) -> Tokens:
-        x, rope, segments, lengths = tokens
+        x, segments = tokens.x, tokens.segments
         table = self.modulation.float() + cond.modulation  # [S, 6, C]
         attn, ffn = table[:, 0:3], table[:, 3:6]  # shift, scale, gate
-        half, wide = self.self_attn.compute_dtype, torch.float32
+        modulated, half = partial(norm_modulate, eps=self.eps), self.self_attn.compute_dtype
 
-        h = by_segment(self.modulated, segments, attn[:, :2], x, dtype=half)
-        x = by_segment(gated_add, segments, attn[:, 2:], x, self.self_attn(h, rope, lengths), dtype=wide)
-        cross = self.cross_attn(by_rows(self.norm3, x, dtype=half), cond.context)
-        x = by_rows(torch.add, x, cross, dtype=wide, out=x)  # x is this block's own from the first gated addition on
-        h = by_segment(self.modulated, segments, ffn[:, :2], x, dtype=half)
-        x = by_segment(gated_add, segments, ffn[:, 2:], x, self.ffn(h), dtype=wide, out=x)
+        h = by_segment(modulated, segments, attn[:, :2], x, dtype=half)
+        x = by_segment(gated_add, segments, attn[:, 2:], x, self.self_attn(h, tokens.rope, tokens.lengths))
+        x = x + self.cross_attn(self.norm3(x), cond.context)
+        h = by_segment(modulated, segments, ffn[:, :2], x, dtype=half)
+        x = by_segment(gated_add, segments, ffn[:, 2:], x, self.ffn(h))
         return tokens._replace(x=x)
-
-    def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return norm_modulate(x, shift, scale, self.eps)
 
 
 class Head(nn.Module):
@@ -185,11 +168,8 @@ class Head(nn.Module):
     def forward(self, x: Tensor, segments: Segments, time: Tensor) -> Tensor:
         """x [B, L, C], time [S, C] -> [B, L, patch volume * out_dim], channel fastest."""
         table = self.modulation.float() + time[:, None]
-
-        def project(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-            return norm_modulate(x.float(), shift, scale, self.eps)
-
-        return self.head(by_segment(project, segments, table, x, dtype=torch.float32))
+        modulated = partial(norm_modulate, eps=self.eps)
+        return self.head(by_segment(modulated, segments, table, x.float()))
 
 
 def patchify(x: Tensor, patch: tuple[int, int, int]) -> Tensor:
