@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import pairwise
 from unittest import mock
 
 import pytest
@@ -113,8 +114,9 @@ def fetched_ahead(folder):
     return [[names[id(unit)], [names[id(module)] for module in following]] for unit, following in order]
 
 
-def test_the_next_block_is_fetched_while_one_works(folder):
-    assert launch(2, fetched_ahead, folder) == [[["", ["blocks.0"]], ["blocks.0", ["blocks.1"]]]] * 2
+def test_the_next_step_is_fetched_while_one_works(folder):
+    order = ["", "patch_embedding", "blocks.0", "blocks.1", "head"]
+    assert launch(2, fetched_ahead, folder) == [[[unit, [following]] for unit, following in pairwise(order)]] * 2
 
 
 def sharded_as_upstream(param_dtype):

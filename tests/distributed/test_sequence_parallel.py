@@ -6,9 +6,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from tests.distributed.launch import launch
-from tests.distributed.tiny import CASES, CONFIG, tiny_model
+from tests.distributed.tiny import CASES, CONFIG, AdaptedModel, tiny_model
+from wan.distributed.fsdp import spread_parameters
 from wan.distributed.sequence_parallel import parallelize, shard
-from wan.modules.model import Segment, Tokens
+from wan.modules.model import Segment, Tokens, by_frame
 
 THREE_HEADS = replace(CONFIG, num_heads=3, dim=48)
 
@@ -33,6 +34,47 @@ def test_a_sharded_model_equals_a_whole_one_on_every_rank(size, config):
         for found, case in zip(of_rank, expected, strict=True):
             for a, b in zip(found, case, strict=True):
                 close(a, b)
+
+
+def adapted(with_fsdp):
+    model, mesh = tiny_model(kind=AdaptedModel), init_device_mesh("cpu", (dist.get_world_size(),))
+    if with_fsdp:
+        spread_parameters(model, mesh)
+        assert model.adapter.mix.weight.to_local().numel() < model.config.dim**2
+    parallelize(model, mesh)
+    return [model(*CASES[name])[0] for name in ADAPTED]
+
+
+ADAPTED = ("uneven length", "two segments, uneven")  # 9 tokens in three frames, of which two are adapted
+
+
+@pytest.mark.parametrize("size, with_fsdp", [(2, False), (3, True), (4, True)])
+def test_a_step_by_frame_works_on_frames_that_are_cut(size, with_fsdp):
+    model = tiny_model(kind=AdaptedModel)
+    with torch.no_grad():
+        expected = [model(*CASES[name])[0] for name in ADAPTED]
+        assert not torch.allclose(expected[0], tiny_model()(*CASES[ADAPTED[0]])[0], atol=1e-3)
+    for of_rank in launch(size, adapted, with_fsdp):
+        for found, case in zip(of_rank, expected, strict=True):
+            close(found, case)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 12])
+def test_frames_of_parts_are_those_of_the_whole(count):
+    whole = tokens(11, (Segment(0, 11, torch.tensor([0])),))  # three frames of three tokens, and two tokens beyond
+    place = torch.arange(5.0)[:, None, None]
+
+    def fn(x, frames):
+        assert x.shape[1] == frames.stop - frames.start and x.shape[2] == 3 and frames.stop <= 3
+        return x * 2 + place[frames]
+
+    expected = whole.x.clone()
+    expected[:, :9] = expected[:, :9] * 2 + torch.arange(3.0).repeat_interleave(3)[:, None]
+    parts = [by_frame(fn, shard(whole, rank, count), 3, 3) for rank in range(count)]
+    assert torch.equal(torch.cat(parts, dim=1)[:, :11], expected)
+    assert [shard(whole, rank, count).start for rank in range(count)] == [
+        rank * -(-11 // count) for rank in range(count)
+    ]
 
 
 def widths():

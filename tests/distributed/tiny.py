@@ -5,17 +5,44 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wan.modules.model import WanModel, WanModelConfig
+from wan.modules.model import Conditioning, Step, Tokens, WanModel, WanModelConfig, by_frame
 
 CONFIG = WanModelConfig(
     dim=64, ffn_dim=96, num_heads=4, num_layers=2, in_dim=6, out_dim=6, text_len=8, text_dim=10, freq_dim=16
 )
 
 
-def tiny_model(config: WanModelConfig = CONFIG, seed: int = 0) -> WanModel:
-    model = WanModel(config)
+class FrameAdapter(nn.Module):
+    """Adds to a token what depends on its latent frame."""
+
+    def __init__(self, dim: int, num_frames: int):
+        super().__init__()
+        self.mix = nn.Linear(dim, dim)
+        self.table = nn.Parameter(torch.zeros(num_frames, dim))
+
+    def forward(self, x: Tensor, frames: slice) -> Tensor:
+        return x + self.mix(x) * self.table[frames, None]
+
+
+class AdaptedModel(WanModel):
+    """Has a step of its own after the first block, for the first two latent frames of three tokens."""
+
+    def __init__(self, config: WanModelConfig):
+        super().__init__(config)
+        self.adapter = FrameAdapter(config.dim, 2)
+
+    def trunk(self) -> list[Step]:
+        first, block, *rest = super().trunk()
+        return [first, block, Step(self.adapt, (self.adapter,)), *rest]
+
+    def adapt(self, tokens: Tokens, cond: Conditioning) -> Tokens:
+        return tokens._replace(x=by_frame(self.adapter, tokens, 3, 2))
+
+
+def tiny_model(config: WanModelConfig = CONFIG, seed: int = 0, kind: type[WanModel] = WanModel) -> WanModel:
+    model = kind(config)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=generator)

@@ -135,14 +135,17 @@ def test_the_trunk_runs_through_one_replaceable_loop(model):
     def counted(steps, tokens, cond):
         for step in steps:
             seen.append(step)
-            tokens = step(tokens, cond)
+            tokens = step.run(tokens, cond)
         return tokens
 
     other = WanModel(CONFIG)
     other.load_state_dict(model.state_dict())
     other.run_blocks = counted
     assert torch.equal(other.requires_grad_(False)([x], torch.tensor([500]), [context])[0], expected)
-    assert seen == [other.embed_patches, *other.blocks, other.predict_patches]
+    assert [step.run for step in seen] == [other.embed_patches, *other.blocks, other.predict_patches]
+    visited = {id(p) for step in seen for module in step.modules for p in module.parameters()}
+    left = {name.split(".")[0] for name, parameter in other.named_parameters() if id(parameter) not in visited}
+    assert left == {"text_embedding", "time_embedding", "time_projection"}, "weights of no token belong to no step"
 
 
 def test_every_parameter_learns_and_training_starts_at_zero_velocity():

@@ -1,4 +1,4 @@
-"""Parameters spread over the ranks of a replica; a block is gathered whole just before it is needed."""
+"""Parameters spread over the ranks of a replica; those of a step are gathered whole just before they are needed."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from wan.distributed.util import get_world_size, init_distributed_group
+from wan.modules.model import WanModel
 
 
 def spread_parameters(model: nn.Module, mesh: DeviceMesh, **policy: Any) -> nn.Module:
-    """Shard `model` and each of its `blocks` over a one-dimensional mesh; returns `model`.
+    """Shard each step of a model's trunk, or each of its `blocks`, and the rest over a one-dimensional mesh.
 
     Apply it to an empty model and let `checkpoint.loading.load_module` fill it: then each rank reads its own rows only.
     Parameters travel in the type they have, so bfloat16 matrices as bfloat16 and what is sensitive to rounding as
-    float32, and no input is converted: timesteps keep their value. While a block works the next one is on its way.
-    `policy` are further arguments of `fully_shard`.
+    float32, and no input is converted: timesteps keep their value. While a step works the next one is on its way.
+    `policy` are further arguments of `fully_shard`. Returns `model`.
     """
     from torch.distributed.fsdp import fully_shard  # its import takes 0.7 s, which a process alone does not need
 
-    blocks = list(model.blocks)
-    for block in blocks:
-        fully_shard(block, mesh=mesh, **policy)
+    if isinstance(model, WanModel):
+        units = [list(step.modules) for step in model.trunk() if step.modules]
+    else:
+        units = [[block] for block in model.blocks]
+    for unit in units:
+        fully_shard(unit, mesh=mesh, **policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, **policy)
-    for unit, following in pairwise([model, *blocks]):
+    for (unit, *_), (following, *_) in pairwise([[model], *units]):
         unit.set_modules_to_forward_prefetch([following])
     return model
 

@@ -53,7 +53,8 @@ def shard(tokens: Tokens, rank: int, count: int) -> Tokens:
     start = rank * size
     lengths = tokens.lengths or ((length,) * batch if size * count > length else None)
     rope = _rows(tokens.rope, start, size)  # a zero row makes a zero query, whose result is finite and dropped
-    return Tokens(_rows(tokens.x, start, size), rope, _cut(tokens.segments, start, size, length), lengths)
+    segments = _cut(tokens.segments, start, size, length)
+    return Tokens(_rows(tokens.x, start, size), rope, segments, lengths, tokens.start + start)
 
 
 def _rows(x: Tensor, start: int, size: int) -> Tensor:

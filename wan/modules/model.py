@@ -4,7 +4,8 @@ A token is a row of `x` with a rotary row and a place in a *segment*; the timest
 token. The time MLP therefore runs once per distinct timestep, and modulation is never materialised per token.
 
 `WanModel.forward` is embed -> trunk -> unembed. The trunk leads from raw patches through the blocks to predicted ones.
-It is a list of steps; whoever runs the list (`run_blocks`) may shard, stream or cache it without knowing the model.
+It is a list of steps, each with its weights; whoever runs or visits the list may shard, stream, cache or quantise it
+without knowing the model.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Tokens(NamedTuple):
     rope: Tensor  # [B or 1, L, D/2, 2] float32 (cos, sin)
     segments: Segments
     lengths: tuple[int, ...] | None  # real tokens per sample; None when there is no padding
+    start: int = 0  # place of the first of these tokens in the whole sequence, of which they may be a part
 
 
 class Conditioning(NamedTuple):
@@ -64,14 +66,35 @@ class Conditioning(NamedTuple):
     context: Tensor  # [B, text_len, C] text states
 
 
-Step = Callable[[Tokens, Conditioning], Tokens]
+class Step(NamedTuple):
+    """A part of the trunk: a function of tokens, and the modules that it calls, whose weights it needs."""
+
+    run: Callable[[Tokens, Conditioning], Tokens]
+    modules: tuple[nn.Module, ...]
 
 
 def run_blocks(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tokens:
     """Apply the steps in order: the seam where a model is sharded, streamed or cached from outside."""
     for step in steps:
-        tokens = step(tokens, cond)
+        tokens = step.run(tokens, cond)
     return tokens
+
+
+def by_frame(fn: Callable[[Tensor, slice], Tensor], tokens: Tokens, tokens_per_frame: int, num_frames: int) -> Tensor:
+    """`tokens.x` with fn(x [B, f, N, C], frames) in place of the first `num_frames` frames of N tokens each.
+
+    `frames` says which f latent frames x holds. Where the tokens are a part of the sequence, the missing ones of its
+    first and last frame are zeros. A part without frames calls `fn` on zeros: other processes wait for its weights.
+    """
+    x, n, start = tokens.x, tokens_per_frame, tokens.start
+    count = min(max(n * num_frames - start, 0), x.shape[1])  # tokens of these frames in x
+    first = min(start // n, num_frames - 1)
+    stop = max(-(-(start + count) // n), first + 1) if count else first + 1
+    before = start - n * first if count else 0
+    missing = (before, n * (stop - first) - before - count)
+    frames = F.pad(x[:, :count], (0, 0, *missing)) if any(missing) else x[:, :count]
+    result = fn(frames.unflatten(1, (-1, n)), slice(first, stop)).flatten(1, 2)[:, before : before + count]
+    return result if count == x.shape[1] else torch.cat([result, x[:, count:]], dim=1)
 
 
 def by_segment(
@@ -226,12 +249,17 @@ class WanModel(nn.Module):
         """
         latents = self._check(x, t, context, seq_len, y)
         tokens, cond = self.embed(latents, t, context)
-        tokens = self.run_blocks(self.trunk(cond), tokens, cond)
+        tokens = self.run_blocks(self.trunk(), tokens, cond)
         return self.unembed(tokens, [latent.shape[1:] for latent in latents])
 
-    def trunk(self, cond: Conditioning) -> Iterable[Step]:
+    def trunk(self) -> Sequence[Step]:
         """All that is computed per token, as steps; models of other tasks insert adapters here."""
-        return (self.embed_patches, *self.blocks, self.predict_patches)
+        blocks = (Step(block, (block,)) for block in self.blocks)
+        return (
+            Step(self.embed_patches, (self.patch_embedding,)),
+            *blocks,
+            Step(self.predict_patches, (self.head,)),
+        )
 
     def embed_patches(self, tokens: Tokens, cond: Conditioning) -> Tokens:
         return tokens._replace(x=self.patch_embedding(tokens.x))
