@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine in words, alternating timings, ceilings, peak memory and the result file."""
+"""Shared parts of the benchmarks: the machine in words, alternating timings, ceilings, peak memory, the result file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def make_parser(name: str, description: str, rounds: int) -> Parser:
-    """The parser of `python -m benchmarks.NAME` with what all have: --rounds and --save."""
+    """Make the parser of `python -m benchmarks.NAME`, with the flags of all benchmarks: --rounds and --save."""
     parser = Parser(prog=f"python -m benchmarks.{name}", description=description.split("\n")[0])
     parser.add_argument(
         "--rounds", type=at_least(1), default=rounds, metavar="N", help="measurements of each; default: %(default)s"
@@ -48,7 +48,7 @@ def make_parser(name: str, description: str, rounds: int) -> Parser:
 
 
 def parse(parser: Parser, arguments: Sequence[str] | None) -> Namespace:
-    """The arguments, after making sure that a result can be written."""
+    """Parse the arguments, and make sure that a result can be written."""
     args = parser.parse_args(arguments)
     if args.save:
         try:
@@ -162,7 +162,7 @@ def alternate(
     rounds: int = 5,
     warmup: int = 1,
 ) -> Comparison:
-    """Time two callables in turn, so that drift of the machine meets both alike; who goes first changes every round."""
+    """Time two callables in turn, so that a machine that slows down meets both. Their order changes every round."""
     for _ in range(warmup):
         ours()
         reference()
@@ -192,7 +192,7 @@ def gemm_ceiling(
     shapes: Iterable[tuple[int, int, int]] | None = None,
     rounds: int = 5,
 ) -> float:
-    """Best FLOP/s of `F.linear` over `shapes` (tokens, in, out): what the matrix units give at most, measured."""
+    """Best FLOP/s of `F.linear` over `shapes` (tokens, in, out): the measured limit of the matrix units."""
     cpu = torch.device(device).type == "cpu"
     shapes = shapes or ([(2048, 1536, 1536), (2048, 1536, 8960)] if cpu else [(8192, 5120, 5120), (16384, 5120, 13824)])
     best = 0.0
@@ -226,14 +226,14 @@ def _fastest(run: Callable[[], object], device: torch.device | str, rounds: int)
 
 
 def floor_seconds(gemm_flops: float, sdpa_flops: float, gemm_rate: float, sdpa_rate: float) -> float:
-    """Least time for that work at the measured rates; divide it by a measured time for the share of the ceiling."""
+    """Shortest time for this work at the measured rates. Divided by a measured time, it is the share of the ceiling."""
     return gemm_flops / gemm_rate + sdpa_flops / sdpa_rate
 
 
 def dit_flops(
     *, dim: int, ffn_dim: int, num_layers: int, tokens: int, context_tokens: int, batch: int = 1
 ) -> tuple[int, int]:
-    """(GEMM, attention) FLOPs of a WanModel's blocks: 8 square projections (k, v of the context on its tokens), the
+    """(GEMM, attention) FLOPs of a WanModel's blocks: 8 square projections (two of them of the context's tokens), the
     feed-forward pair, self-attention and cross-attention. Embeddings and head, well below 1 %, are left out."""
     gemm = 2 * dim * dim * (6 * tokens + 2 * context_tokens) + 4 * tokens * dim * ffn_dim
     attend = 4 * tokens * dim * (tokens + context_tokens)
@@ -245,7 +245,7 @@ def dit_flops(
 
 @dataclass
 class Peak:
-    """Peak bytes above nothing (`bytes`) and above the level at the start (`added`), filled when the block ends."""
+    """Peak memory in bytes: in all (`bytes`), and above the level at the start (`added`). Set when the block ends."""
 
     bytes: int = 0
     added: int = 0
@@ -253,8 +253,9 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: torch.device | str = "cpu", interval: float = 0.002) -> Iterator[Peak]:
-    """Peak memory of a block of code: the allocator's on CUDA; on Linux CPUs the process' anonymous memory (RssAnon),
-    sampled every `interval` seconds, which leaves out pages of memory-mapped files that the kernel may drop."""
+    """Measure the peak memory of a block of code: on CUDA that of the allocator; on a Linux CPU the anonymous memory
+    of the process (RssAnon), sampled every `interval` seconds. Pages of mapped files, which the kernel may drop, do
+    not count."""
     device = torch.device(device)
     peak = Peak()
     if device.type == "cuda":
@@ -295,7 +296,7 @@ def anonymous_memory() -> int:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; floats are written with three significant digits."""
+    """Format a Markdown table; floats have three significant digits."""
     cells = [list(header), ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
     return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
@@ -319,7 +320,7 @@ def write_result(
 ) -> None:
     """Print a table as Markdown with machine, commit, settings and the command that repeats it.
 
-    With `save` it is written as well, True: to benchmarks/results under `name`; a text is another name or path.
+    With `save` it is also written to benchmarks/results: True takes `name`, a text is another name or a path.
     """
     lines = [
         f"# {title}",
@@ -342,7 +343,7 @@ def write_result(
 
 
 def command_line() -> str:
-    """The command that started this process, in the form a reader would type; no path of this machine."""
+    """Return the command that started this process, as a reader would type it, without paths of this machine."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {Path(sys.argv[0]).name}"
     return " ".join([program, *map(shlex.quote, sys.argv[1:])])

@@ -1,8 +1,8 @@
 """Transformer forward against diffusers' WanTransformer3DModel, same weights, alternating: `python -m benchmarks.dit`.
 
-The work is one guidance branch of one step. Ours runs as the pipeline runs it: bfloat16 matrices, float32 residual
-stream and sensitive layers, packed weights on a CPU; theirs as `from_pretrained(torch_dtype=bfloat16)` leaves it.
-`--first-frame` compares, instead, a forward whose first frame is clean (TI2V's image mode) with one from text alone.
+One call is one guidance branch of one step. Our model is that of the pipeline: bfloat16 matrices, float32 residual
+stream and sensitive layers, packed weights on a CPU. Theirs is that of `from_pretrained(torch_dtype=bfloat16)`.
+`--first-frame` compares a forward whose first frame is clean (TI2V's image mode) with one from text alone instead.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def write_first_frame(cases: list[Case], device: torch.device, args: argparse.Na
 
 
 def build(case: Case, device: torch.device) -> tuple[WanModel, tuple[list[Tensor], Tensor, list[Tensor]]]:
-    """A model with random weights in the default precision, and the inputs of one forward."""
+    """Make a model with random weights in the default precision, and the inputs of one forward."""
     generator = torch.Generator().manual_seed(0)
     config = WanModelConfig(
         dim=case.dim, ffn_dim=case.ffn_dim, num_heads=case.dim // 128, num_layers=case.num_layers, text_len=TEXT_LEN
@@ -226,7 +226,7 @@ def build(case: Case, device: torch.device) -> tuple[WanModel, tuple[list[Tensor
 
 
 def build_peer(model: WanModel, device: torch.device) -> nn.Module:
-    """diffusers' transformer with the same weights, in the precision its loader would leave it in."""
+    """Make diffusers' transformer with the same weights, in the precision that its loader would give it."""
     from diffusers import WanTransformer3DModel
 
     config = model.config

@@ -1,9 +1,9 @@
-"""Loading a sharded float32 checkpoint to bfloat16: seconds and peak host memory, side by side with other loaders.
+"""Load a sharded float32 checkpoint to bfloat16: seconds and peak host memory, side by side with other loaders.
 
-Every load runs in its own process; ours and the peers alternate. Peak memory is the process' anonymous memory (RssAnon
-of /proc/self/status, sampled every 2 ms) above its level before the load, after all imports: what the machine must
-really have. Pages of the mapped files, which the kernel may drop at any time, are in the second figure only: the growth
-of VmHWM, the most memory of any kind that was resident.
+Every load runs in its own process; ours and the peers alternate. The first memory figure is the peak of the process'
+anonymous memory (RssAnon of /proc/self/status, sampled every 2 ms) above its level before the load: the machine must
+have this memory. The second figure is the growth of VmHWM, the peak of all resident memory. It includes pages of the
+mapped files, which the kernel may drop at any time.
 
     python -m benchmarks.load [--dir FOLDER] [--layers 6] [--rounds 5] [--save]
 """
@@ -37,7 +37,7 @@ GIB = 2**30
 
 
 def config(layers: int) -> WanModelConfig:
-    """The transformer of TI2V-5B with fewer layers; 6 of them make 4.3 GB in float32."""
+    """Shape of the transformer of TI2V-5B with fewer layers; 6 of them make 4.3 GB in float32."""
     return WanModelConfig("ti2v", 3072, 14336, 24, layers, in_dim=48, out_dim=48)
 
 
@@ -79,7 +79,7 @@ LOADERS: dict[str, tuple[str, Callable[[Path, int], nn.Module]]] = {
 
 
 def measure(name: str, folder: Path, layers: int) -> dict[str, float]:
-    """Load once: seconds by clock and processor, peak bytes of both kinds above the start, a sum of some weights."""
+    """Load once; return seconds by clock and by processor, both peaks in bytes, and a sum of some weights."""
     load = LOADERS[name][1]
     warm_up(name)
     resident = status("VmRSS")
@@ -98,7 +98,7 @@ def measure(name: str, folder: Path, layers: int) -> dict[str, float]:
 
 
 def warm_up(name: str) -> None:
-    """Import what the loader imports and start the thread pool, so that neither counts."""
+    """Import the packages of the loader and start the thread pool, so that neither counts."""
     from safetensors import safe_open  # noqa: F401
 
     if name == "diffusers":
@@ -107,7 +107,7 @@ def warm_up(name: str) -> None:
 
 
 def status(field: str) -> int:
-    """A size of /proc/self/status in bytes (Linux)."""
+    """Read a size of /proc/self/status in bytes (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -125,7 +125,7 @@ def in_subprocess(name: str, folder: Path, layers: int) -> dict[str, float]:
 
 
 def write_checkpoint(folder: Path, layers: int, diffusers: bool) -> None:
-    """The same random float32 weights in the released layout and, for diffusers, in its own."""
+    """Write the same random float32 weights in the released layout and, for diffusers, in its own."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in WanModel(config(layers)).state_dict().items()}
     generator = torch.Generator().manual_seed(0)

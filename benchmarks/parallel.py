@@ -1,8 +1,8 @@
-"""What several GPUs can gain: FLOPs and bytes of each rank, counted from shapes, and the speed they predict.
+"""Predict the gain of several GPUs from the FLOPs and bytes of each rank, which are counted from shapes.
 
 `python -m benchmarks.parallel` prints the prediction for the released models; with `--measure` a small model runs on
 one and on two processes, each bound to one core. The counts are exact: tests/distributed/test_counts.py compares them
-with what runs. The rates are not measured here: they were chosen on published runs of one GPU.
+with a real run. The rates are not measured here: they fit published runs of one GPU.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Link:
-    """Between the GPUs of a machine: bytes/s of each in one direction, and seconds to start an exchange."""
+    """Link between the GPUs of a machine: bytes/s of each in one direction, and seconds to start an exchange."""
 
     name: str
     rate: float
@@ -60,7 +60,7 @@ LINKS = (Link("NVLink", 350e9, 20e-6), Link("PCIe 4", 20e9, 30e-6))
 
 @dataclass(frozen=True)
 class Work:
-    """What the first of several ranks does in one forward of one sample; it has the most heads."""
+    """Work of the first of several ranks, which has the most heads, in one forward of one sample."""
 
     gemm: int  # FLOPs of matrix products of its tokens
     attention: int  # FLOPs of attention: its heads over all tokens, its tokens to the text
@@ -77,7 +77,7 @@ class Work:
 def forward_work(
     config: WanModelConfig, grid: tuple[int, int, int], ranks: int, *, itemsize: int = 2, timesteps: int = 1
 ) -> Work:
-    """Counts for the tokens of `grid` on `ranks`; q, k and v take `itemsize` bytes a value."""
+    """Count the work for the tokens of `grid` on `ranks`; q, k and v take `itemsize` bytes a value."""
     dim, patch, tokens = config.dim, math.prod(config.patch_size), math.prod(grid)
     mine = -(-tokens // ranks)  # filled up to equal parts
     heads = shares(config.num_heads, ranks)[0]
@@ -125,7 +125,7 @@ def forward_seconds(work: Work, ranks: int, link: Link) -> float:
 
 
 def exchange_seconds(sent: int, count: int, ranks: int, link: Link) -> float:
-    """Every rank sends equal parts to all others; nothing else happens meanwhile."""
+    """Seconds in which every rank sends equal parts to all others, while nothing else happens."""
     if ranks == 1:
         return 0.0
     away = max(0, ranks - MACHINE) / (ranks - 1)  # share of the others that are on another machine
@@ -133,7 +133,7 @@ def exchange_seconds(sent: int, count: int, ranks: int, link: Link) -> float:
 
 
 def step_seconds(config: WanModelConfig, grid: tuple[int, int, int], parallel: Parallel, link: Link) -> float:
-    """One denoising step: both branches of guidance."""
+    """Seconds of one denoising step with both branches of guidance."""
     ranks = parallel.ulysses_size
     forward = forward_seconds(forward_work(config, grid, ranks), ranks, link)
     if parallel.cfg_size == 1:
@@ -183,9 +183,9 @@ SMALL_GRID = (8, 16, 16)
 
 
 def measure(rounds: int) -> list[list[object]]:
-    """A small model in float32 on one process and on two: wall-clock, processor time, and what the counts predict.
+    """Run a small float32 model on one process and on two: seconds, processor seconds, and the counted gain.
 
-    Two that do the same forward each tell how much busy cores slow each other down, whatever is shared out.
+    Two processes with a whole forward each show how much busy cores slow each other down.
     """
     one, twice, two = (_run_pinned(count, parts, rounds) for count, parts in ((1, 1), (2, 1), (2, 2)))
     ratio = forward_work(SMALL, SMALL_GRID, 1).flops / forward_work(SMALL, SMALL_GRID, 2).flops
@@ -196,8 +196,8 @@ def measure(rounds: int) -> list[list[object]]:
 
 
 def _run_pinned(count: int, parts: int, rounds: int) -> tuple[float, float]:
-    """Median seconds and processor seconds of a forward on the slowest of `count` processes, one core each; its tokens
-    are shared by `parts` of them."""
+    """Median seconds and processor seconds of a forward on the slowest of `count` processes, one core each; groups of
+    `parts` processes share the tokens."""
     context = multiprocessing.get_context("spawn")
     results: Any = context.Queue()
     with tempfile.TemporaryDirectory() as folder:

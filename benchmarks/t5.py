@@ -1,7 +1,7 @@
 """Text encoder against transformers' UMT5EncoderModel, same weights, alternating in one run: `python -m benchmarks.t5`.
 
-Two references: their encoder on the prompt's own tokens, and what upstream does, the prompt padded to 512 tokens.
-Tokenising is left out on both sides.
+There are two references: their encoder on the prompt's own tokens, and on the prompt padded to 512 tokens, as upstream
+runs it. Tokenising is left out on both sides.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def lengths(text: str) -> list[int]:
 
 
 def build_pair(config: T5Config, device: torch.device, dtype: torch.dtype) -> tuple[T5Encoder, torch.nn.Module]:
-    """Our encoder and transformers' in its default attention, sharing one set of weights."""
+    """Make our encoder, and that of transformers in its default attention, with the same weights."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     with torch.device("meta"):
@@ -142,7 +142,7 @@ def build_pair(config: T5Config, device: torch.device, dtype: torch.dtype) -> tu
 def measure(
     ours: T5Encoder, theirs: torch.nn.Module, lengths: list[int], device: torch.device, ceiling: float, rounds: int
 ) -> list[object]:
-    """One row of the table: prompts of these lengths, all in one call of ours, one after the other in theirs."""
+    """Measure a row: prompts of these lengths, in one call of ours and one after the other in theirs."""
     vocabulary, generator = ours.config.vocab_size, torch.Generator().manual_seed(0)
     prompts = [torch.randint(2, vocabulary, (1, n), generator=generator).to(device) for n in lengths]
     ids = torch.cat([F.pad(prompt, (0, max(lengths) - prompt.shape[1])) for prompt in prompts])
@@ -182,7 +182,7 @@ def measure(
 
 
 def linears_alone(model: T5Encoder, tokens: int) -> Callable[[], None]:
-    """The encoder's matrix products with its own weights on `tokens` rows, and nothing else."""
+    """Make a function that runs only the encoder's matrix products, on `tokens` rows."""
     weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
     inputs = {w.shape[1]: torch.randn(1, tokens, w.shape[1], dtype=w.dtype, device=w.device) for w in weights}
 
@@ -194,13 +194,13 @@ def linears_alone(model: T5Encoder, tokens: int) -> Callable[[], None]:
 
 
 def encoder_flops(config: T5Config, tokens: int) -> int:
-    """Multiply-adds counted twice: projections, feed-forward, and the two products of attention."""
+    """FLOPs (a multiply-add is two): projections, feed-forward, and the two products of attention."""
     linears = 4 * config.dim * config.dim_attn + 3 * config.dim * config.dim_ffn
     return config.num_layers * (2 * tokens * linears + 4 * tokens**2 * config.dim_attn)
 
 
 def transformers_config(config: T5Config) -> dict[str, object]:
-    """The arguments of transformers' UMT5Config for the same encoder."""
+    """Return the arguments of transformers' UMT5Config for the same encoder."""
     return {
         "vocab_size": config.vocab_size,
         "d_model": config.dim,
@@ -216,7 +216,7 @@ def transformers_config(config: T5Config) -> dict[str, object]:
 
 
 def transformers_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the names of transformers' UMT5EncoderModel."""
+    """Rename the tensors to the names of transformers' UMT5EncoderModel."""
     renamed = {}
     for name, tensor in state.items():
         module = name.removesuffix(".weight")

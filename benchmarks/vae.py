@@ -1,8 +1,8 @@
 """Either VAE against diffusers' AutoencoderKLWan, same random weights, alternating in one run.
 
-`python -m benchmarks.vae --vae 2.2`. Both decode one latent of the released widths; ours also whole against tiled. Peak
-memory is that of the call, without weights, which both share. The rate counts the multiplications of plain 3-D
-convolutions for either side.
+`python -m benchmarks.vae --vae 2.2`. Both decode one latent with models of the released widths. Ours also decodes it in
+tiles. Peak memory is that of the call; the weights, which both share, do not count. The rate counts the operations of
+plain 3-D convolutions for both sides.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build_pair(vae: str, device: torch.device, dtype: torch.dtype) -> tuple[CausalVAE, nn.Module]:
-    """Our model with random weights, and diffusers' with the same tensors under its names."""
+    """Make our model with random weights, and that of diffusers with the same tensors."""
     from diffusers import AutoencoderKLWan
 
     ours = NETWORKS[vae]()
@@ -156,7 +156,7 @@ def compare(
 
 
 def decode_or_encode_flops(network: type[CausalVAE], name: str, latent_shape: tuple[int, ...]) -> int:
-    """Multiplications and additions of one call, counted on tensors without data."""
+    """Count the multiplications and additions of one call, on tensors without data."""
     with torch.device("meta"):
         model = network()
     b, _, t, h, w = latent_shape

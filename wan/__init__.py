@@ -1,4 +1,4 @@
-"""Wan: text and images become video. The public names, each imported when it is first asked for."""
+"""Wan makes videos from text and images. Public names are imported when they are first used."""
 
 from wan.lazy import lazy_names
 from wan.version import VERSION as __version__

@@ -1,4 +1,4 @@
-"""The start of the program, before anything heavy is imported: `python -m wan`, `wan-generate` and `generate.py`."""
+"""Start the program, before anything heavy is imported: `python -m wan`, `wan-generate` and `generate.py`."""
 
 import sys
 
@@ -8,7 +8,7 @@ from wan.interrupts import end_with_torchrun, leaving_at_once, without_traceback
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code. Ctrl-C ends it without a traceback, also while it starts or leaves.
 
-    The arguments come first, because help and errors about them need nothing heavy.
+    The arguments are parsed first, because help and errors about them need no heavy import.
     """
     if argv is None:
         without_traceback()

@@ -22,7 +22,7 @@ CLEANING_MODES = (None, "whitespace", "lower", "canonicalize")
 
 
 class HuggingfaceTokenizer:
-    """Reads `tokenizer.json` of a local folder. Every text ends with the end token, also when it is truncated.
+    """Tokenizer from `tokenizer.json` of a local folder. Every text ends with the end token, also a truncated one.
 
     `seq_len` pads and truncates to a fixed length; without it a batch is padded to its longest text.
     """
@@ -85,10 +85,9 @@ class HuggingfaceTokenizer:
 
 
 def load_tokenizer(folder: Path):
-    """The `tokenizers.Tokenizer` of a folder, without truncation or padding of its own.
+    """Load the `tokenizers.Tokenizer` of a folder, and switch off its own truncation and padding.
 
-    Raises FileNotFoundError that says which file is missing and where it comes from, ValueError when it is damaged or
-    not of such a model.
+    Raises FileNotFoundError that names the missing file and its origin, ValueError for a damaged or foreign one.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -111,7 +110,7 @@ def load_tokenizer(folder: Path):
 
 
 def _refusing(folder: Path, call: Callable[[], Any]) -> Any:
-    """The result of a call of the library; whatever it raises, its panics included, is a ValueError about the file."""
+    """Call the library; turn everything that it raises, also a panic, into a ValueError that names the file."""
     try:
         with _panics_unheard():
             return call()
@@ -125,7 +124,7 @@ def _refusing(folder: Path, call: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _panics_unheard() -> Iterator[None]:
-    """The library's panics print a report of their own, past Python, before they become exceptions."""
+    """Silence stderr: a panic of the library prints a report there before it becomes an exception."""
     try:
         heard = os.dup(2)
     except OSError:  # there is no stderr
@@ -159,8 +158,8 @@ def clean_text(text: str, mode: str | None) -> str:
     """Normalise a prompt as the released models were trained on it; `mode` is one of CLEANING_MODES.
 
     "whitespace" repairs the text with ftfy (full-width forms, curly quotes, mojibake), unescapes HTML twice and
-    collapses whitespace; skipping it changes the token ids. "lower" also lower-cases; "canonicalize" moreover turns
-    underscores into spaces and drops ASCII punctuation.
+    collapses whitespace; skipping it changes the token ids. "lower" also lower-cases; "canonicalize" also lower-cases,
+    turns underscores into spaces and drops ASCII punctuation.
     """
     if mode is None:
         return text

@@ -10,7 +10,7 @@ from wan.values import whole
 
 
 class EMA:
-    """Float32 running average of a module's parameters; short runs are not dominated by the initial weights."""
+    """Float32 running average of a module's parameters. In a short run the initial weights do not dominate it."""
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
@@ -28,7 +28,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The module has the averaged weights inside, its own again outside."""
+        """Give the module the averaged weights within the block, and its own ones after it."""
         own = {name: p.detach().clone() for name, p in self._live.items()}
         self.copy_to_module()
         try:

@@ -1,8 +1,7 @@
-"""The training loop under every objective: accumulate, clip, step, average, log, checkpoint, resume exactly.
+"""Training loop of every objective: accumulate, clip, step, average, log, checkpoint, resume exactly.
 
-A batch is a pure function of (seed, step, micro-batch), and so is the generator the objective draws from. The step
-number is therefore the whole random state: a run that was killed continues as if nothing had happened, and batches can
-be prepared ahead in a thread.
+A batch is a pure function of (seed, step, micro-batch), and so is the generator that the objective draws from. So the
+step number is the whole random state: a run that was killed continues exactly, and a thread can prepare batches ahead.
 """
 
 import json
@@ -138,7 +137,7 @@ class _Ahead:
 
 
 class _Report:
-    """Averages between two log lines; one readable line to stdout, the same as JSON to log.jsonl."""
+    """Means between two log lines, written as a readable line to stdout and as JSON to log.jsonl."""
 
     def __init__(self, folder: Path, config: LoopConfig, loss_bins: int, step: int):
         self._file, self._config = folder / "log.jsonl", config

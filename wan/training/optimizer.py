@@ -32,7 +32,7 @@ class Optimizers:
         return {type(m).__name__: m.state_dict() for m in self.members}
 
     def load_state_dict(self, state: dict[str, dict]) -> None:
-        """Continue from `state`; the settings stay this run's. Raises an exception of any kind when it does not fit."""
+        """Continue from `state`, with this run's settings. A state that does not fit raises any kind of exception."""
         for member in self.members:
             groups = member.state_dict()["param_groups"]
             member.load_state_dict({"state": state[type(member).__name__]["state"], "param_groups": groups})
@@ -44,7 +44,7 @@ class Optimizers:
 
 
 def make_optimizer(module: nn.Module, config: LoopConfig) -> Optimizers:
-    """The configured optimiser over the trainable parameters of `module`."""
+    """Make the configured optimiser of the trainable parameters of `module`."""
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     matrices = [p for name, p in trained if config.optimizer == "muon" and is_hidden_matrix(name, p)]
     chosen = {id(p) for p in matrices}
@@ -57,7 +57,7 @@ def make_optimizer(module: nn.Module, config: LoopConfig) -> Optimizers:
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Weights of linear layers between hidden states; embeddings, the head, norms and modulations stay with AdamW."""
+    """Tell whether a parameter maps hidden states to hidden states, and is no embedding, head, norm or modulation."""
     return parameter.ndim == 2 and "token_embedding" not in name and "pos_embedding" not in name and "head" not in name
 
 
@@ -94,7 +94,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor, rounds: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrix of each [n, rows, columns], roughly: singular values end in 0.7..1.2."""
+    """Turn each of [n, rows, columns] into about its nearest (semi-)orthogonal matrix: singular values 0.7 to 1.2."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     is_slow = matrices.device.type == "cpu" and not has_bfloat16_products()

@@ -21,7 +21,7 @@ class VAELossConfig:
     edge: float = 0.5  # L1 of differences between neighbouring pixels and frames: keeps outlines sharp
     kl: float = 1e-5
     noise: float = 1.0  # share of the encoder's uncertainty that the decoder is trained with; 0: the mean alone
-    even: bool = False  # every clip counts alike, whatever its contrast: else plain-coloured outlines are learnt first
+    even: bool = False  # clips of low contrast get more weight; without it, their outlines are learnt last
 
     def __post_init__(self):
         if min(self.l1, self.l2, self.edge, self.kl, self.noise) < 0 or self.l1 + self.l2 == 0:
@@ -29,7 +29,7 @@ class VAELossConfig:
 
 
 def vae_objective(vae: nn.Module, config: VAELossConfig):
-    """`objective(video [B, 3, T, H, W] in [-1, 1], generator) -> Loss`, through one sampled latent per video.
+    """Make `objective(video [B, 3, T, H, W] in [-1, 1], generator) -> Loss`, which samples one latent per video.
 
     Training follows arXiv:1312.6114: latent = mean + exp(logvar / 2) noise. The released models use the mean alone.
     """
@@ -56,7 +56,7 @@ def vae_objective(vae: nn.Module, config: VAELossConfig):
 
 
 def contrast_weights(video: Tensor, most: float = 4.0) -> Tensor:
-    """[B, 1, 1, 1, 1], 1 for a clip of the batch's mean contrast, more for those of less, at most `most`."""
+    """Weights [B, 1, 1, 1, 1]: 1 for a clip of the batch's mean contrast, more for less contrast, at most `most`."""
     contrast = video.std(dim=(2, 3, 4), keepdim=True).mean(dim=1, keepdim=True)
     return (contrast.mean() / contrast.clamp_min(1e-6)).clamp(max=most)
 
@@ -74,14 +74,14 @@ def psnr(mean_square: Tensor) -> Tensor:
 
 @torch.no_grad()
 def init_as_resampler(vae: nn.Module, generator: torch.Generator) -> None:
-    """Draw weights with which the skip path of a VAE already carries colours down to the latents and back up.
+    """Draw weights with which the skip path of a VAE carries colours to the latents and back from the first step.
 
-    Random weights lose the signal on the way through the strided convolutions; from there, a small VAE spends most of a
-    short training on finding it again. Here downsampling starts as 2x2 averaging, upsampling as nearest neighbour,
-    width changes as orthogonal maps, and the residual branches small. The latents start with little noise.
+    Random weights lose the signal in the strided convolutions, and a small VAE would spend most of a short training on
+    finding it again. Here downsampling starts as 2x2 averaging, upsampling as nearest neighbour, changes of width as
+    orthogonal maps, and residual branches are small. The latents start with little noise.
 
-    VAE 2.2 has shortcuts around its stages that average and repeat, too. Its convolutions start so all the same:
-    through small ones, the blocks before them learn slowly (18.9 dB, not 21.0, after 200 steps; mean of three seeds).
+    The shortcuts of VAE 2.2 average and repeat as well. Its convolutions still start like this: behind small ones,
+    blocks learn slowly (18.9 dB instead of 21.0 after 200 steps; mean of three seeds).
     """
     vae.init_weights(generator)
     for module in vae.modules():
@@ -135,7 +135,7 @@ def random_crops(
 
 def to_unit(videos: np.ndarray) -> Tensor:
     """uint8 [B, F, H, W, 3] -> float32 [B, 3, F, H, W] in [-1, 1]."""
-    pixels = torch.from_numpy(np.require(videos, requirements=["C", "W"]))  # a file in memory is copied
+    pixels = torch.from_numpy(np.require(videos, requirements=["C", "W"]))  # a mapped file is copied
     return pixels.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1).contiguous()
 
 
@@ -152,7 +152,7 @@ def latent_statistics(latents: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fold_statistics(vae: nn.Module, mean: Tensor, std: Tensor, target_mean: Tensor, target_std: Tensor) -> None:
-    """Give the latents the statistics `target_*` [z] instead of `mean`, `std`, without changing what is decoded.
+    """Give the latents the statistics `target_*` [z] instead of `mean`, `std`; decoded videos stay the same.
 
     The affine map per channel goes into the mean rows of the encoder's last 1x1x1 convolution `conv1`, its inverse
     into the input of the decoder's first, `conv2`; the log-variance rows follow the scale. Both maps are exact, so
@@ -186,11 +186,11 @@ def fold_principal_axes(
 ) -> Tensor:
     """Turn latents to their principal axes, keep the first `kept` of them, and return the variances along all axes.
 
-    moments: means and log-variances [B, z, T, h, w] whose means have the statistics `target_*` [z] already. What they
-    show decides the axes; the variance v along a kept one becomes v ** (1 - evenness), so that fine detail is not lost
-    in a diffusion model's noise. The other channels become the constant `target_mean`, which `decode` ignores.
-    The log-variances of kept channels become constants, too: noise that is independent along the old axes is not so
-    along the new ones.
+    moments: means and log-variances [B, z, T, h, w], from which the axes are computed. The means must already have the
+    statistics `target_*` [z]. The variance v along a kept axis becomes v ** (1 - evenness), so that fine detail is not
+    lost in a diffusion model's noise. The other channels become the constant `target_mean`, which `decode` ignores.
+    The log-variances of kept channels become constants: noise that is independent along the old axes is not
+    independent along the new ones.
     """
     target_mean, target_std = target_mean.double(), target_std.double()
     count, products, uncertainty = 0, 0.0, 0.0

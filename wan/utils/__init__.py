@@ -1,4 +1,4 @@
-"""Flow matching and its solvers, and upstream's old helper names in `wan.utils.utils`."""
+"""Flow matching and its solvers, and upstream's helper functions in `wan.utils.utils`."""
 
 from wan.lazy import lazy_names
 
