@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wan.framing import AREA_RULES, FITS, Framing, crop_to_aspect, of_area, of_size, place, plain
+from wan.framing import AREA_FITS, FITS, Framing, crop_to_aspect, of_area, of_size, place, plain
 from wan.geometry import MAX_POSITION, check_size, format_size, token_size
 
 MODELS = {"i2v": ((4, 8, 8), (1, 2, 2)), "ti2v": ((4, 16, 16), (1, 2, 2))}
@@ -35,7 +35,7 @@ def finished(image, framing):
 # ---------------------------------------------------------------- any image, any size
 
 
-@pytest.mark.parametrize("model_type", AREA_RULES)
+@pytest.mark.parametrize("model_type", AREA_FITS)
 def test_any_image_has_a_legal_size_in_the_area_or_is_refused_in_words(model_type):
     tokens = MODELS[model_type]
     steps = token_size(*tokens)
@@ -59,7 +59,7 @@ def test_any_image_has_a_legal_size_in_the_area_or_is_refused_in_words(model_typ
 
 
 @pytest.mark.parametrize("fit", SIZED)
-@pytest.mark.parametrize("model_type", AREA_RULES)
+@pytest.mark.parametrize("model_type", AREA_FITS)
 def test_any_size_is_saved_as_asked_or_refused_in_words(model_type, fit):
     tokens = MODELS[model_type]
     steps = token_size(*tokens)
@@ -81,7 +81,7 @@ def test_any_size_is_saved_as_asked_or_refused_in_words(model_type, fit):
     assert 100 < made < 900
 
 
-@pytest.mark.parametrize("model_type", AREA_RULES)
+@pytest.mark.parametrize("model_type", AREA_FITS)
 def test_pad_keeps_the_aspect_ratio_up_to_half_a_token(model_type):
     tokens = MODELS[model_type]
     generator = random.Random(2)
@@ -109,7 +109,7 @@ def test_the_first_frame_in_the_file_is_the_image(fit, asked, size):
     except ValueError as error:
         assert fit == "pad" and "too elongated" in str(error)
         return
-    placed = place(image, framing, fit)
+    placed = place(image, framing, fit == "crop")
     assert placed.size == framing.used and placed.mode == "RGB"
     shown = finished(placed, framing)
     assert shown.shape == (framing.saved[1], framing.saved[0], 3)
@@ -126,21 +126,21 @@ def test_the_first_frame_in_the_file_is_the_image(fit, asked, size):
 
 def test_crop_shows_the_centre_undistorted():
     framing = of_size("crop", (64, 64), (192, 64), *MODELS["i2v"])
-    shown = finished(place(gradient(192, 64), framing, "crop"), framing)
+    shown = finished(place(gradient(192, 64), framing, True), framing)
     np.testing.assert_array_equal(shown, np.asarray(gradient(192, 64))[:, 64:128])
 
 
 def test_what_is_cut_off_mirrors_the_image():
     framing = of_size("exact", (20, 20), (20, 20), *MODELS["i2v"])
     assert framing.used == (32, 32)
-    pixels = np.asarray(place(gradient(20, 20), framing, "exact")).astype(int)
+    pixels = np.asarray(place(gradient(20, 20), framing, False)).astype(int)
     np.testing.assert_array_equal(pixels[:, :6], pixels[:, 11:5:-1])
     np.testing.assert_array_equal(pixels[26:], pixels[25:19:-1])
 
 
 def test_extreme_images_cost_no_more_memory_than_the_result():
     framing = of_size("crop", (64, 64), (60_000, 1), *MODELS["i2v"])
-    assert place(Image.new("RGB", (60_000, 1), "red"), framing, "crop").getpixel((30, 30)) == (255, 0, 0)
+    assert place(Image.new("RGB", (60_000, 1), "red"), framing, True).getpixel((30, 30)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(

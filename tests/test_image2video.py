@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from wan import WanI2V
+from wan.conditioning import condition_clip, condition_mask
 from wan.configs import NANO_CONFIGS, WAN_CONFIGS, nano_checkpoint
-from wan.image2video import condition_clip, condition_mask, given_frame
 from wan.media import to_uint8
 from wan.nano.random import write_random_checkpoint
 from wan.request import Request
@@ -56,6 +56,19 @@ def test_the_mask_groups_video_frames_by_four(given, frame_num, rows):
     assert "".join(str(int(value)) for value in mask[:, :, 0, 0].T.flatten()) == rows[0]
 
 
+def test_a_mask_per_pixel_gives_each_position_its_upper_left_pixel():
+    keep = torch.rand(9, 32, 48)
+    mask = condition_mask(keep, 9, (3, 4, 6))
+    assert mask.shape == (4, 3, 4, 6)
+    assert torch.equal(mask[:, 0], keep[:1, ::8, ::8].expand(4, -1, -1)), "the first frame is there four times"
+    for latent_frame in (1, 2):
+        start = 4 * (latent_frame - 1) + 1
+        assert torch.equal(mask[:, latent_frame], keep[start : start + 4, ::8, ::8])
+    whole = torch.zeros(9, 32, 48)
+    whole[[0, 8]] = 1
+    assert torch.equal(condition_mask(whole, 9, (3, 4, 6)), condition_mask([0, 8], 9, (3, 4, 6)))
+
+
 def test_the_clip_holds_the_given_frames_and_grey():
     first, last = torch.rand(2, 3, 4, 6)
     clip = condition_clip({0: first, 8: last}, 9)
@@ -67,7 +80,7 @@ def test_a_last_image_of_another_shape_is_cut_to_the_first_one():
     square.paste("blue", (0, 10, 40, 30))
     asked = request(image=Image.new("RGB", (80, 40)), last_image=square)
     assert asked.framing.used == (80, 32)
-    frame = given_frame(asked.last_image, asked)
+    frame = asked.given_frame(asked.last_image)
     assert frame.shape == (3, 32, 80)
     assert (frame[2] > 0.99).all() and (frame[0] < -0.99).all(), "only the blue half is in it"
 
@@ -75,13 +88,13 @@ def test_a_last_image_of_another_shape_is_cut_to_the_first_one():
 @pytest.mark.parametrize("fit", ["area", "crop", "pad", "exact"])
 def test_a_loop_starts_and_ends_with_the_same_pixels(fit):
     asked = request(last_image=photo(), fit=fit)
-    assert torch.equal(given_frame(asked.image, asked), given_frame(asked.last_image, asked))
+    assert torch.equal(asked.given_frame(asked.image), asked.given_frame(asked.last_image))
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "exact"])
 def test_the_model_sees_what_is_saved_of_the_image(fit):
     asked = request(fit=fit, size=(50, 34))
-    frame = given_frame(asked.image, asked)
+    frame = asked.given_frame(asked.image)
     assert frame.shape == (3, *asked.framing.used[::-1])
     shown = to_uint8(asked.framing.finish(frame)[:, None])[0]
     assert shown.shape == (34, 50, 3)
@@ -109,7 +122,7 @@ def test_experts_and_branches_get_the_same_condition(pipeline):
     width, height = asked.framing.used
     assert y.shape == (20, 2, height // 8, width // 8)
     assert y[:4, 0].eq(1).all() and not y[:4, 1].any()
-    clip = condition_clip({0: given_frame(asked.image, asked)}, 5)
+    clip = condition_clip({0: asked.given_frame(asked.image)}, 5)
     torch.testing.assert_close(y[4:], pipeline.vae.encode([clip])[0])
 
 

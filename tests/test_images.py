@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 from wan import images
 from wan.configs import WAN_CONFIGS
-from wan.image2video import given_frame, resize_first_frame, resize_picture, rows_read
+from wan.framing import resize_first_frame, resize_picture, rows_read
 from wan.images import FORMATS, MAX_PIXELS, read_image, upright_rgb
 from wan.media import from_uint8
 from wan.request import Request, picture_bytes
@@ -186,7 +186,7 @@ def test_the_resized_picture_is_the_same_to_the_last_bit(monkeypatch, size, want
 
 def test_a_small_part_of_a_large_picture_is_converted(monkeypatch):
     seen = []
-    monkeypatch.setattr("wan.image2video.from_uint8", lambda pixels: seen.append(pixels.shape) or from_uint8(pixels))
+    monkeypatch.setattr("wan.media.from_uint8", lambda pixels: seen.append(pixels.shape) or from_uint8(pixels))
     resize_picture(Image.new("RGB", (64, 20_000)), 160, 64)
     assert sum(shape[0] for shape in seen) == len(rows_read(20_000, 160)) <= 6 * 160
 
@@ -201,7 +201,7 @@ def test_a_picture_costs_what_is_said(tmp_path):
     base = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     Path("/proc/self/clear_refs").write_text("5")
     request = Request.create(WAN_CONFIGS["i2v-A14B"], image=tmp_path / "a.png")
-    assert given_frame(request.image, request).shape == (3, *request.framing.used[::-1])
+    assert request.given_frame(request.image).shape == (3, *request.framing.used[::-1])
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     assert first and int(peak.split()[1]) * 1024 - base < 1.1 * picture_bytes(request) < 220e6
 

@@ -7,12 +7,12 @@ from PIL import Image
 
 from wan import WanTI2V
 from wan.configs import NANO_CONFIGS
+from wan.framing import cover
 from wan.geometry import padded_seq_len
 from wan.media import to_uint8
 from wan.nano.random import write_random_checkpoint
 from wan.request import Request
 from wan.runtime import Runtime
-from wan.textimage2video import cover, given_frame
 
 CONFIG = NANO_CONFIGS["ti2v-5B"]
 FLOAT32 = Runtime.from_flags(device="cpu", dtype="fp32")
@@ -47,7 +47,7 @@ def calls_of(pipeline, asked):
 
 def test_the_first_latent_frame_is_the_image_after_every_step(pipeline):
     asked = request(image=photo())
-    first = pipeline.vae.encode([given_frame(asked)[:, None]])[0]
+    first = pipeline.vae.encode([asked.given_frame(asked.image)[:, None]])[0]
     seen = []
     pipeline.sample(asked, lambda done, total, latent: seen.append(latent.clone()))
     assert len(seen) == 3
@@ -105,7 +105,7 @@ def test_cover_cuts_the_centre_out_of_the_scaled_image():
 @pytest.mark.parametrize("fit", ["crop", "pad", "exact"])
 def test_the_model_sees_what_is_saved_of_the_image(fit):
     asked = request(image=photo(), fit=fit, size=(90, 70))
-    frame = given_frame(asked)
+    frame = asked.given_frame(asked.image)
     assert frame.shape == (3, *asked.framing.used[::-1])
     assert to_uint8(asked.framing.finish(frame)[:, None]).shape == (1, 70, 90, 3)
 
@@ -132,7 +132,7 @@ def test_generate_saves_the_size_that_the_fit_promises(pipeline, options, size):
 def test_one_frame_is_the_image_itself(pipeline):
     asked = request(image=photo(), frame_num=1)
     latent = pipeline.sample(asked)
-    assert torch.equal(latent, pipeline.vae.encode([given_frame(asked)[:, None]])[0])
+    assert torch.equal(latent, pipeline.vae.encode([asked.given_frame(asked.image)[:, None]])[0])
 
 
 def test_the_two_modes_by_upstreams_names(pipeline):

@@ -1,23 +1,21 @@
-"""From the size that was asked to the size that is generated and the size that is saved, for videos made of images."""
+"""From the size that was asked to the size that is generated and the size that is saved, and images placed in it.
+
+The help names the fits, so torch and numpy are imported where pixels are made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from wan import geometry
 from wan.geometry import Size, Stride, format_size
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
     from torch import Tensor
-
-# area  the aspect ratio of the image in about the area that was asked, by the rule of the task
-# crop  exactly the size that was asked; the image fills it and is cut
-# pad   exactly the size that was asked; the whole image is in it, between black borders
-# exact exactly the size that was asked; the image is stretched to it
-FITS = ("area", "crop", "pad", "exact")
 
 
 @dataclass(frozen=True)
@@ -64,15 +62,11 @@ def closest_aspect(image: Size, area: int, vae_stride: Stride, patch: Stride) ->
     return geometry.best_output_size(*image, *geometry.token_size(vae_stride, patch), area)
 
 
-# The area rule of each kind of model that starts from an image.
-AREA_RULES: dict[str, Callable[[Size, int, Stride, Stride], Size]] = {"i2v": within_area, "ti2v": closest_aspect}
-
-
 def of_area(model_type: str, area: int, image: Size, vae_stride: Stride, patch: Stride) -> Size:
     """The size that a model generates for an image (width, height) in about `area` pixels."""
     steps = geometry.token_size(vae_stride, patch)
     geometry.check_area(area, steps)
-    used = AREA_RULES[model_type](image, area, vae_stride, patch)
+    used = AREA_FITS[model_type].used(image, area, vae_stride, patch)
     try:
         geometry.check_extent(used, steps)
     except ValueError:
@@ -81,18 +75,12 @@ def of_area(model_type: str, area: int, image: Size, vae_stride: Stride, patch: 
 
 
 def of_size(fit: str, asked: Size, image: Size, vae_stride: Stride, patch: Stride) -> Framing:
-    """The framing of the fits that save the size that was asked, whatever the image; odd sides grow by one pixel.
-
-    "pad" generates the aspect ratio of the image, rounded to whole tokens; the others the next size in whole tokens.
-    """
+    """The framing of the fits that save the size that was asked, whatever the image; odd sides grow by one pixel."""
     steps = geometry.token_size(vae_stride, patch)
     geometry.check_extent(asked, steps)
-    saved = _even(asked)
-    if fit == "pad":
-        return Framing(asked, _inscribed(image, asked, steps), saved)
-    used = tuple(-(-side // step) * step for side, step in zip(saved, steps, strict=True))
+    used = SIZE_FITS[fit].used(image, asked, steps)
     geometry.check_extent(used, steps)
-    return Framing(asked, used, saved)
+    return Framing(asked, used, _even(asked))
 
 
 def check_together(framing: Framing, vae_stride: Stride, patch: Stride) -> None:
@@ -106,14 +94,26 @@ def check_together(framing: Framing, vae_stride: Stride, patch: Stride) -> None:
             raise ValueError(f"the sizes do not belong together: {framing}")
 
 
-def place(image: Image, framing: Framing, fit: str) -> Image:
-    """The image at the used size, with what is to be saved of it in the centre, and mirrored in what is cut off."""
+def given_frame(image: Image, framing: Framing, fit: str, model_type: str, shape: Size) -> Tensor:
+    """The pixels [3, H, W] of a frame that is given, about -1 to 1; `shape` is that of the image that decides the size.
+
+    Another image is first cut to that shape, if the video has it.
+    """
+    row = AREA_FITS[model_type] if fit == "area" else SIZE_FITS[fit]
+    return row.place(crop_to_aspect(image, shape) if row.keeps_shape else image, framing)
+
+
+def place(image: Image, framing: Framing, is_cut: bool) -> Image:
+    """The image at the used size, with what is to be saved of it in the centre, and mirrored in what is cut off.
+
+    Cut, its centre fills what is saved; otherwise it is stretched to that.
+    """
     import numpy as np
     from PIL import Image
 
     width, height = framing.content
     scale = max(width / image.width, height / image.height)
-    shown = (width / scale, height / scale) if fit == "crop" else image.size
+    shown = (width / scale, height / scale) if is_cut else image.size
     left, top = (image.width - shown[0]) / 2, (image.height - shown[1]) / 2
     box = left, top, min(left + shown[0], image.width), min(top + shown[1], image.height)
     placed = image.resize((width, height), Image.Resampling.LANCZOS, box)
@@ -131,9 +131,65 @@ def crop_to_aspect(image: Image, like: Size) -> Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def cover(image: Image, size: Size) -> Image:
+    """Scale (Lanczos) until the image covers `size`, to whole pixels, and cut out the centre: as upstream."""
+    from PIL import Image
+
+    width, height = size
+    scale = max(width / image.width, height / image.height)
+    resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    left, top = (resized.width - width) // 2, (resized.height - height) // 2
+    return resized.crop((left, top, left + width, top + height))
+
+
+def resize_first_frame(image: Tensor, height: int, width: int) -> Tensor:
+    """[3, h, w] in [-1, 1] -> [3, height, width]: bicubic, neither antialiased nor clamped, as the model was trained.
+
+    Values overshoot [-1, 1]. Large photos alias; the fits that save an exact size are antialiased.
+    """
+    from torch.nn.functional import interpolate
+
+    return interpolate(image[None], size=(height, width), mode="bicubic", align_corners=False)[0]
+
+
+def resize_picture(image: Image, height: int, width: int) -> Tensor:
+    """`resize_first_frame` of an RGB image, equal to the last bit, without a float32 copy of it, which takes gigabytes.
+
+    Of the rows that are read the columns become `width`, a band at a time; then the rows become `height`. That is the
+    same sum, because the weights of an axis that keeps its length are 0, 1, 0 and 0.
+    """
+    import numpy as np
+    import torch
+
+    from wan.images import bands
+    from wan.media import from_uint8
+
+    read = rows_read(image.height, height)
+    rows = torch.zeros(3, image.height, width)
+    for top, band in bands(image):
+        wanted = read[(read >= top) & (read < top + band.height)]
+        if len(wanted):
+            pixels = from_uint8(torch.from_numpy(np.asarray(band)[wanted - top]))
+            rows[:, wanted] = resize_first_frame(pixels, len(wanted), width)
+    return resize_first_frame(rows, height, width)
+
+
+def rows_read(length: int, wanted: int) -> np.ndarray:
+    """Rows of `length` that bicubic scaling to `wanted` rows reads: four for each, and one on either side in case."""
+    import numpy as np
+
+    center = np.floor((np.arange(wanted) + 0.5) * length / wanted - 0.5).astype(int)
+    return np.unique((center[:, None] + np.arange(-2, 4)).clip(0, length - 1))
+
+
 def _even(size: Size) -> Size:
     """A size that H.264 has as every player knows it."""
     return size[0] + size[0] % 2, size[1] + size[1] % 2
+
+
+def _covering(image: Size, asked: Size, steps: Size) -> Size:
+    """The next size in whole tokens."""
+    return tuple(-(-side // step) * step for side, step in zip(_even(asked), steps, strict=True))
 
 
 def _inscribed(image: Size, within: Size, steps: Size) -> Size:
@@ -150,3 +206,37 @@ def _margins(outer: Size, inner: Size) -> tuple[int, int, int, int]:
     """(left, right, top, bottom) around the centre; what cannot be halved is at the right and at the bottom."""
     wide, high = outer[0] - inner[0], outer[1] - inner[1]
     return wide // 2, wide - wide // 2, high // 2, high - high // 2
+
+
+def _pixels(image: Image) -> Tensor:
+    import numpy as np
+    import torch
+
+    from wan.media import from_uint8
+
+    return from_uint8(torch.from_numpy(np.array(image)))
+
+
+class Fit(NamedTuple):
+    """How an image meets the size that was asked: the rule of the size that is generated, and the image placed in it.
+
+    With `keeps_shape` the video has the aspect ratio of the image.
+    """
+
+    used: Callable[..., Size]
+    place: Callable[[Image, Framing], Tensor]
+    keeps_shape: bool
+
+
+# "area", for each kind of model: the aspect ratio of the image in about the area that was asked.
+AREA_FITS = {
+    "i2v": Fit(within_area, lambda image, framing: resize_picture(image, *reversed(framing.used)), True),
+    "ti2v": Fit(closest_aspect, lambda image, framing: _pixels(cover(image, framing.used)), True),
+}
+# Exactly the size that was asked: the image fills it and is cut, or is whole between black borders, or is stretched.
+SIZE_FITS = {
+    "crop": Fit(_covering, lambda image, framing: _pixels(place(image, framing, is_cut=True)), False),
+    "pad": Fit(_inscribed, lambda image, framing: _pixels(place(image, framing, is_cut=False)), True),
+    "exact": Fit(_covering, lambda image, framing: _pixels(place(image, framing, is_cut=False)), False),
+}
+FITS = ("area", *SIZE_FITS)

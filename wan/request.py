@@ -7,6 +7,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from wan import framing, geometry, images, media
 from wan.choices import DTYPES, NOISE_DEVICES, SOLVERS
 from wan.configs import TaskConfig, get_config
@@ -139,6 +141,11 @@ class Request:
     def shape_image(self) -> Picture | None:
         """The image whose shape decides the size of the video: the first frame, or the last when that is missing."""
         return self.image or self.last_image
+
+    def given_frame(self, picture: Picture) -> Tensor:
+        """The pixels [3, H, W] of a picture of this request, as a frame of the video."""
+        model_type = get_config(self.task).model_type
+        return framing.given_frame(picture.pixels, self.framing, self.fit, model_type, self.shape_image.size)
 
     @classmethod
     def create(

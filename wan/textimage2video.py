@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from wan import geometry
-from wan.framing import place
 from wan.geometry import Size
-from wan.media import from_uint8
 from wan.pipeline import Condition, OnStep, WanPipeline
 from wan.request import Request
 from wan.sampling import keep_first_frame
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 class WanTI2V(WanPipeline):
@@ -95,7 +88,7 @@ class WanTI2V(WanPipeline):
         """With an image: its latent is the first frame throughout, and the tokens of that frame are at timestep 0."""
         if request.image is None:
             return Condition()
-        latent = self.vae.encode([given_frame(request)[:, None]])[0]
+        latent = self.vae.encode([request.given_frame(request.image)[:, None]])[0]
         shape = self.latent_shape(request)
         mask = geometry.first_frame_mask(shape).to(latent)
         seq_len = geometry.padded_seq_len(shape, self.config.patch_size)
@@ -103,21 +96,3 @@ class WanTI2V(WanPipeline):
             keep=keep_first_frame(latent, mask),
             timesteps=lambda t: geometry.token_timesteps(mask, t, seq_len, self.config.patch_size),
         )
-
-
-def given_frame(request: Request) -> Tensor:
-    """The pixels [3, H, W] of the first frame."""
-    pixels, used = request.image.pixels, request.framing.used
-    placed = cover(pixels, used) if request.fit == "area" else place(pixels, request.framing, request.fit)
-    return from_uint8(torch.from_numpy(np.array(placed)))
-
-
-def cover(image: Image, size: Size) -> Image:
-    """Scale (Lanczos) until the image covers `size`, to whole pixels, and cut out the centre: as upstream."""
-    from PIL import Image
-
-    width, height = size
-    scale = max(width / image.width, height / image.height)
-    resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    left, top = (resized.width - width) // 2, (resized.height - height) // 2
-    return resized.crop((left, top, left + width, top + height))

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from tests.parity import assert_equal, assert_near, numbered, under
 from wan import framing, geometry, sampling
+from wan.conditioning import condition_clip, condition_mask
 from wan.configs import WAN_CONFIGS
 from wan.distributed.replica import Replica
-from wan.image2video import WanI2V, condition_clip, condition_mask, resize_first_frame
+from wan.framing import cover, resize_first_frame
+from wan.image2video import WanI2V
 from wan.media import from_uint8, to_uint8
 from wan.memory import Weights
 from wan.modules.layers import sinusoidal_embedding_1d
@@ -25,7 +27,7 @@ from wan.pipeline import WanPipeline
 from wan.request import Request
 from wan.runtime import Offload, Runtime
 from wan.text2video import WanT2V
-from wan.textimage2video import WanTI2V, cover
+from wan.textimage2video import WanTI2V
 from wan.utils.prompt_extend import cloud_image_size, qwen_vl_size
 
 Tensors = dict[str, Tensor]

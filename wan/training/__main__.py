@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wan.checkpoint.layout import part
+from wan.conditioning import condition
 from wan.configs import get_config
 from wan.configs.shared_config import TaskConfig
 from wan.modules.vae_wrapper import VideoVAE
@@ -135,7 +136,7 @@ def encode_videos(data: DataConfig, vae: VideoVAE, folder: Path, with_first_fram
         captions = read_captions(path.with_suffix(".txt"))
         with torch.no_grad():
             clip = load_clip(path, data).to(vae.device)
-            conditions = [first_frame_condition(vae, clip)] if with_first_frame else []
+            conditions = [condition(vae.encode, {0: clip[:, 0]}, data.frame_num)] if with_first_frame else []
             writer.add(vae.encode([clip])[0], captions or [""], conditions)
         log.info("encoded %s (%d/%d)", path.name, i + 1, len(paths))
     writer.close()
@@ -163,15 +164,6 @@ def read_captions(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8, perhaps GBK or Latin-1; convert it") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def first_frame_condition(vae: VideoVAE, clip: Tensor) -> Tensor:
-    """y [4 + z, T, h, w] of image-to-video for the first frame of a clip [3, F, H, W]."""
-    from wan.image2video import condition_clip, condition_mask
-
-    frame_num = clip.shape[1]
-    latent = vae.encode([condition_clip({0: clip[:, 0]}, frame_num)])[0]
-    return torch.cat([condition_mask([0], frame_num, latent.shape[1:]).to(latent), latent])
 
 
 def load_clip(path: Path, data: DataConfig) -> Tensor:

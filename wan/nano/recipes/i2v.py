@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from wan.image2video import condition_clip, condition_mask
+from wan.conditioning import condition_clip, condition_mask
 from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.vae2_1 import Wan2_1_VAE
 from wan.nano import worlds
