@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from wan.modules import vae_kernels
 from wan.modules.vae import VAEConfig
-from wan.modules.vae2_1 import CausalVAE2_1
+from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
 from wan.modules.vae2_2 import CausalVAE2_2, VAE2_2Config
-from wan.modules.vae_kernels import causal_conv3d, upsample_conv2d
+from wan.modules.vae_kernels import causal_conv3d, install, upsample_conv2d
 
 
 @pytest.fixture(autouse=True)
@@ -64,23 +64,68 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("build", MODELS, ids=["2.1", "2.2"])
-def test_whole_model_equals_the_path_with_gradients(build):
+def built(build):
     model = build()
     model.init_weights(torch.Generator().manual_seed(0))
-    model.eval()
+    return model.eval()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of the kernels that run, in order."""
+    names = []
+    for kernel in (causal_conv3d, upsample_conv2d):
+
+        def counted(*args, kernel=kernel, **options):
+            names.append(kernel.__name__)
+            return kernel(*args, **options)
+
+        monkeypatch.setattr(vae_kernels, kernel.__name__, counted)
+    return names
+
+
+@pytest.mark.parametrize("build", MODELS, ids=["2.1", "2.2"])
+def test_a_whole_model_gives_what_its_plain_blocks_give(build, calls):
+    model = built(build)
     z, video = torch.randn(2, 64, 6, 5, 3), torch.randn(2, 3, 9, 12, 8)
-    with torch.enable_grad():
-        decoded, mean = model.decode(z), model.encode(video)
+    decoded, mean, names = model.decode(z), model.encode(video), list(model.state_dict())
+    assert calls == []
+    install(model)
     for chunk in (None, 1, 4):
-        torch.testing.assert_close(model.decode(z, chunk), decoded.detach(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(model.encode(video, 4), mean.detach(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(model.decode(z, 4, tile=3), decoded.detach(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model.decode(z, chunk), decoded, atol=1e-4, rtol=1e-4)
+    assert set(calls) == {"causal_conv3d", "upsample_conv2d"}
+    torch.testing.assert_close(model.encode(video, 4), mean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.decode(z, 4, tile=3), decoded, atol=1e-4, rtol=1e-4)
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("build", MODELS, ids=["2.1", "2.2"])
+def test_a_model_with_kernels_still_trains_as_the_plain_one(build, calls):
+    model, plain = built(build), built(build)
+    install(model)
+    z, video = torch.randn(1, 64, 2, 4, 4), torch.randn(1, 3, 5, 8, 8)
+    with torch.enable_grad():
+        for network in (model.train(), plain.train()):
+            (network.decode(z).square().mean() + network.encode(video).square().mean()).backward()
+    assert calls == []
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_a_wrapper_has_them_on_a_cpu_however_it_is_made(tmp_path, calls):
+    model = CausalVAE2_1(VAEConfig(64, 16, (1, 1, 1, 1), 1))
+    torch.save(model.state_dict(), tmp_path / "vae.pth")
+    latent = torch.randn(16, 1, 2, 2)
+    for vae in (Wan2_1_VAE(model=model), Wan2_1_VAE(vae_pth=tmp_path / "vae.pth")):
+        vae.decode([latent])
+        assert set(calls) == {"causal_conv3d", "upsample_conv2d"}
+        calls.clear()
 
 
 @pytest.mark.parametrize("build", MODELS, ids=["2.1", "2.2"])
 def test_input_is_never_changed(build):
     model = build().eval()
+    install(model)
     z, video = torch.randn(1, 64, 3, 4, 4), torch.randn(1, 3, 5, 8, 8)
     copies = z.clone(), video.clone()
     model.decode(z, 4)

@@ -7,19 +7,15 @@ the two input frames before the chunk, and zeros before the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan.modules import vae_kernels
-from wan.modules.vae_kernels import NORM_FLOOR
-
 HISTORY = 2  # frames a temporal kernel of 3 looks back
-QUERIES_AT_ONCE = (
-    4096  # where no fused kernel exists, attention in the middle block needs memory for these, not for all
-)
+NORM_FLOOR = 1e-12
+QUERIES_AT_ONCE = 4096  # without a fused kernel, attention takes memory for these and not for all
 
 
 class FrameCache:
@@ -48,34 +44,9 @@ def with_history(x: Tensor, module: nn.Module, cache: FrameCache | None) -> Tens
 class CausalConv3d(nn.Conv3d):
     """3-D convolution that sees no future frame: twice the time padding in front, none behind; zeros."""
 
-    def forward(
-        self,
-        x: Tensor,
-        cache: FrameCache | None = None,
-        *,
-        before: Sequence[nn.Module] = (),
-        residual: Tensor | None = None,
-        overwrite: bool = False,
-    ) -> Tensor:
-        """[B, C, T, H, W] -> [B, C', T, H', W']; a kernel without time padding has no history and no state.
-
-        `before` is applied to x first: nothing, or RMS_norm, SiLU and possibly dropout. `residual` is added to the
-        result. With `overwrite` the caller gives up x, whose memory may then hold the result.
-        """
-        fused = self.kernel_size == (3, 3, 3) and vae_kernels.suits(x, self.weight)
-        if fused and not (self.training and before):
-            gain = before[0].gain().flatten() if before else None
-            history = None if cache is None else cache.get(self)
-            y, history = vae_kernels.causal_conv3d(
-                x, history, self.weight, self.bias, gain=gain, residual=residual, overwrite=overwrite
-            )
-            if cache is not None:
-                cache.put(self, history)
-            return y
-        for layer in before:
-            x = layer(x)
-        y = self._conv_with_history(x, cache) if self.padding[0] else self._conv(x, self.weight)
-        return y if residual is None else y + residual
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        """[B, C, T, H, W] -> [B, C', T, H', W']; a kernel without time padding has no history and no state."""
+        return self._conv_with_history(x, cache) if self.padding[0] else self._conv(x, self.weight)
 
     def _conv_with_history(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         first = cache is None or cache.get(self) is None
@@ -104,11 +75,7 @@ class RMS_norm(nn.Module):
         # The norm is taken in float32 also under autocast. This order costs half of what F.normalize does in training.
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
         inverse = norm.clamp_min(NORM_FLOOR).reciprocal()
-        return x * inverse.to(x.dtype) * self.gain().to(x.dtype)
-
-    def gain(self) -> Tensor:
-        """What the vector of unit length is multiplied with."""
-        return self.gamma * self.scale
+        return x * inverse.to(x.dtype) * (self.gamma * self.scale).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -129,8 +96,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
         norm1, silu1, conv1, norm2, silu2, dropout, conv2 = self.residual
-        y = conv1(x, cache, before=(norm1, silu1))
-        return conv2(y, cache, before=(norm2, silu2, dropout), residual=self.shortcut(x), overwrite=True)
+        y = conv1(silu1(norm1(x)), cache)
+        y = conv2(dropout(silu2(norm2(y))), cache)
+        return self.shortcut(x) + y
 
 
 class OutputHead(nn.Sequential):
@@ -141,7 +109,7 @@ class OutputHead(nn.Sequential):
 
     def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
         norm, silu, conv = self
-        return conv(x, cache, before=(norm, silu))
+        return conv(silu(norm(x)), cache)
 
 
 class AttentionBlock(nn.Module):
@@ -191,15 +159,9 @@ class Resample(nn.Module):
         if self.mode == "upsample3d":
             x = self._double_frames(x, cache)
         b, _, t, _, _ = x.shape
-        frames = self._resample_frames(x.transpose(1, 2).flatten(0, 1))
+        frames = self.resample(x.transpose(1, 2).flatten(0, 1))
         x = frames.unflatten(0, (b, t)).transpose(1, 2)
         return self._halve_frames(x, cache) if self.mode == "downsample3d" else x
-
-    def _resample_frames(self, frames: Tensor) -> Tensor:
-        conv = self.resample[1]
-        if self.mode.startswith("upsample") and vae_kernels.suits(frames, conv.weight):
-            return vae_kernels.upsample_conv2d(frames, conv.weight, conv.bias)
-        return self.resample(frames)
 
     def _double_frames(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         """1 + m first frames -> 1 + 2m, m later frames -> 2m."""

@@ -17,16 +17,76 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from wan.modules.vae_blocks import NORM_FLOOR, CausalConv3d, FrameCache, OutputHead, Resample, ResidualBlock, RMS_norm
 
 MIN_CHANNELS = 64  # below, the transforms cost more than they save
 MIN_POSITIONS = 512  # below, the transformed kernels do
 BAND_BYTES = 3 << 20  # of one frame's rows
-NORM_FLOOR = 1e-12
+
+
+def install(network: nn.Module) -> None:
+    """Let the blocks of a VAE use the kernels below where these are faster. Parameters and their names stay."""
+    for module in network.modules():
+        if isinstance(module, Resample) and module.mode.startswith("upsample"):
+            module.resample.__class__ = FusedUpsample
+        elif isinstance(module, CausalConv3d) and module.kernel_size == (3, 3, 3):
+            module.__class__ = FusedConv3d
+        elif isinstance(module, ResidualBlock | OutputHead):
+            module.__class__ = FusedBlock if isinstance(module, ResidualBlock) else FusedHead
+
+
+class FusedConv3d(CausalConv3d):
+    def forward(
+        self,
+        x: Tensor,
+        cache: FrameCache | None = None,
+        *,
+        norm: RMS_norm | None = None,
+        residual: Tensor | None = None,
+        overwrite: bool = False,
+    ) -> Tensor:
+        """The convolution of x, or with `norm` of SiLU(norm(x)), plus `residual`.
+
+        With `overwrite` the caller gives up x, whose memory may then hold the result.
+        """
+        if not suits(x, self.weight):
+            y = super().forward(x if norm is None else F.silu(norm(x)), cache)
+            return y if residual is None else residual + y
+        history = None if cache is None else cache.get(self)
+        gain = None if norm is None else (norm.gamma * norm.scale).flatten()
+        y, history = causal_conv3d(
+            x, history, self.weight, self.bias, gain=gain, residual=residual, overwrite=overwrite
+        )
+        if cache is not None:
+            cache.put(self, history)
+        return y
+
+
+class FusedBlock(ResidualBlock):
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        if self.training:
+            return super().forward(x, cache)
+        norm1, _, conv1, norm2, _, _, conv2 = self.residual
+        y = conv1(x, cache, norm=norm1)
+        return conv2(y, cache, norm=norm2, residual=self.shortcut(x), overwrite=True)
+
+
+class FusedHead(OutputHead):
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        return self[2](x, cache, norm=self[0])
+
+
+class FusedUpsample(nn.Sequential):
+    def forward(self, frames: Tensor) -> Tensor:
+        if not suits(frames, self[1].weight):
+            return super().forward(frames)
+        return upsample_conv2d(frames, self[1].weight, self[1].bias)
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels of this file are meant for a convolution of `x` [B, C, ..., H, W] with `weight`."""
+    """Tell whether the kernels are meant for a convolution of `x` [B, C, ..., H, W]: inference on a CPU in float32."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

@@ -14,6 +14,7 @@ from wan.checkpoint.loading import load_module
 from wan.checkpoint.source import TensorSource, open_source
 from wan.finite import require_finite
 from wan.modules.vae import LATENTS_AT_ONCE, PIXEL_CHANNELS, CausalVAE, VAEConfig
+from wan.modules.vae_kernels import install
 
 
 class VideoVAE:
@@ -53,6 +54,8 @@ class VideoVAE:
         self.model = load_vae(self.network, vae_pth, dtype, device) if model is None else model.to(self.device, dtype)
         if self.model.z_dim != channels:
             raise ValueError(f"the VAE has {self.model.z_dim} latent channels, the published statistics {channels}")
+        if self.device.type == "cpu":
+            install(self.model)
         self.tiling = tiling
         self.mean = torch.tensor(self.latent_mean, device=self.device).view(-1, 1, 1, 1)
         # Upstream multiplies and divides by the rounded reciprocal; dividing by the std itself differs by 5e-6.
