@@ -16,18 +16,20 @@ from tqdm import tqdm
 from wan import cli, jobs, media, output, planning
 from wan import progress as progress_of
 from wan.arguments import build_parser, str2bool
+from wan.clips import ClipSampled, FramesDecoded, SampledClip, StepDone
 from wan.configs import NANO_CONFIGS, get_config
 from wan.distributed.replica import Replica
 from wan.framing import Framing
 from wan.memory import PhaseStats
 from wan.nano.random import write_random_checkpoint
 from wan.request import Request
+from wan.text2video import WanT2V
 
 ROOT = Path(__file__).parents[1]
 NANO = ["--prompt", "a red circle", "--device", "cpu", "--progress", "none"]
 
 
-class StubT2V:
+class StubT2V(WanT2V):
     """A pipeline without weights: the latent is a constant, the video grey. `fail` names the phase that breaks."""
 
     fail: tuple[str, BaseException] | None = None
@@ -36,6 +38,16 @@ class StubT2V:
     def __init__(self, config, checkpoint_dir, runtime):
         self.phases = {"encode": PhaseStats(0.1, 2**30)}
         self.replica = Replica(runtime.parallel, runtime.device)
+
+    def run(self, request, kept=()):
+        kept = list(kept)
+        if not kept:
+            steps = []
+            kept = [SampledClip(self.sample(request, lambda *step: steps.append(StepDone(0, 1, *step))))]
+            yield from steps
+            yield ClipSampled(0, 1, kept[0])
+        for frames in self.decode(kept[0].latent, request.framing):
+            yield FramesDecoded(0, 1, frames)
 
     def sample(self, request, on_step):
         for done in range(1, request.steps + 1):
@@ -511,7 +523,7 @@ def lines_of(progress, monkeypatch, caplog, ticks, total):
     caplog.clear()
     with progress_of.reporter(progress) as on_step:
         for done in range(1, total + 1):
-            on_step(done, total, torch.zeros(1))
+            on_step(StepDone(0, 1, done, total, torch.zeros(1)))
     return [record.getMessage() for record in caplog.records if "step" in record.getMessage()]
 
 
@@ -546,7 +558,7 @@ def test_the_bar_counts_every_step_and_reckons_from_the_second(monkeypatch, caps
     monkeypatch.setattr("tqdm.tqdm", Bar)
     with progress_of.reporter("bar") as on_step:
         for done in (1, 2, 3):
-            on_step(done, 3, torch.zeros(1))
+            on_step(StepDone(0, 1, done, 3, torch.zeros(1)))
     assert Bar.seen == [(1, 3, 1), (2, 3, 1), (3, 3, 1)]
     assert "denoising" in capsys.readouterr().err
 
@@ -585,7 +597,7 @@ def test_a_latent_that_cannot_be_kept_does_not_end_the_run(stub, monkeypatch, ca
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(output, "save_latent", full)
+    monkeypatch.setattr(output, "save_clip", full)
     assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.DONE
     assert "the latent could not be kept (No space left on device)" in caplog.text
     assert files() == ["a.mp4"]

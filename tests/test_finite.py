@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.runs import sample
 from tests.test_cli import NANO, files
 from tests.test_pipeline import FLOAT32, folder, pipeline, request  # noqa: F401 - fixtures
 from wan import cli, output, planning
@@ -35,25 +36,25 @@ def test_the_answer_is_read_one_step_later():
 def test_a_broken_expert_ends_the_run_with_the_step(pipeline, value, expert, boundary, stage):  # noqa: F811
     pipeline.weights.get(expert).head.head.bias.fill_(value)
     with pytest.raises(FloatingPointError, match=f"denoising {stage} gave values that are not finite"):
-        pipeline.sample(request(boundary=boundary))
+        sample(pipeline, request(boundary=boundary))
 
 
 def test_the_last_step_counts_too(pipeline):  # noqa: F811
     pipeline.weights.get("low_noise_model").head.head.bias.fill_(NAN)
     with pytest.raises(FloatingPointError, match="denoising step 1 of 1"):
-        pipeline.sample(request(steps=1, boundary=1.0))
+        sample(pipeline, request(steps=1, boundary=1.0))
 
 
 def test_a_guidance_that_overflows(pipeline):  # noqa: F811
     with pytest.raises(FloatingPointError, match="the guidance too high"):
-        pipeline.sample(request(guidance=1e38))
+        sample(pipeline, request(guidance=1e38))
 
 
 def test_a_broken_text_encoder_is_named(pipeline, monkeypatch):  # noqa: F811
     usual = T5Encoder.forward
     monkeypatch.setattr(T5Encoder, "forward", lambda *args: usual(*args) * NAN)
     with pytest.raises(FloatingPointError, match="the text encoder gave values"):
-        pipeline.sample(request())
+        sample(pipeline, request())
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
@@ -113,5 +114,5 @@ def test_a_latent_stays_when_only_decoding_is_bad(nano, monkeypatch, capsys, cap
         patch.setattr(VideoVAE, "_next", broken)
         assert cli.main([*NANO, "--frame_num", "5", "--sample_steps", "2", "--save_file", "a.mp4"]) == cli.FAILED
     assert "decoding gave values" in capsys.readouterr().err and files() == ["a.latent.safetensors"]
-    assert bool(output.load_latent(Path("a.latent.safetensors"))[0].isfinite().all())
+    assert bool(output.load_clip(Path("a.latent.safetensors")).latent.isfinite().all())
     assert cli.main(["--resume", "a.latent.safetensors", "--device", "cpu"]) == cli.DONE and files() == ["a.mp4"]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.runs import sample
 from wan import WanI2V
 from wan.conditioning import condition_clip, condition_mask
 from wan.configs import NANO_CONFIGS, WAN_CONFIGS, nano_checkpoint
@@ -113,7 +114,7 @@ def test_experts_and_branches_get_the_same_condition(pipeline):
         for name in CONFIG.experts
     ]
     asked = request(steps=3, boundary=0.875)
-    pipeline.sample(asked)
+    sample(pipeline, asked)
     for handle in handles:
         handle.remove()
     assert [name for name, _ in seen] == ["high_noise_model"] * 2 + ["low_noise_model"] * 4
@@ -128,7 +129,7 @@ def test_experts_and_branches_get_the_same_condition(pipeline):
 
 def test_every_image_makes_a_difference(pipeline):
     latents = [
-        pipeline.sample(request(**changes))
+        sample(pipeline, request(**changes))
         for changes in (
             {},
             {"image": photo(1)},
@@ -138,7 +139,7 @@ def test_every_image_makes_a_difference(pipeline):
         )
     ]
     assert len({tuple(latent.flatten()[:8].tolist()) for latent in latents}) == len(latents)
-    assert torch.equal(pipeline.sample(request()), latents[0])
+    assert torch.equal(sample(pipeline, request()), latents[0])
 
 
 # ---------------------------------------------------------------- the public class

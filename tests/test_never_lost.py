@@ -15,6 +15,7 @@ import torch
 
 from tests.test_cli import NANO, checkpoint, files, planned, stub, workplace  # noqa: F401 - fixtures
 from wan import cli, media, output
+from wan.clips import SampledClip
 from wan.nano.random import write_random_checkpoint
 from wan.request import Picture
 
@@ -110,7 +111,7 @@ def test_a_latent_does_not_depend_on_its_metadata(stub, capsys):  # noqa: F811
     job = replace(job, request=replace(job.request, image=picture))
     stub.fail = BROKEN
     assert cli.run(job) == cli.FAILED
-    stored = json.loads(output.load_latent(Path("a.latent.safetensors"))[1])
+    stored = json.loads(output.stored_request(Path("a.latent.safetensors")))
     assert (stored["image"]["path"], stored["prompt"]) == (picture.path, job.request.prompt)
     stub.fail = None
     assert cli.run(job) == cli.DONE
@@ -242,15 +243,15 @@ def test_a_folder_that_vanishes_while_decoding(stub, monkeypatch, capsys, tempor
 
 def test_a_latent_that_could_not_be_kept_is_written_when_decoding_fails(stub, monkeypatch, capsys, caplog):  # noqa: F811
     """The disk was full, and the unfinished video is gone by then."""
-    usual, calls = output.keep_latent, []
+    usual, calls = output.keep_clips, []
 
-    def keep_latent(*arguments):
+    def keep_clips(*arguments):
         calls.append(arguments)
         if len(calls) == 1:
             raise OSError(28, "No space left on device")
         return usual(*arguments)
 
-    monkeypatch.setattr(output, "keep_latent", keep_latent)
+    monkeypatch.setattr(output, "keep_clips", keep_clips)
     fail_and_resume(stub, capsys, "--save_file", "a.mp4")
     assert "the latent could not be kept" in caplog.text and files() == ["a.mp4"]
 
@@ -395,7 +396,7 @@ def test_a_latent_stays_when_the_file_is_cut_short(stub, monkeypatch, capsys):  
 )
 def test_a_latent_that_cannot_be_its_requests_is_refused_and_kept(stub, capsys, latent, text):  # noqa: F811
     request = planned("--base_seed", "1").request.to_json(checkpoint="nano")
-    output.save_latent(latent, Path("a.latent.safetensors"), request)
+    output.save_clip(SampledClip(latent), Path("a.latent.safetensors"), request)
     assert cli.main(["--resume", "a.latent.safetensors", "--device", "cpu"]) == cli.WRONG
     assert text in capsys.readouterr().err and files() == ["a.latent.safetensors"]
 
@@ -458,13 +459,13 @@ def test_every_request_to_end_says_how_to_go_on(stub, monkeypatch, capsys, numbe
 
 
 def test_a_request_while_the_latent_is_written_waits(stub, monkeypatch, capsys):  # noqa: F811
-    usual = output.save_latent
+    usual = output.save_clip
 
-    def save_latent(*arguments):
+    def save_clip(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return usual(*arguments)
 
-    monkeypatch.setattr(output, "save_latent", save_latent)
+    monkeypatch.setattr(output, "save_clip", save_clip)
     assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.INTERRUPTED
     assert "interrupted; the sampled video is not lost; finish it with: " in capsys.readouterr().err and files() == [
         "a.latent.safetensors"

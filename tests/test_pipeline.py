@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.runs import sample
 from wan import WanI2V, WanT2V, WanTI2V
 from wan.configs import NANO_CONFIGS, WAN_CONFIGS
 from wan.nano.random import write_random_checkpoint
@@ -58,7 +59,7 @@ UPSTREAM = [  # a call with what has no default, and what upstream's library the
 
 @pytest.mark.parametrize("pipeline, method, inputs, expected", UPSTREAM, ids=lambda value: getattr(value, "task", None))
 def test_what_a_call_leaves_out_is_as_upstream(monkeypatch, pipeline, method, inputs, expected):
-    monkeypatch.setattr(pipeline, "run", lambda self, request, **how: (request, how))
+    monkeypatch.setattr(pipeline, "video", lambda self, request, **how: (request, how))
     ours = pipeline.__new__(pipeline)
     ours.config = WAN_CONFIGS[pipeline.task]
     requests = [getattr(ours, method)("a fox", *inputs) for _ in range(2)]
@@ -98,25 +99,25 @@ def test_what_a_constructor_leaves_out_is_as_upstream():
 
 
 def test_the_same_seed_gives_the_same_frames_and_another_does_not(folder, pipeline):
-    first = pipeline.sample(request())
-    assert torch.equal(WanT2V(CONFIG, folder, runtime=FLOAT32).sample(request()), first)
-    assert not torch.equal(pipeline.sample(request(seed=2)), first)
+    first = sample(pipeline, request())
+    assert torch.equal(sample(WanT2V(CONFIG, folder, runtime=FLOAT32), request()), first)
+    assert not torch.equal(sample(pipeline, request(seed=2)), first)
 
 
 def test_the_prompt_reaches_the_model(pipeline):
-    assert not torch.equal(pipeline.sample(request()), pipeline.sample(request(prompt="a blue square moves up")))
+    assert not torch.equal(sample(pipeline, request()), sample(pipeline, request(prompt="a blue square moves up")))
 
 
 def test_every_step_is_reported_and_may_stop_the_run(pipeline):
     seen = []
-    pipeline.sample(request(), lambda done, total, latent: seen.append((done, total, tuple(latent.shape))))
+    sample(pipeline, request(), lambda done, total, latent: seen.append((done, total, tuple(latent.shape))))
     assert seen == [(i, 3, (16, 2, 4, 4)) for i in (1, 2, 3)]
 
     def stop(done, total, latent):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipeline.sample(request(), stop)
+        sample(pipeline, request(), stop)
 
 
 def count_forwards(pipeline):
@@ -129,33 +130,33 @@ def count_forwards(pipeline):
 
 def test_the_boundary_divides_the_steps_between_the_experts(pipeline):
     counts = count_forwards(pipeline)
-    pipeline.sample(request(boundary=0.0))
+    sample(pipeline, request(boundary=0.0))
     assert counts == {"high_noise_model": 6}
     counts.clear()
-    pipeline.sample(request(boundary=1.0))
+    sample(pipeline, request(boundary=1.0))
     assert counts == {"low_noise_model": 6}
     counts.clear()
-    pipeline.sample(request(boundary=0.875))
+    sample(pipeline, request(boundary=0.875))
     assert counts == {"high_noise_model": 2, "low_noise_model": 4}
 
 
 def test_guidance_one_costs_one_forward_and_reads_no_negative_prompt(pipeline):
     counts = count_forwards(pipeline)
-    latent = pipeline.sample(request(guidance=1.0, boundary=0.0))
+    latent = sample(pipeline, request(guidance=1.0, boundary=0.0))
     assert counts == {"high_noise_model": 3}
-    assert torch.equal(pipeline.sample(request(guidance=1.0, boundary=0.0, negative_prompt="blue")), latent)
-    assert not torch.equal(pipeline.sample(request(guidance=2.0, boundary=0.0)), latent)
+    assert torch.equal(sample(pipeline, request(guidance=1.0, boundary=0.0, negative_prompt="blue")), latent)
+    assert not torch.equal(sample(pipeline, request(guidance=2.0, boundary=0.0)), latent)
 
 
 def test_guidance_belongs_to_its_expert(pipeline):
-    both = pipeline.sample(request(guidance=(1.0, 4.0), boundary=0.0))
-    assert torch.equal(pipeline.sample(request(guidance=(9.0, 4.0), boundary=0.0)), both)
-    assert not torch.equal(pipeline.sample(request(guidance=(1.0, 9.0), boundary=0.0)), both)
+    both = sample(pipeline, request(guidance=(1.0, 4.0), boundary=0.0))
+    assert torch.equal(sample(pipeline, request(guidance=(9.0, 4.0), boundary=0.0)), both)
+    assert not torch.equal(sample(pipeline, request(guidance=(1.0, 9.0), boundary=0.0)), both)
 
 
 def test_experts_load_when_they_are_first_needed(pipeline):
     assert not pipeline.weights._modules
-    pipeline.sample(request(boundary=0.0))
+    sample(pipeline, request(boundary=0.0))
     assert "high_noise_model" in pipeline.weights._modules
     assert "low_noise_model" not in pipeline.weights._modules
 
@@ -164,29 +165,29 @@ def test_experts_load_when_they_are_first_needed(pipeline):
 def test_the_second_expert_is_fetched_ahead_when_it_will_work(pipeline, monkeypatch, boundary, fetched):
     names = []
     monkeypatch.setattr(pipeline.weights, "prefetch", names.append)
-    pipeline.sample(request(boundary=boundary))
+    sample(pipeline, request(boundary=boundary))
     assert names == fetched
 
 
 def test_a_model_loaded_by_another_thread_is_the_same(pipeline):
     with ThreadPoolExecutor(1) as pool:
         loaded = pool.submit(pipeline._load_expert, "low_noise_model")
-        pipeline.sample(request(boundary=0.0))
+        sample(pipeline, request(boundary=0.0))
     expected = pipeline.weights.get("low_noise_model").state_dict()
     for name, tensor in loaded.result().state_dict().items():
         assert torch.equal(tensor, expected[name])
 
 
 def test_bfloat16_stays_close_to_float32(folder, pipeline):
-    exact = pipeline.sample(request())
-    half = WanT2V(CONFIG, folder, runtime=Runtime.from_flags(device="cpu")).sample(request())
+    exact = sample(pipeline, request())
+    half = sample(WanT2V(CONFIG, folder, runtime=Runtime.from_flags(device="cpu")), request())
     rounded = WanT2V(CONFIG, folder, runtime=Runtime.from_flags(device="cpu", convert_model_dtype=True))
-    for latent in (half, rounded.sample(request())):
+    for latent in (half, sample(rounded, request())):
         assert (latent - exact).square().mean().sqrt() < 0.03 * exact.std()
 
 
 def test_streamed_chunks_are_the_video(pipeline):
-    latent = pipeline.sample(request(frame_num=9))
+    latent = sample(pipeline, request(frame_num=9))
     chunks = list(pipeline.decode(latent))
     assert len(chunks) > 1
     whole = pipeline.vae.decode([latent])[0]
@@ -194,7 +195,7 @@ def test_streamed_chunks_are_the_video(pipeline):
 
 
 def test_tiles_change_the_memory_and_not_the_video(folder, pipeline):
-    latent = pipeline.sample(request(size=(128, 128)))
+    latent = sample(pipeline, request(size=(128, 128)))
     whole = torch.cat(list(pipeline.decode(latent)), dim=1)
     tiled = WanT2V(pipeline.config, folder, runtime=replace(pipeline.runtime, vae_tile=64))
     assert tiled.vae.tiling == 64
@@ -204,7 +205,7 @@ def test_tiles_change_the_memory_and_not_the_video(folder, pipeline):
 def test_broken_weights_stop_after_the_first_step(folder, pipeline):
     pipeline.weights.get("high_noise_model").head.head.bias.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="--attention sdpa or --dtype fp32"):
-        pipeline.sample(request(boundary=0.0))
+        sample(pipeline, request(boundary=0.0))
 
 
 def test_another_tasks_model_is_refused_before_weights_are_read(tmp_path):
@@ -243,10 +244,10 @@ def test_a_gpu_computes_what_a_cpu_does(folder, pipeline, flags):
     """All weights and tensors meet on one device, under every offload policy, also in a second run."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    expected = pipeline.sample(request(noise_device="cpu"))
+    expected = sample(pipeline, request(noise_device="cpu"))
     on_gpu = WanT2V(CONFIG, folder, runtime=Runtime.from_flags(device="cuda", dtype="fp32", **flags))
     for _ in range(2):
-        latent = on_gpu.sample(request(noise_device="cpu"))
+        latent = sample(on_gpu, request(noise_device="cpu"))
         torch.testing.assert_close(latent, expected, atol=1e-3, rtol=1e-3)
         assert torch.cat(list(on_gpu.decode(latent)), dim=1).shape == (3, 5, 32, 32)
 
@@ -264,7 +265,7 @@ def test_a_changed_config_counts(folder):
     for name in cfg.experts:
         pipeline.weights.get(name).register_forward_pre_hook(partial(note, name=name))
     cfg.sample_steps = 4
-    pipeline.sample(Request.create(cfg, prompt="a red circle", size=(32, 32), frame_num=5, shift=1.0, guidance=1.0))
+    sample(pipeline, Request.create(cfg, prompt="a red circle", size=(32, 32), frame_num=5, shift=1.0, guidance=1.0))
     assert seen == {"high_noise_model": [499, 374], "low_noise_model": [249, 124]}
 
 
@@ -296,9 +297,9 @@ def test_a_model_that_is_assigned_takes_the_place_of_the_loaded_one(folder):
     plain, changed = make(), make()
     changed.low_noise_model = changed.high_noise_model
     assert changed.config.boundary == 0.9 and plain.low_noise_model is not plain.high_noise_model
-    other = make().sample(request(boundary=0.0))  # the high-noise expert all the way
-    assert torch.equal(changed.sample(request(boundary=0.9)), other)
-    assert not torch.equal(plain.sample(request(boundary=0.9)), other)
+    other = sample(make(), request(boundary=0.0))  # the high-noise expert all the way
+    assert torch.equal(sample(changed, request(boundary=0.9)), other)
+    assert not torch.equal(sample(plain, request(boundary=0.9)), other)
 
 
 def test_a_pipeline_of_one_model_has_it_as_model(tmp_path):

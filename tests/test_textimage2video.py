@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.runs import sample
 from wan import WanTI2V
 from wan.configs import NANO_CONFIGS
 from wan.framing import cover
@@ -37,7 +38,7 @@ def calls_of(pipeline, asked):
     """What the model is called with while `asked` is sampled, and the final latent."""
     calls = []
     handle = pipeline.weights.get(".").register_forward_pre_hook(lambda _, args: calls.append(args))
-    latent = pipeline.sample(asked)
+    latent = sample(pipeline, asked)
     handle.remove()
     return calls, latent
 
@@ -49,7 +50,7 @@ def test_the_first_latent_frame_is_the_image_after_every_step(pipeline):
     asked = request(image=photo())
     first = pipeline.vae.encode([asked.given_frame(asked.image)[:, None]])[0]
     seen = []
-    pipeline.sample(asked, lambda done, total, latent: seen.append(latent.clone()))
+    sample(pipeline, asked, lambda done, total, latent: seen.append(latent.clone()))
     assert len(seen) == 3
     for latent in seen:
         assert torch.equal(latent[:, :1], first)
@@ -131,7 +132,7 @@ def test_generate_saves_the_size_that_the_fit_promises(pipeline, options, size):
 
 def test_one_frame_is_the_image_itself(pipeline):
     asked = request(image=photo(), frame_num=1)
-    latent = pipeline.sample(asked)
+    latent = sample(pipeline, asked)
     assert torch.equal(latent, pipeline.vae.encode([asked.given_frame(asked.image)[:, None]])[0])
 
 

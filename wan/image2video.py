@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from wan.clips import Clip
 from wan.conditioning import condition
-from wan.pipeline import Condition, OnStep, WanPipeline
+from wan.pipeline import OnStep, WanPipeline
 from wan.request import Request
 
 
@@ -59,10 +61,11 @@ class WanI2V(WanPipeline):
             negative_prompt=n_prompt or None,  # None: the default of the task
             seed=seed,
         )
-        return self.run(request, offload_model=offload_model, on_step=on_step)
+        return self.video(request, offload_model=offload_model, on_step=on_step)
 
-    def condition(self, request: Request) -> Condition:
+    def clip(self, request: Request, index: int, tail: Tensor | None) -> Clip:
         """The mask and the latent of a clip that holds the given frames and is grey everywhere else."""
         places = (0, request.image), (request.frame_num - 1, request.last_image)
-        frames = {index: request.given_frame(image) for index, image in places if image is not None}
-        return Condition(y=condition(self.vae.encode, frames, request.frame_num))
+        frames = {place: request.given_frame(image) for place, image in places if image is not None}
+        y = condition(self.vae.encode, frames, request.frame_num)
+        return replace(super().clip(request, index, tail), y=y)

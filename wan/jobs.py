@@ -6,24 +6,26 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from wan import geometry, media, output
+from wan import media, output
 from wan.checking import expert_config
+from wan.clips import ClipSampled, Event, FramesDecoded, SampledClip
 from wan.configs import TaskConfig
 from wan.distributed.util import get_rank
 from wan.files import check_writable, shown
 from wan.forecast import expected_bytes
-from wan.geometry import format_size
+from wan.geometry import LatentShape, format_size
 from wan.guidance import format_guidance
 from wan.image2video import WanI2V
 from wan.interrupts import put_off
-from wan.memory import total_memory
+from wan.memory import PhaseStats, total_memory
 from wan.pipeline import WanPipeline
 from wan.program import command_line
 from wan.progress import reporter
@@ -74,82 +76,101 @@ class Job:
 
 def video_bytes(request: Request) -> int:
     """About the least that the file of a request takes."""
-    return int(math.prod(request.framing.saved) * request.frame_num * VIDEO_BYTES_PER_PIXEL)
+    frames = PIPELINES[request.task].num_frames(request)
+    return int(math.prod(request.framing.saved) * frames * VIDEO_BYTES_PER_PIXEL)
 
 
-def latent_shape(request: Request, config: TaskConfig) -> geometry.LatentShape:
-    return geometry.latent_shape(request.framing.used, request.frame_num, config.vae_stride, config.z_dim)
+def clip_shapes(request: Request, config: TaskConfig) -> list[LatentShape]:
+    """The shapes of the latents of all clips of a video."""
+    task = PIPELINES[request.task]
+    return [task.latent_shape(config, request, index) for index in range(task.num_clips(request))]
 
 
 @dataclass
 class Outcome:
-    """The files that a run has brought to disk so far: what to say when it ends early."""
+    """What a run has brought to disk so far: what to say when it ends early."""
 
     job: Job  # of the video that is being made
-    latent: Path | None = None  # keeps that video until its file is complete
-    sampled: Tensor | None = None  # what that file holds, or should
+    kept: Path | None = None  # where its sampled clips are until its file is complete
+    clips: list[SampledClip] = field(default_factory=list)  # what is there, or should be
     videos: list[Path] = field(default_factory=list)
+
+    def keep(self, clip: SampledClip) -> None:
+        """Save a clip that was sampled. That it cannot be kept does not end the run: the video may fit."""
+        self.clips.append(clip)
+        index, before = len(self.clips) - 1, self.kept
+        count = PIPELINES[self.job.config.name].num_clips(self.job.request)
+        stored = stored_request(self.job, video=self.job.video.name)
+        try:
+            if before is not None and index and len(output.kept_clips(before)) == index:
+                output.add_clip(clip, before, index, stored)
+            else:
+                self.kept = output.keep_clips(self.clips, self.job.video, stored, count)
+        except OSError as error:
+            log.warning("the latent could not be kept (%s): if decoding fails too, the run is lost", error)
+            self.kept = None
+        if self.kept not in (None, before) and self.kept.parent != self.job.video.parent:
+            log.warning("the latent is kept in %s until the video is written", self.kept)
+
+    def done(self) -> None:
+        """The video is complete: its clips are of no use any more, unless they are of other weights."""
+        self.videos.append(self.job.video)
+        if self.kept is not None and not self.job.stays:
+            try:
+                output.remove_clips(self.kept)
+            except OSError as error:  # in the folder of another user
+                log.warning("the latent is of no use any more and could not be removed (%s)", error)
+        self.kept, self.clips = None, []
 
     def in_words(self) -> str:
         """Say what was written and how to finish the rest; empty when there is nothing."""
         parts = [f"written: {', '.join(shown(video) for video in self.videos)}"] if self.videos else []
-        if self.sampled is not None and not (self.latent and self.latent.exists()):  # its folder is gone or was full
-            self.latent = _keep(self.sampled, self.job)
-        if self.latent is not None:
-            parts.append(f"the sampled video is not lost; finish it with: {how_to_resume(self.job, self.latent)}")
+        if self.clips and not (self.kept and len(output.kept_clips(self.kept)) >= len(self.clips)):
+            self.keep(self.clips.pop())  # the folder is gone or was full
+        if self.kept is not None:
+            count = PIPELINES[self.job.config.name].num_clips(self.job.request)
+            what = "the sampled video is not lost; finish it"
+            if len(self.clips) < count:
+                what = f"{len(self.clips)} of {count} clips are sampled and not lost; go on"
+            parts.append(f"{what} with: {how_to_resume(self.job, self.kept)}")
         return "; ".join(parts)
 
 
 def make(outcome: Outcome, pipeline: WanPipeline) -> None:
-    """Sample, keep the latent, decode into the file, check the file; only then the latent goes."""
+    """Make one video of a job. Each clip is kept once it is sampled; they go when the file is written and checked."""
     job = outcome.job
-    if job.latent is None:
-        with reporter(job.progress if get_rank() == 0 else "none") as on_step:
-            latent = pipeline.sample(job.request, on_step)
-            if pipeline.replica.is_first:  # before anything else can fail, and that includes a progress bar
-                with put_off():
-                    outcome.latent, outcome.sampled = _keep(latent, job), latent
-    else:
-        latent = output.load_latent(job.latent)[0]
-        outcome.latent, outcome.sampled = job.latent, latent
-    start = time.perf_counter()
-    frames = (media.to_uint8(chunk) for chunk in pipeline.decode(latent, job.request.framing))
-    if pipeline.replica.is_first:
-        count = media.write(frames, job.video, job.request.fps, _tags(job), job.overwrite)
-        _check_written(job)
-        with put_off():
-            outcome.videos.append(job.video)
-            if outcome.latent is not None and not job.stays:
-                _remove(outcome.latent)
-            outcome.latent = outcome.sampled = None
-        _summarize(job, pipeline.phases, count, time.perf_counter() - start)
-    else:
-        for _ in frames:  # there are none for this process, but it shares the work
-            pass
+    with reporter(job.progress if get_rank() == 0 else "none") as report:
+        start, frames = time.perf_counter(), _frames(outcome, pipeline, report)
+        first = next(frames, None)  # the file is opened after the first clip was sampled
+        if first is None:  # frames are for the first of several processes; the others share the work
+            return
+        count = media.write(chain([first], frames), job.video, job.request.fps, tags(job), job.overwrite)
+    _check_written(job)
+    with put_off():
+        outcome.done()
+    _summarize(job, pipeline.phases, count, time.perf_counter() - start)
 
 
-def _keep(latent: Tensor, job: Job) -> Path | None:
-    """Save the latent until the video is written. That it cannot be kept does not end the run: the video may fit."""
-    try:
-        path = output.keep_latent(latent, job.video, _stored_request(job, video=job.video.name))
-    except OSError as error:
-        log.warning("the latent could not be kept (%s): if decoding fails too, the run is lost", error)
-        return None
-    if path.parent != job.video.parent:
-        log.warning("the latent is kept in %s until the video is written", path)
-    return path
-
-
-def _remove(latent: Path) -> None:
-    try:
-        latent.unlink(missing_ok=True)
-    except OSError as error:  # in the folder of another user
-        log.warning("the latent is of no use any more and could not be removed (%s)", error)
+def _frames(outcome: Outcome, pipeline: WanPipeline, report: Callable[[Event], None]) -> Iterator[Tensor]:
+    """The frames of a run, uint8 [f, H, W, 3], as they are decoded; on the way its clips are kept."""
+    job = outcome.job
+    kept = [] if job.latent is None else map(output.load_clip, output.kept_clips(job.latent))
+    outcome.kept = job.latent
+    for event in pipeline.run(job.request, (outcome.clips.append(clip) or clip for clip in kept)):
+        if isinstance(event, ClipSampled) and pipeline.replica.is_first:
+            with put_off():  # before anything else can fail, and that includes a progress bar
+                outcome.keep(event.clip)
+        report(event)
+        if isinstance(event, FramesDecoded):
+            yield media.to_uint8(event.frames)
 
 
 def _check_written(job: Job) -> None:
     """Make sure that the file on disk is what was asked for; raises OSError, and the latent stays."""
-    found, wanted = media.written(job.video), (job.request.frame_num, job.request.framing.saved)
+    found, wanted = (
+        media.written(job.video),
+        (PIPELINES[job.request.task].num_frames(job.request), job.request.framing.saved),
+    )
     if found != wanted:
         raise OSError(f"{job.video} holds {found[0]} frames of {found[1]}, and {wanted[0]} of {wanted[1]} were written")
 
@@ -164,6 +185,8 @@ def how_to_resume(job: Job, latent: Path) -> str:
         words += ["--device", str(job.runtime.device)]
     if job.runtime.vae_tile is not None:
         words += ["--vae_tile", str(job.runtime.vae_tile)]
+    if len(output.kept_clips(latent)) < len(clip_shapes(job.request, job.config)):  # the others are to be sampled alike
+        words += ["--attention", job.runtime.attention, *(["--compile"] if job.runtime.compile else [])]
     if not job.metadata:
         words += ["--no_metadata"]
     if job.latent is not None:  # a rate of its own may have been asked for
@@ -196,14 +219,16 @@ def describe(job: Job) -> None:
     """Log what is about to happen, in full: nothing that decides the result is left out."""
     request, runtime = job.request, job.runtime
     if job.latent is not None:
-        log.info("decoding %s with %s on %s into %s", job.latent, job.checkpoint, runtime.device, job.video)
+        kept, count = len(output.kept_clips(job.latent)), len(clip_shapes(request, job.config))
+        what = "decoding" if kept == count else f"going on after {kept} of {count} clips in"
+        log.info("%s %s with %s on %s into %s", what, job.latent, job.checkpoint, runtime.device, job.video)
         return
     log.info(
         "%s (%s): %s, %s at %d fps, %s of %s, shift %g, guidance %s, seed %d",
         request.task,
         "nano" if job.config.family == "nano" else job.checkpoint,
         format_size(request.framing.used),
-        counted(request.frame_num, "frame"),
+        counted(PIPELINES[request.task].num_frames(request), "frame"),
         request.fps,
         counted(request.steps, "step"),
         request.solver,
@@ -244,7 +269,7 @@ def describe(job: Job) -> None:
     log.info("reading the weights in %s; the first step waits for them", job.checkpoint)
 
 
-def _stored_request(job: Job, **extra: str) -> str:
+def stored_request(job: Job, **extra: str) -> str:
     return job.request.to_json(
         **extra,
         checkpoint=job.config.family,
@@ -257,11 +282,11 @@ def _stored_request(job: Job, **extra: str) -> str:
     )
 
 
-def _tags(job: Job) -> dict[str, str]:
+def tags(job: Job) -> dict[str, str]:
     if not job.metadata:
         return {}
     comment = f"{job.request.prompt} ({job.request.task}, seed {job.request.seed}, wan {VERSION})"
-    return {output.REQUEST_KEY: output.encodable(_stored_request(job)), "comment": output.encodable(comment)}
+    return {output.REQUEST_KEY: output.encodable(stored_request(job)), "comment": output.encodable(comment)}
 
 
 def counted(number: int, noun: str) -> str:
@@ -269,9 +294,9 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
-def _summarize(job: Job, phases: dict[str, Any], count: int, decode_and_write: float) -> None:
+def _summarize(job: Job, phases: dict[str, PhaseStats], count: int, elapsed: float) -> None:
     seconds = {name: stats.seconds for name, stats in phases.items() if name != "decode"}
-    seconds["decode and write"] = decode_and_write
+    seconds["decode and write"] = elapsed - sum(seconds.values())
     peaks = [stats.peak_bytes for stats in phases.values() if stats.peak_bytes]
     log.info(
         "saved %s: %s, %s; %s%s",

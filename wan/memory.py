@@ -118,7 +118,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def measured(phases: dict[str, PhaseStats], name: str, device: torch.device) -> Iterator[None]:
-    """Time a phase of a run and record its peak memory in `phases[name]`, also when it fails."""
+    """Add the time of a phase of a run to `phases[name]`, and record its peak memory; also when it fails."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
@@ -127,7 +127,9 @@ def measured(phases: dict[str, PhaseStats], name: str, device: torch.device) -> 
     finally:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        phases[name] = PhaseStats(time.perf_counter() - start, peak_memory(device))
+        before = phases.get(name, PhaseStats(0.0, None))
+        peaks = [peak for peak in (before.peak_bytes, peak_memory(device)) if peak is not None]
+        phases[name] = PhaseStats(before.seconds + time.perf_counter() - start, max(peaks, default=None))
 
 
 def peak_memory(device: torch.device) -> int | None:

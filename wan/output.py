@@ -1,24 +1,25 @@
-"""Files beside the video: safe names, and the latent that outlives a failed decode."""
+"""Files beside the video: safe names, and the sampled clips that outlive a failure."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from torch import Tensor
-
+from wan.clips import SampledClip
 from wan.files import atomic_file, no_file, numbered, shown, stored_name, utf8_name
 from wan.geometry import Size
 
 log = logging.getLogger(__name__)
 
 LATENT_SUFFIX = ".latent.safetensors"
+CLIPS_SUFFIX = ".clips"  # of a folder, when a video has several
 SLUG_LENGTH = 50  # characters of a prompt in a name, and
 SLUG_BYTES = 150  # bytes: what is left of 255 for task, size, seed and time is enough
 REQUEST_KEY = "wan_request"  # where files made here carry what was asked
@@ -71,22 +72,29 @@ def video_path(latent: Path, stored: object = None) -> Path:
     name = stored_name(stored) if isinstance(stored, str) else ""
     if "\0" not in name and Path(name).name == name not in ("", ".."):
         return latent.with_name(name)  # a file of a stranger cannot name a place elsewhere
-    return latent.with_name(latent.name.removesuffix(LATENT_SUFFIX).removesuffix(".safetensors") + ".mp4")
+    ends = [end for end in (LATENT_SUFFIX, CLIPS_SUFFIX, ".safetensors") if latent.name.endswith(end)]
+    return latent.with_name(latent.name.removesuffix(ends[0] if ends else "") + ".mp4")
 
 
-def keep_latent(latent: Tensor, video: Path, request_json: str) -> Path:
-    """Write a latent [z, T, H, W] with the request it answers, complete or not at all; where it lies now.
+def keep_clips(clips: Sequence[SampledClip], video: Path, request_json: str, count: int) -> Path:
+    """Write the first sampled clips of a video of `count`, with the request they answer; where they lie now.
 
-    Beside the video, else in the temporary folder of the system. Raises OSError when it cannot be written anywhere.
+    One clip is one file, several are a folder. Beside the video, else in the temporary folder of the system. Raises
+    OSError when they cannot be written anywhere.
     """
     reasons: list[OSError] = []
     for place in _places(video):
         try:
-            for path in numbered(place, LATENT_SUFFIX):
+            for path in numbered(place, LATENT_SUFFIX if count == 1 else CLIPS_SUFFIX):
                 try:
-                    return save_latent(latent, path, request_json)
+                    if count == 1:
+                        return save_clip(clips[0], path, request_json)
+                    path.mkdir(parents=True)
                 except FileExistsError:  # of another run, perhaps of this moment
                     continue
+                for index, clip in enumerate(clips):
+                    add_clip(clip, path, index, request_json)
+                return path
         except OSError as error:
             log.warning("the latent cannot be kept in %s (%s)", place.parent, error)
             reasons.append(error)
@@ -98,36 +106,71 @@ def _places(video: Path) -> Iterator[Path]:
     yield Path(tempfile.gettempdir(), video.name)  # raises OSError where there is none
 
 
-def save_latent(latent: Tensor, path: Path, request_json: str) -> Path:
-    """Write one latent file and return its path. Raises OSError, FileExistsError when the name is taken."""
+def add_clip(clip: SampledClip, folder: Path, index: int, request_json: str) -> None:
+    """Write clip `index` into the folder of the ones before it."""
+    save_clip(clip, folder / f"{index:05d}.safetensors", request_json)
+
+
+def kept_clips(path: Path) -> list[Path]:
+    """The files of the clips that are kept as `path`, from the first one on, as far as there is no gap."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    files = (path / f"{index:05d}.safetensors" for index in itertools.count())
+    return list(itertools.takewhile(Path.is_file, files))
+
+
+def remove_clips(path: Path) -> None:
+    """Remove what `keep_clips` wrote. Raises OSError."""
+    for file in kept_clips(path):
+        file.unlink(missing_ok=True)
+    if path.is_dir():
+        path.rmdir()
+
+
+def save_clip(clip: SampledClip, path: Path, request_json: str) -> Path:
+    """Write one file and return its path. Raises OSError, FileExistsError when the name is taken."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    tensors = {name: tensor.contiguous() for name in ("latent", "lead") if (tensor := getattr(clip, name)) is not None}
+    texts = {name: str(number) for name in ("skip", "drop") if (number := getattr(clip, name))}
     with atomic_file(path, overwrite=False) as temporary:
         try:
-            save_file({"latent": latent.contiguous()}, str(temporary), {REQUEST_KEY: encodable(request_json)})
+            save_file(tensors, str(temporary), texts | {REQUEST_KEY: encodable(request_json)})
         except SafetensorError as error:  # how the library reports a full disk
             raise OSError(str(error)) from None
     return path
 
 
-def load_latent(path: Path) -> tuple[Tensor, str]:
-    """The latent and the request of `save_latent`. Raises ValueError for other files."""
+def load_clip(path: Path) -> SampledClip:
+    """The clip of a file of `save_clip`. Raises ValueError for other files."""
+    return _read(path)[0]
+
+
+def stored_request(path: Path) -> str:
+    """The request that kept clips answer. Raises ValueError, and FileNotFoundError when there is nothing."""
+    if path.is_dir() and not kept_clips(path):
+        raise ValueError(f"{path} is a folder without kept clips (*{CLIPS_SUFFIX} has them)")
+    return _read((kept_clips(path) or [path])[0])[1]
+
+
+def _read(path: Path) -> tuple[SampledClip, str]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise no_file(path)
     try:
         with utf8_name(path) as name, safe_open(name, "pt") as file:
-            request_json = (file.metadata() or {}).get(REQUEST_KEY)
-            latent = file.get_tensor("latent") if "latent" in file.keys() else None  # noqa: SIM118 - not a mapping
+            texts = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in ("latent", "lead") if key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a saved latent, or a damaged one ({shown(error)})") from None
-    if request_json is None or latent is None:
+    numbers = {name: texts.get(name, "0") for name in ("skip", "drop")}
+    if REQUEST_KEY not in texts or "latent" not in tensors or not all(text.isdecimal() for text in numbers.values()):
         raise ValueError(
             f"{path} is not a saved latent; their names end in {LATENT_SUFFIX}, and they lie where the video was to be"
         )
-    return latent, request_json
+    return SampledClip(**tensors, **{name: int(text[:9]) for name, text in numbers.items()}), texts[REQUEST_KEY]
 
 
 def encodable(json_text: str) -> str:

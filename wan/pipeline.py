@@ -7,11 +7,11 @@ weights, timing, noise, the velocity and the loop are here and in the modules be
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,12 +19,12 @@ from torch import Tensor
 from wan import geometry
 from wan.checking import VAES, check_checkpoint
 from wan.checkpoint.layout import part
+from wan.clips import Clip, ClipSampled, Event, FramesDecoded, SampledClip, StepDone
 from wan.configs import TaskConfig
 from wan.distributed.replica import Replica
 from wan.distributed.util import get_rank, get_world_size, init_distributed_group
 from wan.experts import load_expert
 from wan.finite import FiniteCheck, require_finite
-from wan.framing import Framing
 from wan.geometry import LatentShape
 from wan.memory import PhaseStats, Weights, measured
 from wan.modules.attention import check_backend
@@ -35,7 +35,7 @@ from wan.modules.vae2_2 import Wan2_2_VAE
 from wan.parallel import ALONE, Parallel
 from wan.request import Request
 from wan.runtime import Offload, Runtime
-from wan.sampling import Keep, Velocity, denoise, guided, identity, make_solver, switch_at
+from wan.sampling import Velocity, denoise, guided, make_solver, switch_at
 from wan.utils.flow import Solver
 from wan.values import called, named
 
@@ -54,14 +54,6 @@ ARGUMENTS = {
     "guidance": "guide_scale",
     "solver": "sample_solver",
 }
-
-
-class Condition(NamedTuple):
-    """What a video is made from besides text: the same for every expert and for both branches of guidance."""
-
-    y: Tensor | None = None  # channels [C, T, H, W] that are appended to every latent
-    keep: Keep = identity  # re-imposes what is known, before the first step and after each
-    timesteps: Callable[[Tensor], Tensor] = lambda t: t[None]  # t [] -> [1], or per token [1, L]
 
 
 def _of_config(name: str) -> property:
@@ -138,46 +130,58 @@ class WanPipeline:
 
     # ---- one run ----
 
-    def run(self, request: Request, offload_model: bool | None = None, on_step: OnStep | None = None) -> Tensor | None:
-        """All three phases: the video [3, F, H, W] in [-1, 1], float32 on the CPU.
+    @torch.no_grad()
+    def run(self, request: Request, kept: Iterable[SampledClip] = ()) -> Iterator[Event]:
+        """Make a video, clip by clip, and report what is done as it is done; closing the iterator cancels the run.
 
-        Of several processes that make it together the first one has it, the others have None.
+        `kept` are its first clips, sampled by an earlier run: they are only decoded. Of several processes that make
+        the video together the first one gets the frames; the others get all other events, and must iterate, too.
         """
+        request = replace(request, seed=self.replica.agree(request.seed))  # it may have been drawn
+        self.phases.clear()
+        kept, count, contexts, tail = iter(kept), self.num_clips(request), None, None
+        for index in range(count):
+            sampled = next(kept, None)
+            if sampled is None:
+                with measured(self.phases, "encode", self.runtime.device):
+                    contexts = contexts or self.encode_prompts(request)
+                    if index and self.tail_frames(request):  # one process alone has decoded frames
+                        [tail] = self.replica.computed_by_first(lambda end=tail: [end], 1, torch.float32)
+                    clip = self.clip(request, index, tail)
+                with measured(self.phases, "denoise", self.runtime.device):
+                    for step, latent in enumerate(self.denoise(request, contexts, clip), start=1):
+                        yield StepDone(index, count, step, request.steps, latent)
+                    for expert in self.config.experts:
+                        self.weights.done(expert)
+                lead = None if clip.lead is None else clip.lead.cpu()
+                sampled = SampledClip(latent.cpu(), lead, clip.skip, clip.drop)
+                yield ClipSampled(index, count, sampled)
+            with measured(self.phases, "decode", self.runtime.device):
+                for frames in self._frames(sampled):
+                    tail = self._tail(request, tail, frames)
+                    yield FramesDecoded(index, count, request.framing.finish(frames))
+
+    def video(
+        self, request: Request, offload_model: bool | None = None, on_step: OnStep | None = None
+    ) -> Tensor | None:
+        """The video of a run as a whole, [3, F, H, W] in [-1, 1], float32 on the CPU.
+
+        Of several processes that make it together the first one has it, the others have None. `offload_model` counts
+        for this call only; None leaves the policy of the runtime. `on_step` is called after every solver step; an
+        exception it raises ends the run.
+        """
+        usual, frames = self.weights.offload, []
         if offload_model is not None:
             self.weights.set_offload(Offload.MODEL if offload_model else Offload.NONE)
-        request = replace(request, seed=self.replica.agree(request.seed))  # it may have been drawn
-        chunks = list(self.decode(self.sample(request, on_step), request.framing))
-        return torch.cat(chunks, dim=1) if self.replica.is_first else None
-
-    def sample(self, request: Request, on_step: OnStep | None = None) -> Tensor:
-        """Phases encode and denoise: the final latent [z, T, H, W], float32 on the CPU, in every process.
-
-        `on_step` is called after every solver step; an exception it raises ends the run.
-        """
-        with torch.no_grad():
-            with measured(self.phases, "encode", self.runtime.device):
-                contexts, condition = self.encode_prompts(request), self.condition(request)
-            with measured(self.phases, "denoise", self.runtime.device):
-                latent = self.denoise(request, contexts, condition, on_step)
-                for expert in self.config.experts:
-                    self.weights.done(expert)
-        return latent.cpu()
-
-    @torch.no_grad()
-    def decode(self, latent: Tensor, framing: Framing | None = None) -> Iterator[Tensor]:
-        """Phase decode: chunks [3, f, H, W] of frames in [-1, 1], float32 on the CPU, as they become ready.
-
-        `framing` cuts them or adds borders; None leaves them as they were generated. Of several processes that decode
-        together the first one gets the chunks; the others get none, but must iterate.
-        """
-        with measured(self.phases, "decode", self.runtime.device):
-            is_flat = _is_flat(latent.flatten(1))
-            for chunk in self.replica.decode(self.vae, latent.to(self.runtime.device)):
-                frames = chunk.float().cpu()
-                if not is_flat and _is_flat(frames.flatten(1), within=ONE_LEVEL):
-                    is_flat = True  # said once
-                    log.warning("decoded frames have one flat colour, and the latent has not: look at the video")
-                yield frames if framing is None else framing.finish(frames)
+        try:
+            for event in self.run(request):
+                if isinstance(event, FramesDecoded):
+                    frames.append(event.frames)
+                elif isinstance(event, StepDone) and on_step is not None:
+                    on_step(event.step, event.steps, event.latent)
+        finally:
+            self.weights.set_offload(usual)
+        return torch.cat(frames, dim=1) if self.replica.is_first else None
 
     def asked(self, prompt: Any, **values: Any) -> Request:
         """The request of a call of `generate`. Errors go by the names of its arguments."""
@@ -188,35 +192,80 @@ class WanPipeline:
 
     # ---- its parts ----
 
-    def condition(self, request: Request) -> Condition:
-        """What else the video is made from; tasks that know more than text have their own."""
-        return Condition()
+    @staticmethod
+    def num_clips(request: Request) -> int:
+        """Clips that a video is made of, one after the other."""
+        return 1
 
-    def denoise(self, request: Request, contexts: Contexts, condition: Condition, on_step: OnStep | None) -> Tensor:
-        """From noise to the latent [z, T, H, W] of one clip."""
+    @staticmethod
+    def num_frames(request: Request) -> int:
+        """Frames of the whole video."""
+        return request.frame_num
+
+    @staticmethod
+    def tail_frames(request: Request) -> int:
+        """Frames at the end of what is there that the next clip is made from."""
+        return 0
+
+    @classmethod
+    def latent_shape(cls, config: TaskConfig, request: Request, index: int = 0) -> LatentShape:
+        """Latent (channels, frames, rows, columns) that is sampled for a clip."""
+        return geometry.latent_shape(request.framing.used, request.frame_num, config.vae_stride, config.z_dim)
+
+    def clip(self, request: Request, index: int, tail: Tensor | None) -> Clip:
+        """What clip `index` is made from. `tail` are the last generated frames before it, [3, f, H, W], None at first.
+
+        Tasks that know more than text have their own.
+        """
+        return Clip(self.latent_shape(self.config, request, index), request.seed)
+
+    def denoise(self, request: Request, contexts: Contexts, clip: Clip) -> Iterator[Tensor]:
+        """From noise to the latent [z, T, H, W] of one clip; yields the latent after every step."""
         schedule = request.steps, request.shift, self.runtime.device, self.config.num_train_timesteps
         solver = make_solver(request.solver, *schedule)
-        velocity = self.velocity(request, contexts, condition)
-        start, check = condition.keep(self.noise(request)), FiniteCheck()
-        for done, latent in enumerate(denoise(start, solver, velocity, condition.keep), start=1):
+        velocity = self.velocity(request, contexts, clip)
+        start, check = clip.keep(self.noise(request, clip)), FiniteCheck()
+        for done, latent in enumerate(denoise(start, solver, velocity, clip.keep), start=1):
             check.read()  # of the step before, while the device computes this one
             check.note(latent, f"denoising step {done} of {request.steps}")
             if done == 1:
                 self._prefetch_low_noise(request, solver)
-            if on_step is not None:
-                on_step(done, request.steps, latent)
+            yield latent
         check.read()
-        return latent
 
-    def velocity(self, request: Request, contexts: Contexts, condition: Condition) -> Velocity:
+    def decode(self, latent: Tensor) -> Iterator[Tensor]:
+        """Chunks [3, f, H, W] of frames in [-1, 1], float32 on the CPU, as they become ready, for the first process."""
+        is_flat = _is_flat(latent.flatten(1))
+        for chunk in self.replica.decode(self.vae, latent.to(self.runtime.device)):
+            frames = chunk.float().cpu()
+            if not is_flat and _is_flat(frames.flatten(1), within=ONE_LEVEL):
+                is_flat = True  # said once
+                log.warning("decoded frames have one flat colour, and the latent has not: look at the video")
+            yield frames
+
+    def _frames(self, clip: SampledClip) -> Iterator[Tensor]:
+        """The frames of a clip, without those that are decoded for their effect on others."""
+        latent, drop = clip.latent[:, clip.skip :], clip.drop
+        for frames in self.decode(latent if clip.lead is None else torch.cat([clip.lead, latent], dim=1)):
+            if drop < frames.shape[1]:
+                yield frames[:, drop:]
+            drop = max(0, drop - frames.shape[1])
+
+    def _tail(self, request: Request, tail: Tensor | None, frames: Tensor) -> Tensor | None:
+        """The end of a video that had the end `tail`, and now has more frames."""
+        wanted = self.tail_frames(request)
+        both = frames if tail is None else torch.cat([tail, frames], dim=1)
+        return both[:, -wanted:] if wanted else None
+
+    def velocity(self, request: Request, contexts: Contexts, clip: Clip) -> Velocity:
         """Guided velocity; with two experts the high-noise one works from the boundary on, the other below it."""
-        seq_len = geometry.padded_seq_len(self.latent_shape(request), self.config.patch_size)
-        y = None if condition.y is None else [condition.y]
+        seq_len = geometry.padded_seq_len(clip.shape, self.config.patch_size)
+        y = None if clip.y is None else [clip.y]
 
         def expert(name: str, scale: float) -> Velocity:
             def forward(latent: Tensor, t: Tensor, context: Tensor) -> Tensor:
                 model = self.replica.spread_tokens(self.weights.use(name), scale)
-                return model([latent], condition.timesteps(t), [context], seq_len, y)[0]
+                return model([latent], clip.timesteps(t), [context], seq_len, y)[0]
 
             return guided(forward, *contexts, scale, self.replica.pair())
 
@@ -225,16 +274,11 @@ class WanPipeline:
             return low
         return switch_at(request.boundary * self.config.num_train_timesteps, high[0], low)
 
-    def latent_shape(self, request: Request) -> LatentShape:
-        """Latent (channels, frames, rows, columns) of what is generated for a request."""
-        return geometry.latent_shape(request.framing.used, request.frame_num, self.config.vae_stride, self.config.z_dim)
-
-    def noise(self, request: Request) -> Tensor:
-        """The only random draw of a run: standard normal, float32, from a generator seeded by the request."""
+    def noise(self, request: Request, clip: Clip) -> Tensor:
+        """The only random draw of a clip: standard normal, float32, from a generator with the seed of the clip."""
         device = torch.device("cpu") if request.noise_device == "cpu" else self.runtime.device
-        generator = torch.Generator(device).manual_seed(request.seed)
-        shape = self.latent_shape(request)
-        return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(self.runtime.device)
+        generator = torch.Generator(device).manual_seed(clip.seed)
+        return torch.randn(clip.shape, generator=generator, device=device, dtype=torch.float32).to(self.runtime.device)
 
     def encode_prompts(self, request: Request) -> Contexts:
         """Text states [len, text_dim] of the prompt and, when any guidance differs from 1, of the negative prompt."""

@@ -22,7 +22,7 @@ from wan.checkpoint.recognise import described_fields
 from wan.configs import TaskConfig, get_config, nano_checkpoint
 from wan.files import check_writable, parse_json, shown, stored_name, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
-from wan.jobs import Job, latent_shape, video_bytes
+from wan.jobs import Job, clip_shapes, video_bytes
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.nano.remarks import remarks
@@ -67,7 +67,7 @@ def plan(args: argparse.Namespace) -> Job:
     weights = fingerprint(checkpoint, config)
     is_other = _is_other_checkpoint(args, stored, weights)
     if latent is not None:
-        _check_latent(latent, request, config)
+        _check_kept(latent, request, config)
     else:
         _warn_about_long_prompts(request, config, checkpoint)
         for remark in remarks(config, request) if config.family == "nano" else ():
@@ -107,26 +107,36 @@ def _check_output(job: Job) -> None:
     """Make sure, before hours of work, that every video and its latent can be written; sweep what killed runs left."""
     if removed := sweep(job.video.parent):
         log.info("removed %d unfinished files of runs that were killed", len(removed))
-    latent_bytes = 4 * math.prod(latent_shape(job.request, job.config)) + OVERHEAD_BYTES
+    shapes = clip_shapes(job.request, job.config)
+    latent_bytes = sum(4 * math.prod(shape) + OVERHEAD_BYTES for shape in shapes)
     for variant in job.variants():
         check_writable(variant.video, job.overwrite, job.num_videos * video_bytes(job.request) + latent_bytes)
     if job.latent is None:
         check_writable(output.latent_path(job.video), needed=latent_bytes)
 
 
-def _check_latent(path: Path, request: Request, config: TaskConfig) -> None:
-    """Refuse a saved latent that its request cannot have made; the file is left as it is."""
-    latent, wanted = output.load_latent(path)[0], latent_shape(request, config)
-    if tuple(latent.shape) != wanted:
-        raise ValueError(
-            f"{path} holds a latent of shape {list(latent.shape)}, and a {config.name} video of "
-            f"{geometry.format_size(request.framing.used)} and {request.frame_num} frames has {list(wanted)}: the file "
-            "was changed, or is of another model"
-        )
-    if latent.dtype not in READABLE:
-        raise ValueError(f"{path} holds values of the type {latent.dtype}, and a latent has float32: sample it again")
-    if not bool(latent.isfinite().all()):
-        raise ValueError(f"{path} holds values that are not finite, of which no video can be made; sample it again")
+def _check_kept(kept: Path, request: Request, config: TaskConfig) -> None:
+    """Refuse saved clips that their request cannot have made; the files are left as they are."""
+    files, shapes = output.kept_clips(kept), clip_shapes(request, config)
+    if len(files) > len(shapes):
+        raise ValueError(f"{kept} holds {len(files)} clips, and a video of its request has {len(shapes)}")
+    for path, wanted in zip(files, shapes, strict=False):
+        clip = output.load_clip(path)
+        if tuple(clip.latent.shape) != wanted:
+            raise ValueError(
+                f"{path} holds a latent of shape {list(clip.latent.shape)}, and a {config.name} video of "
+                f"{geometry.format_size(request.framing.used)} and {request.frame_num} frames has {list(wanted)}: the "
+                "file was changed, or is of another model"
+            )
+        for values in (clip.latent, clip.lead) if clip.lead is not None else (clip.latent,):
+            if values.dtype not in READABLE:
+                raise ValueError(
+                    f"{path} holds values of the type {values.dtype}, and a latent has float32: sample it again"
+                )
+            if not bool(values.isfinite().all()):
+                raise ValueError(
+                    f"{path} holds values that are not finite, of which no video can be made; sample it again"
+                )
 
 
 def _is_other_checkpoint(args: argparse.Namespace, stored: dict[str, Any], weights: str) -> bool:
@@ -216,7 +226,7 @@ def _fill_from_stored(args: argparse.Namespace) -> dict[str, Any]:
 
 def _stored_in_latent(name: str) -> str:
     try:
-        return output.load_latent(Path(name))[1]
+        return output.stored_request(Path(name))
     except ValueError:
         try:
             is_ours = output.REQUEST_KEY in media.read_metadata(name)
@@ -235,7 +245,7 @@ def _stored_in_video(name: str) -> str:
         text = media.read_metadata(name).get(output.REQUEST_KEY)
     except ValueError:
         try:
-            output.load_latent(Path(name))
+            output.stored_request(Path(name))
         except (ValueError, OSError):
             pass
         else:

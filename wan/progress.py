@@ -8,48 +8,58 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor
+from wan.clips import Event, StepDone
 
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def reporter(progress: str) -> Iterator[Callable[[int, int, Tensor], None] | None]:
-    """What to call after every denoising step: a bar with the time left, plain lines about every tenth, or nothing."""
+def reporter(progress: str) -> Iterator[Callable[[Event], None]]:
+    """Give what takes the events of a run: a bar with the time left, plain lines about every tenth step, or nothing."""
     if progress == "none":
-        yield None
+        yield lambda event: None
     elif progress == "plain":
-        yield _plain_lines()
+        yield _of_steps(_PlainLines())
     else:
         from tqdm import tqdm
 
         bar = tqdm(desc="denoising", unit="step", dynamic_ncols=True)
         try:
-            yield lambda done, total, latent: _advance(bar, done, total)
+            yield _of_steps(lambda done, total: _advance(bar, done, total))
         finally:
             with contextlib.suppress(OSError):
                 bar.close()
 
 
+def _of_steps(show: Callable[[int, int], None]) -> Callable[[Event], None]:
+    """Show the steps of all clips as one row of steps."""
+
+    def report(event: Event) -> None:
+        if isinstance(event, StepDone):
+            show(event.index * event.steps + event.step, event.count * event.steps)
+
+    return report
+
+
 def _advance(bar: Any, done: int, total: int) -> None:
-    if done == 1:  # the first step includes loading; the time left is reckoned from the second on
+    if bar.total is None:  # the first step includes loading; the time left is reckoned from the second on
         bar.reset(total)
-        bar.initial = 1
+        bar.initial = done
     with contextlib.suppress(OSError):  # a terminal that has gone ends no run
         bar.update(done - bar.n)
 
 
-def _plain_lines() -> Callable[[int, int, Tensor], None]:
-    second_step_from = 0.0
+class _PlainLines:
+    """The first step that is seen, then about every tenth of all, with the time left."""
 
-    def on_step(done: int, total: int, latent: Tensor) -> None:
-        nonlocal second_step_from
+    def __init__(self) -> None:
+        self.first = 0
+
+    def __call__(self, done: int, total: int) -> None:
         now = time.perf_counter()
-        if done == 1:
-            second_step_from = now
-            log.info("step 1/%d", total)
+        if not self.first:
+            self.first, self.start = done, now
+            log.info("step %d/%d", done, total)
         elif done == total or done % max(1, total // 10) == 0:
-            left = (now - second_step_from) / (done - 1) * (total - done)
+            left = (now - self.start) / (done - self.first) * (total - done)
             log.info("step %d/%d, %.0f s left", done, total, left)
-
-    return on_step

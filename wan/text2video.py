@@ -44,4 +44,4 @@ class WanT2V(WanPipeline):
             negative_prompt=n_prompt or None,  # None: the default of the task
             seed=seed,
         )
-        return self.run(request, offload_model=offload_model, on_step=on_step)
+        return self.video(request, offload_model=offload_model, on_step=on_step)

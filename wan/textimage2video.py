@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from wan import geometry
+from wan.clips import Clip
 from wan.geometry import Size
-from wan.pipeline import Condition, OnStep, WanPipeline
+from wan.pipeline import OnStep, WanPipeline
 from wan.request import Request
 from wan.sampling import keep_first_frame
 
@@ -58,7 +60,7 @@ class WanTI2V(WanPipeline):
             negative_prompt=n_prompt or None,  # None: the default of the task
             seed=seed,
         )
-        return self.run(request, offload_model=offload_model, on_step=on_step)
+        return self.video(request, offload_model=offload_model, on_step=on_step)
 
     def t2v(
         self, input_prompt: str, size: Size = (1280, 704), frame_num: int = 121, *settings: Any, **named: Any
@@ -84,15 +86,16 @@ class WanTI2V(WanPipeline):
         schedule = shift, sample_solver, sampling_steps
         return self.generate(input_prompt, img, (1280, 704), max_area, frame_num, *schedule, *settings, **named)
 
-    def condition(self, request: Request) -> Condition:
+    def clip(self, request: Request, index: int, tail: Tensor | None) -> Clip:
         """With an image: its latent is the first frame throughout, and the tokens of that frame are at timestep 0."""
+        plain = super().clip(request, index, tail)
         if request.image is None:
-            return Condition()
+            return plain
         latent = self.vae.encode([request.given_frame(request.image)[:, None]])[0]
-        shape = self.latent_shape(request)
-        mask = geometry.first_frame_mask(shape).to(latent)
-        seq_len = geometry.padded_seq_len(shape, self.config.patch_size)
-        return Condition(
+        mask = geometry.first_frame_mask(plain.shape).to(latent)
+        seq_len = geometry.padded_seq_len(plain.shape, self.config.patch_size)
+        return replace(
+            plain,
             keep=keep_first_frame(latent, mask),
             timesteps=lambda t: geometry.token_timesteps(mask, t, seq_len, self.config.patch_size),
         )

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.parity import assert_equal, assert_near, numbered, under
+from tests.runs import sample
 from wan import framing, geometry, sampling
 from wan.conditioning import condition_clip, condition_mask
 from wan.configs import WAN_CONFIGS
@@ -146,8 +147,10 @@ def check_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], **valu
     names = ("frame_num", "shift", "solver", "steps", "seed", "boundary")
     values |= {name: case[name] for name in names if name in case}
     request = Request.create(pipeline.config, prompt="recorded", guidance=tuple(low_high), **values)
-    states = [pipeline.condition(request).keep(pipeline.noise(request))]
-    pipeline.sample(request, lambda done, total, latent: states.append(latent))
+    with torch.no_grad():
+        clip = pipeline.clip(request, 0, None)
+    states = [clip.keep(pipeline.noise(request, clip))]
+    sample(pipeline, request, lambda done, total, latent: states.append(latent))
 
     check_noise(case, tensors, tuple(states[0].shape))
     assert_near(torch.stack(states), tensors["out/x"], 1e-4)

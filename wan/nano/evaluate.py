@@ -168,7 +168,7 @@ def generator(pipeline: WanPipeline, **settings: Any) -> Generate:
 
         image = {} if given is None else {"image": Image.fromarray(given)}
         request = Request.create(pipeline.config, prompt=prompt, seed=seed, noise_device="cpu", **image, **settings)
-        return to_uint8(pipeline.run(request)).numpy()  # [3, F, H, W] -> [F, H, W, 3]
+        return to_uint8(pipeline.video(request)).numpy()  # [3, F, H, W] -> [F, H, W, 3]
 
     return generate
 

@@ -1,0 +1,74 @@
+"""A video is made clip by clip. What a task says of a clip, what sampling leaves of it, and what a run reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from wan.geometry import LatentShape
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip, as its task describes it: what is sampled, from what, and how it is decoded.
+
+    `positive` and `negative` are what the two branches of guidance are given besides their text. `lead` is decoded in
+    front of the latent, `skip` frames of the latent are not decoded, and `drop` decoded frames are no part of the
+    video.
+    """
+
+    shape: LatentShape  # of the latent that is sampled
+    seed: int
+    y: Tensor | None = None  # channels [C, T, H, W] that are appended to every latent
+    keep: Callable[[Tensor], Tensor] = lambda latent: latent  # re-imposes known content before and after each step
+    timesteps: Callable[[Tensor], Tensor] = lambda t: t[None]  # t [] -> [1], or per token [1, L]
+    positive: Mapping[str, Any] = field(default_factory=dict)
+    negative: Mapping[str, Any] = field(default_factory=dict)
+    lead: Tensor | None = None  # [z, t, H, W]
+    skip: int = 0
+    drop: int = 0
+
+
+@dataclass(frozen=True)
+class SampledClip:
+    """All that decoding a clip needs: its latent [z, T, H, W] and the `lead`, `skip` and `drop` of its `Clip`.
+
+    Tensors are float32 and on the CPU.
+    """
+
+    latent: Tensor
+    lead: Tensor | None = None
+    skip: int = 0
+    drop: int = 0
+
+
+class StepDone(NamedTuple):
+    """A solver step of clip `index` of `count` is done; `latent` is where it has led to, on the device."""
+
+    index: int
+    count: int
+    step: int  # from 1
+    steps: int
+    latent: Tensor
+
+
+class ClipSampled(NamedTuple):
+    """The latent of a clip is complete. Whoever keeps it now can go on from here after any failure."""
+
+    index: int
+    count: int
+    clip: SampledClip
+
+
+class FramesDecoded(NamedTuple):
+    """The next frames of the video, [3, f, H, W] in [-1, 1], float32 on the CPU."""
+
+    index: int
+    count: int
+    frames: Tensor
+
+
+Event = StepDone | ClipSampled | FramesDecoded
