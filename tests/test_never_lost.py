@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,8 +25,8 @@ BROKEN = ("decode", RuntimeError("codec"))
 
 def resume_command(text):
     """The flags of the resume command in a message, as a shell reads them."""
-    line = next(line for line in text.splitlines() if "finish it with: " in line)
-    script = f"set -- {line.split('finish it with: ')[1]}; printf '%s\\0' \"$@\""
+    line = re.search(r"(?:finish it|go on) with: (.*)", text)[1]
+    script = f"set -- {line}; printf '%s\\0' \"$@\""
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
     return [os.fsdecode(word) for word in words[2:]]
 
