@@ -82,7 +82,7 @@ def test_flags_are_what_the_page_says():
 
 
 def test_the_flags_that_are_new_exist():
-    new = PAGE.split("Flags for what was fixed:")[1].split("- Less memory")[0]
+    new = PAGE.split("New flags:")[1].split("- Less memory")[0]
     named = re.findall("`(--[a-z_]+)`", new)
     assert len(named) > 10 and set(named) <= set(build_parser()._option_string_actions)
     assert set(re.findall("`(--[a-z_]+)`", PAGE)) <= set(build_parser()._option_string_actions)
