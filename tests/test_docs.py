@@ -212,7 +212,7 @@ def named(words):
 @each_page
 def test_every_snippet_of_python_runs(page, desk, monkeypatch):
     """With the embedded models in few steps; what is only planned is asked of a pipeline without weights."""
-    run = WanPipeline.run
+    video = WanPipeline.video
 
     def build(self, config, checkpoint_dir, **flags):
         self.config = config
@@ -223,9 +223,9 @@ def test_every_snippet_of_python_runs(page, desk, monkeypatch):
         with monkeypatch.context() as patch:
             if text.is_planned:
                 patch.setattr(WanPipeline, "__init__", build)
-                patch.setattr(WanPipeline, "run", lambda self, request, **_: torch.zeros(3, 5, 16, 16))
+                patch.setattr(WanPipeline, "video", lambda self, request, **_: torch.zeros(3, 5, 16, 16))
             else:
-                patch.setattr(WanPipeline, "run", lambda self, request, **_: run(self, replace(request, steps=1)))
+                patch.setattr(WanPipeline, "video", lambda self, request, **_: video(self, replace(request, steps=1)))
             names = {"folder": "Wan2.2-T2V-A14B"}
             exec(compile(text.code, str(page), "exec"), names)
             assert "video" not in names or names["video"].shape[0] == 3
