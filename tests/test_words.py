@@ -15,7 +15,7 @@ wan/checkpoint/loading.py wan/cli.py wan/configs/nano.py wan/distributed/bands.p
 wan/distributed/replica.py wan/distributed/util.py wan/distributed/watch.py wan/media.py wan/memory.py
 wan/modules/attention.py wan/modules/model.py wan/modules/packed.py wan/modules/vae.py wan/modules/vae_blocks.py
 wan/modules/vae_coders.py wan/modules/vae_kernels.py wan/parallel.py wan/pipeline.py wan/runtime.py wan/progress.py
-wan/training/config.py wan/utils/flow.py
+wan/training/config.py wan/utils/flow.py wan/framing.py wan/jobs.py
 """.split()
 
 
