@@ -34,7 +34,7 @@ class ThreeClips(WanT2V):
 
     @staticmethod
     def num_frames(request) -> int:
-        return CLIPS * request.frame_num
+        return CLIPS * request.frame_num - 1  # the last clip is cut
 
     @staticmethod
     def tail_frames(request) -> int:

@@ -139,7 +139,8 @@ class WanPipeline:
         """
         request = replace(request, seed=self.replica.agree(request.seed))  # it may have been drawn
         self.phases.clear()
-        kept, count, contexts, tail = iter(kept), self.num_clips(request), None, None
+        kept, contexts, tail = iter(kept), None, None
+        count, left = self.num_clips(request), self.num_frames(request)
         for index in range(count):
             sampled = next(kept, None)
             if sampled is None:
@@ -158,8 +159,11 @@ class WanPipeline:
                 yield ClipSampled(index, count, sampled)
             with measured(self.phases, "decode", self.runtime.device):
                 for frames in self._frames(sampled):
-                    tail = self._tail(request, tail, frames)
-                    yield FramesDecoded(index, count, request.framing.finish(frames))
+                    frames = frames[:, :left]
+                    left -= frames.shape[1]
+                    if frames.shape[1]:
+                        tail = self._tail(request, tail, frames)
+                        yield FramesDecoded(index, count, request.framing.finish(frames))
 
     def video(
         self, request: Request, offload_model: bool | None = None, on_step: OnStep | None = None
