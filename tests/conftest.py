@@ -1,4 +1,4 @@
-"""What every test shares."""
+"""Settings of all tests."""
 
 from wan.program import share_cores
 
@@ -10,5 +10,5 @@ import torch  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    """Random draws without a generator of their own are the same in every run and order."""
+    """Seed torch, so that draws without a generator are the same in every run and order."""
     torch.manual_seed(0)

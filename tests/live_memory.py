@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Within the context: `peak`, the most bytes of tensors alive at once that an operation read or made."""
+    """Context that counts `peak`: the most bytes of tensors alive at once that an operation read or made."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Whether this checkout makes the same nano videos as another state of it: `python -m tests.same_videos main~20`.
+"""Compare the nano videos of this checkout with those of another state of it: `python -m tests.same_videos main~20`.
 
 Each state makes every video in its own code: each task and kind of image, in bf16 and fp32, in one process and in two.
-What is compared are the decoded frames. Prints one line a video and exits with 1 when any differs. A restructuring
-must change none; what changes rounding says by how much.
+Their decoded frames are compared. Prints one line for each video, and exits with 1 when any differs. A restructuring
+must change none; a change of rounding tells the largest difference.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMMON = ["--device", "cpu", "--base_seed", "7", "--sample_steps", "6", "--progr
 
 
 def make(checkout: Path, folder: Path, processes: list[int]) -> dict[str, Path]:
-    """Every video of one state, by its name."""
+    """Make every video of one state; return them by name."""
     videos = {}
     for count in processes:
         for dtype in ("bf16", "fp32"):
@@ -46,7 +46,7 @@ def make(checkout: Path, folder: Path, processes: list[int]) -> dict[str, Path]:
 
 
 def difference(one: Path, other: Path) -> str:
-    """Empty when two videos have the same frames, else the largest difference of a value."""
+    """Return the largest difference of a value as a text, or "" when two videos have the same frames."""
     from wan.media import read_video
 
     a, b = (read_video(path)[0].int() for path in (one, other))

@@ -1,4 +1,4 @@
-"""The help: every flag is explained with its default, and what it says is what happens."""
+"""The help explains every flag and its default, and is true."""
 
 import re
 import subprocess
@@ -63,7 +63,7 @@ def test_boundary_is_the_level_from_which_up_the_high_noise_expert_works(solver)
     [(["--help"], 0), (["--promt", "a fox"], 2), (["--sample_solver", "unipc2"], 2), (["--size", "8"], 2)],
 )
 def test_help_and_wrong_arguments_import_no_torch(typed, code):
-    """Both are there at once: torch alone takes more than a second."""
+    """Both appear at once: importing torch takes more than a second."""
     program = f"""
 import sys
 from wan.__main__ import main

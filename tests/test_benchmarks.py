@@ -1,4 +1,4 @@
-"""The benchmarks as programs: one line for what their user can cause, and no file without --save."""
+"""The benchmarks as programs: one line for a mistake of the user, and no file without --save."""
 
 import importlib
 import sys
@@ -13,7 +13,7 @@ NAMES = ("dit", "vae", "t5", "load", "parallel")
 
 
 def run(name, *arguments):
-    """The exit code of `python -m benchmarks.NAME`."""
+    """Run `python -m benchmarks.NAME` and return its exit code."""
     main = importlib.import_module(f"benchmarks.{name}").main
     try:
         return exit_code(lambda: main(arguments))

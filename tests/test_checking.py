@@ -1,4 +1,4 @@
-"""What files show before their weights are read: each wrong file is named before anything is sampled."""
+"""Checks of files before their weights are read: each wrong file is named before anything is sampled."""
 
 import json
 import shutil
@@ -162,7 +162,7 @@ def test_what_a_task_needs_of_any_model(folder, change):
     ("field", "value"), [("dim", 4800), ("num_layers", 30), ("text_len", 256), ("eps", 1e-5), ("patch_size", [1, 1, 1])]
 )
 def test_a_released_config_contradicts_its_preset_in_nothing(tmp_path, field, value):
-    """A miniature is whatever its own config says, as long as that is of the task."""
+    """The config of a miniature may say anything that fits the task."""
     released = WAN_CONFIGS["t2v-A14B"]
     described = {"_class_name": "WanModel"} | released.architecture()
     del described["text_dim"]  # as in the released files, which do not tell everything

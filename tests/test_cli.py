@@ -1,4 +1,4 @@
-"""The command line: what it refuses and how it says so, what it plans, what it writes, how it recovers."""
+"""The command line: its refusals and their texts, its plan, its files, and its recovery."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ NANO = ["--prompt", "a red circle", "--device", "cpu", "--progress", "none"]
 
 
 class StubT2V(WanT2V):
-    """A pipeline without weights: the latent is a constant, the video grey. `fail` names the phase that breaks."""
+    """Pipeline without weights: the latent is a constant, the video grey. `fail` names the phase that breaks."""
 
     fail: tuple[str, BaseException] | None = None
     steps_seen = 0
@@ -517,7 +517,7 @@ def test_progress(stub, caplog, capsys):
 
 
 def lines_of(progress, monkeypatch, caplog, ticks, total):
-    """What is logged when the steps end at the seconds `ticks` of a clock that starts anywhere."""
+    """Return the log of steps that end at the seconds `ticks` of a clock that starts anywhere."""
     clock = iter(ticks)
     monkeypatch.setattr(time, "perf_counter", lambda: 1000.0 + next(clock))
     caplog.clear()

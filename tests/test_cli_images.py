@@ -1,4 +1,4 @@
-"""Videos made from images on the command line: what is asked, used and saved, and how a run is repeated."""
+"""Videos made from images on the command line: sizes asked, used and saved, and repeated runs."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Requests that strangers stored in videos and latents: refused in one line before anything is loaded or sampled."""
+"""Wrong requests in videos and latents: each is refused in one line before anything is loaded or sampled."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Text-to-video and the core dependencies are enough for each other: every optional package is hidden here."""
+"""Text-to-video needs the core dependencies alone: every optional package is hidden here."""
 
 from __future__ import annotations
 

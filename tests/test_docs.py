@@ -1,7 +1,7 @@
-"""The pages hold what they promise: every command and snippet in them is run with the embedded models, or planned.
+"""The pages are true: every command and snippet in them is run with the embedded models, or planned.
 
-What needs released weights, a network, several GPUs or minutes carries the word "planned" behind the language of its
-fence, or `<!-- planned -->` in its line; it is then parsed and planned. A row that says "add" continues the command
+A command that needs released weights, a network, several GPUs or minutes has the word "planned" behind the language of
+its fence, or `<!-- planned -->` in its line. It is then parsed and planned. A row that says "add" continues the command
 above it.
 """
 
@@ -39,7 +39,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 @dataclass(frozen=True)
 class Text:
-    """A fence, or the code in a line of prose."""
+    """Code of a fence, or of a line of prose."""
 
     language: str
     code: str
@@ -48,7 +48,7 @@ class Text:
 
 
 def texts(page: Path) -> Iterator[Text]:
-    """Fences as a whole, and each `inline code`, in the order of the page."""
+    """Yield each fence as a whole, and each `inline code`, in the order of the page."""
     fence: list[str] | None = None
     for line in page.read_text("utf-8").splitlines():
         if line.startswith("```") and fence is None:
@@ -65,7 +65,7 @@ def texts(page: Path) -> Iterator[Text]:
 
 
 def commands(page: Path) -> Iterator[tuple[list[str], bool]]:
-    """The words of every command, and whether it is only planned."""
+    """Yield the words of every command, and True when it is only planned."""
     last: list[str] = []
     for text in texts(page):
         if text.language == "bash":
@@ -86,7 +86,7 @@ def commands(page: Path) -> Iterator[tuple[list[str], bool]]:
 
 @pytest.fixture(scope="module")
 def done():
-    """The commands that have run already."""
+    """Commands that have run already."""
     return set()
 
 
@@ -151,7 +151,7 @@ def interrupt(latent: Path, monkeypatch):
 
 
 def planned(arguments, processes, monkeypatch):
-    """Plan it; the folder it names holds a miniature that does not say so."""
+    """Plan a command; the folder that it names holds a miniature that looks like a released checkpoint."""
     args = build_parser().parse_args(arguments)
     stand_in(Path(args.ckpt_dir), args.task)
     with monkeypatch.context() as patch:
@@ -172,7 +172,7 @@ def stand_in(folder: Path, task: str):
 
 
 def launched(words, monkeypatch):
-    """torchrun's own flags stand before the program, the program's behind it."""
+    """Plan a command of torchrun: its own flags stand before the program, the program's behind it."""
     at = words.index("generate.py")
     flags = dict(word.removeprefix("--").split("=") for word in words[:at])
     assert set(flags) <= {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
@@ -180,7 +180,7 @@ def launched(words, monkeypatch):
 
 
 def made_by_make(words):
-    """`make` knows it; a demo is run as far as the embedded models go."""
+    """Check that `make` knows the target; run the commands of a demo that need the embedded models alone."""
     if shutil.which("make") is None:
         return
     done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
@@ -191,7 +191,7 @@ def made_by_make(words):
 
 
 def understood(module, *arguments, monkeypatch, capsys):
-    """The parser of a program of ours takes the arguments."""
+    """Check that the parser of a program of ours takes the arguments."""
     found = util.find_spec(module)
     program = import_module(f"{module}.__main__" if found.submodule_search_locations else module)
     monkeypatch.setattr("sys.argv", [module, *arguments, "--help"])
@@ -201,7 +201,7 @@ def understood(module, *arguments, monkeypatch, capsys):
 
 
 def named(words):
-    """Names of packages' extras and of repositories exist here."""
+    """Check that the names of extras and of repositories exist here."""
     if words[:2] == ["pip", "install"] and words[2].startswith("."):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(re.findall(r"\w+", words[2])) <= set(extras)
@@ -211,7 +211,7 @@ def named(words):
 
 @each_page
 def test_every_snippet_of_python_runs(page, desk, monkeypatch):
-    """With the embedded models in few steps; what is only planned is asked of a pipeline without weights."""
+    """It runs with the embedded models in one step; a planned one runs with a pipeline without weights."""
     video = WanPipeline.video
 
     def build(self, config, checkpoint_dir, **flags):

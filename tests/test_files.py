@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, which every writer uses, and text that strangers wrote."""
+"""Files that appear whole or not at all, as every writer makes them, and untrusted text."""
 
 import os
 import signal
@@ -95,7 +95,7 @@ def test_bad_json_is_a_value_error(tmp_path, text):
 
 @pytest.fixture
 def fifo(tmp_path):
-    """One that nobody writes to; whoever waits for it is told after a while."""
+    """Make a FIFO that nobody writes to; a reader that waits for it is interrupted after a while."""
     signal.alarm(60)
     os.mkfifo(tmp_path / "x.json")
     yield tmp_path / "x.json"

@@ -1,4 +1,4 @@
-"""What people give as --ckpt_dir, through the command: it is used, or called what it is, before anything is read."""
+"""Values of --ckpt_dir in the real command: each is used, or recognised and refused, before weights are read."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ def ti2v(originals, tmp_path):
 
 
 def refused(capsys, folder, *flags) -> str:
-    """The error line of a run that must end before it samples."""
+    """Return the error line of a run that must end before it samples."""
     assert cli.main([*COMMON, "--ckpt_dir", str(folder), *flags]) == cli.WRONG
     error = capsys.readouterr().err
     assert "Traceback" not in error and "--local-dir " + str(folder) not in error
@@ -212,7 +212,7 @@ def test_another_model_of_diffusers(tmp_path, capsys):
 
 
 def test_the_parts_of_a_diffusers_pipeline_can_be_linked(originals, t2v, tmp_path):
-    """What docs/checkpoints.md says: nothing has to be downloaded again."""
+    """It works as docs/checkpoints.md says, without another download."""
     network = CausalVAE2_1(VAEConfig(dim=8))  # the published names are those of its number of blocks
     network.init_weights(torch.Generator().manual_seed(0))
     torch.save(network.state_dict(), t2v / "Wan2.1_VAE.pth")
@@ -494,7 +494,7 @@ def test_an_expert_folder_of_gguf_files(t2v, capsys):
 
 
 def put(path, content):
-    """Write bytes, a safetensors header of these shapes, or of a released model."""
+    """Write bytes, or a safetensors file of these shapes or of a released model."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
         path.write_bytes(content)

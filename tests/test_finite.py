@@ -1,4 +1,4 @@
-"""Wrong is never called right: values that are not finite end a run, whatever stage makes them."""
+"""Values that are not finite end a run, in every stage."""
 
 import logging
 from pathlib import Path

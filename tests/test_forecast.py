@@ -1,4 +1,4 @@
-"""How the expected memory changes with what is asked: relations that hold whatever the figures are."""
+"""The expected memory changes with the request: relations that hold for any figures."""
 
 import json
 import math
@@ -20,7 +20,7 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A miniature whose transformers say that they are as wide as the released ones: denoising takes the most."""
+    """Miniature whose transformers claim the width of the released ones, so that denoising takes the most."""
     folder = write_random_checkpoint(tmp_path_factory.mktemp("wide"))
     for expert in CONFIG.experts:
         path = folder / expert / "config.json"
@@ -60,7 +60,7 @@ def test_denoising_grows_with_the_tokens(forecast, frames):
 
 @pytest.mark.parametrize("offload", Offload)
 def test_processes_that_decode_together_share_the_rows(forecast, offload, monkeypatch):
-    """A single large frame, where decoding takes the most."""
+    """The request is a single large frame, where decoding takes the most."""
     monkeypatch.setattr("wan.forecast.denoise_bytes", lambda *shapes: 0)
     large = {"frame_num": 1, "size": (4096, 4096), "offload": offload}
     one, two, four = (forecast(**large, parallel=spread(n)) for n in (1, 2, 4))

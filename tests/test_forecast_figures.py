@@ -1,4 +1,4 @@
-"""The forecast against what was counted on the released models, and against what runs really take."""
+"""The forecast against counts of the released models, and against the memory of real runs."""
 
 import json
 import subprocess
@@ -81,7 +81,7 @@ def test_encoding_with_the_released_vaes(kind, size, frames, counted):
     ids=["2.1", "2.2"],
 )
 def test_decoding_and_encoding_with_miniatures(network, config, frames):
-    """The code as it is, on pretended tensors."""
+    """The real code runs on pretended tensors."""
 
     def counted(run) -> int:
         with LiveMemory() as memory:

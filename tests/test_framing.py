@@ -1,4 +1,4 @@
-"""Whatever the image and the size: legal sizes for the model and what was asked in the file, or an error in words."""
+"""Any image and any size give legal sizes for the model and the asked size in the file, or a clear error."""
 
 import random
 
@@ -15,19 +15,19 @@ SIZED = [fit for fit in FITS if fit != "area"]
 
 
 def random_sides(generator, count, largest):
-    """Pairs of sides, evenly spread over the orders of magnitude."""
+    """Draw pairs of sides, evenly over the orders of magnitude."""
     return [tuple(round(largest ** generator.random()) for _ in range(2)) for _ in range(count)]
 
 
 def gradient(width, height):
-    """An image in which red tells the column and green the row."""
+    """Make an image in which red tells the column and green the row."""
     rows, columns = np.mgrid[0:height, 0:width]
     channels = [columns * 255 / max(1, width - 1), rows * 255 / max(1, height - 1), np.full(rows.shape, 128)]
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
 def finished(image, framing):
-    """What the file shows of an image that the model reproduces: uint8 [H, W, 3]."""
+    """Return the frame in the file, uint8 [H, W, 3], of an image that the model reproduces."""
     frame = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
     return ((framing.finish(frame) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
 
@@ -102,7 +102,7 @@ def test_pad_keeps_the_aspect_ratio_up_to_half_a_token(model_type):
 @pytest.mark.parametrize("asked", [(64, 64), (100, 70), (70, 100), (49, 33), (50, 34)])
 @pytest.mark.parametrize("size", [(40, 40), (90, 30), (30, 90), (5, 5), (1, 1), (201, 133)])
 def test_the_first_frame_in_the_file_is_the_image(fit, asked, size):
-    """An ideal model shows its first frame as it was given; then the file shows what the fit promises."""
+    """An ideal model returns its first frame as it was given; then the file must show the image as the fit promises."""
     image = gradient(*size)
     try:
         framing = of_size(fit, asked, size, *MODELS["i2v"])

@@ -37,7 +37,7 @@ FLAGS = """task size frame_num ckpt_dir offload_model ulysses_size t5_fsdp t5_cp
 
 
 def table(title: str) -> list[list[str]]:
-    """The rows below a heading of the table, cells without the marks of code."""
+    """Yield the rows of the table with that heading; cells have no marks of code."""
     lines = PAGE.split(f"| {title} |", 1)[1].splitlines()[2:]
     rows = lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
@@ -59,7 +59,7 @@ def refusal(*arguments: str) -> str:
 
 @cache
 def is_later(status: str) -> bool:
-    """Whether the page says so of something; then it must not exist."""
+    """Tell whether the page says that something comes later; then it must not exist."""
     if not status.startswith("later: "):
         return False
     if (task := status.removeprefix("later: ")) != "prompt extension":
@@ -141,7 +141,7 @@ def test_names_that_do_not_exist():
 
 
 def test_the_script_runs_as_it_stands(tmp_path, monkeypatch):
-    """On a random miniature in place of the released weights, at a size that takes no time."""
+    """It runs on a random miniature in place of the released weights, at a tiny size."""
     write_random_checkpoint(tmp_path / "Wan2.2-T2V-A14B")
     small = Presets(*(replace(config, frame_num=5) for config in NANO_CONFIGS.values()))
     monkeypatch.setattr(wan.configs, "WAN_CONFIGS", small)
@@ -182,7 +182,7 @@ def test_scripts_that_start_from_an_image(task, tmp_path):
 
 
 def test_a_loop_that_is_built_from_the_parts_gives_the_video_of_the_pipeline(tmp_path):
-    """As scripts do that sample by themselves: text encoder, transformer, scheduler and autoencoder by their names."""
+    """Some scripts sample by themselves, with text encoder, transformer, scheduler and autoencoder by their names."""
     cfg, folder = NANO_CONFIGS["t2v-A14B"], write_random_checkpoint(tmp_path)
     cfg.param_dtype = torch.float32
     whole = wan.WanT2V(cfg, folder)

@@ -1,4 +1,4 @@
-"""Sizes are legal for the models and keep the aspect ratio; bad requests get the nearest legal choice as answer."""
+"""Sizes are legal for the models and keep the aspect ratio; errors name the nearest legal choice."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Image-to-video on random miniatures: what the condition holds, where it arrives, and the sizes that come out."""
+"""Image-to-video on random miniatures: the condition, its way to the model, and the sizes of the video."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pictures of strangers: which formats are read, how large they may be, what their profiles do, what reading costs."""
+"""Reading pictures: formats, limits of size, colour profiles, and the memory it takes."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def noise(height=40, width=60, seed=0):
 
 @pytest.fixture
 def ghostscript(tmp_path, monkeypatch):
-    """A `gs` that leaves a mark when it is started."""
+    """Install a `gs` that leaves a mark when it is started."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "gs").write_text(f"#!/bin/sh\necho started >> {tmp_path}/mark\n")
@@ -192,7 +192,7 @@ def test_a_small_part_of_a_large_picture_is_converted(monkeypatch):
 
 
 def test_a_picture_costs_what_is_said(tmp_path):
-    """20 million pixels, whose float32 copies would take 480 MB and more."""
+    """The picture has 20 million pixels; float32 copies would take 480 MB and more."""
     resource = pytest.importorskip("resource")
     if sys.platform != "linux":
         pytest.skip("the peak cannot be reset")
@@ -220,7 +220,7 @@ def test_the_forecast_counts_all_pictures():
 
 
 def profile(space: str, gamma: float = 1.8) -> bytes:
-    """A small ICC profile: other primaries than sRGB (RGB), or a grey of another gamma (GRAY)."""
+    """Make a small ICC profile: other primaries than sRGB (RGB), or a grey of another gamma (GRAY)."""
 
     def s15(*numbers):
         return b"".join(struct.pack(">i", round(number * 65536)) for number in numbers)

@@ -1,4 +1,4 @@
-"""Requests to end a process: one meaning for all signals, and parts that finish first."""
+"""Requests to end a process: all signals mean the same, and some parts finish first."""
 
 import os
 import signal
@@ -72,7 +72,7 @@ def test_an_interrupt_while_importing_has_no_traceback(tmp_path, start, number):
 
 @pytest.mark.parametrize("start", [["generate.py"], ["-m", "wan"]])
 def test_an_interrupt_at_the_very_start_has_no_traceback(tmp_path, start):
-    """While the first modules of the standard library are imported."""
+    """It comes while the first modules of the standard library are imported."""
     (tmp_path / "tempfile.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     process = subprocess.Popen(
         [sys.executable, *start, "--prompt", "a red circle"],

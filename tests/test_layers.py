@@ -1,4 +1,4 @@
-"""Imports point one way: the table of docs/architecture.md, checked on the syntax tree of every file."""
+"""Imports follow the layers of docs/architecture.md; the syntax tree of every file is checked."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def layer_of(module: str) -> int | None:
 
 
 def imports_of(path: Path) -> list[Import]:
-    """Every import of a file, at module level and inside functions, as absolute module names."""
+    """Yield every import of a file, at module level and inside functions, as absolute module names."""
     found = []
 
     def visit(node: ast.AST, in_function: bool, for_types: bool) -> None:
@@ -116,7 +116,7 @@ IMPORTS = {path: imports_of(path) for path in FILES}
 
 
 def violations(wrong: Callable[[str, Import], bool]) -> list[str]:
-    """Where an import of any file is wrong, as `file:line imports module`."""
+    """List the wrong imports, as `file:line imports module`."""
     return sorted(
         {
             f"{path.relative_to(ROOT)}:{found.line} imports {found.target}"

@@ -1,4 +1,4 @@
-"""What `make demo` would run, without running it."""
+"""The commands of `make demo`, without running it."""
 
 import shlex
 import shutil
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 def demo(*variables):
-    """The words of the command that `make demo` starts generate.py with."""
+    """Return the arguments that `make demo` passes to generate.py."""
     done = subprocess.run(["make", "-n", "demo", *variables], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.replace("\\\n", " ").splitlines()

@@ -68,7 +68,7 @@ def test_colours_survive_the_round_trip(tmp_path):
 
 
 def test_the_stored_planes_follow_bt709_limited_range(tmp_path):
-    """By the formula of the standard, so that a player that believes the tags shows the right colours."""
+    """They follow the formula of the standard, so that a player that reads the tags shows the right colours."""
     import av
 
     write_video(solid([(226, 48, 48)]), tmp_path / "a.mp4", fps=8)
@@ -198,7 +198,7 @@ def test_save_image(tmp_path):
 
 @pytest.fixture
 def photo():
-    """Red at the left, blue at the right, a white pixel in the upper left corner: every turn of it shows."""
+    """Picture that shows every turn: red at the left, blue at the right, a white pixel in the upper left corner."""
     pixels = np.zeros((20, 30, 3), np.uint8)
     pixels[:, :15, 0] = pixels[:, 15:, 2] = 200
     pixels[:4, :4] = 255
@@ -342,7 +342,7 @@ def write_tone(path, seconds, rate=16000, channels=1):
 
 
 def streams(path):
-    """Per stream: kind, codec, seconds; and the payload of the pictures' packets."""
+    """Return kind, codec and seconds of each stream, and the data of the video packets."""
     with av.open(str(path)) as container:
         found = [(s.type, s.codec_context.name, float(s.duration * s.time_base)) for s in container.streams]
         return found, [bytes(packet) for packet in container.demux(video=0)]

@@ -97,7 +97,7 @@ def test_the_process_tells_its_peak(monkeypatch):
 
 
 def test_a_gpu_is_measured_by_itself_within_the_phase(monkeypatch):
-    """Of several GPUs the one that works, from the start of the phase, and timed when it has finished."""
+    """The GPU that works is measured from the start of the phase, and timed when it has finished."""
     calls, peak = [], {torch.device("cuda:1"): 7}
     for name in ("reset_peak_memory_stats", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, lambda device, name=name: calls.append((name, str(device))))
@@ -121,7 +121,7 @@ def test_other_devices_are_not_asked_about_cuda(monkeypatch):
 
 
 class Value:
-    """A tensor's data somewhere: all that moving asks of one."""
+    """Data of a tensor on a device, with only the methods that moving calls."""
 
     def __init__(self, place):
         self.device = place
@@ -138,7 +138,7 @@ class Parameter:
 
 
 class Model:
-    """A parameter and a buffer, which go where they are told."""
+    """Model of a parameter and a buffer."""
 
     def __init__(self):
         self.tensors = {"weight": Parameter(), "mean": Parameter()}

@@ -1,4 +1,4 @@
-"""A sampled video is never lost: every way in which writing its latent or its file can fail."""
+"""A sampled video is never lost, however writing its latent or its file fails."""
 
 import json
 import os
@@ -24,7 +24,7 @@ BROKEN = ("decode", RuntimeError("codec"))
 
 
 def resume_command(text):
-    """The flags of the resume command in a message, as a shell reads them."""
+    """Return the flags of the resume command in a message, as a shell reads them."""
     line = re.search(r"(?:finish it|go on) with: (.*)", text)[1]
     script = f"set -- {line}; printf '%s\\0' \"$@\""
     words = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout.split(b"\0")[:-1]
@@ -32,7 +32,7 @@ def resume_command(text):
 
 
 def fail_and_resume(stub, capsys, *flags, more=()):  # noqa: F811
-    """A run whose decoding fails, then the command that it printed."""
+    """Make a run whose decoding fails, then run the command that it printed."""
     stub.fail = BROKEN
     assert cli.main([*NANO, *flags]) == cli.FAILED
     command = resume_command(capsys.readouterr().err)
@@ -134,7 +134,7 @@ def test_a_latent_of_a_stranger_names_no_place_elsewhere(name):
 
 
 def test_names_that_another_locale_stored_are_the_same_bytes():
-    """What a process that reads names as UTF-8 has stored, for one that has only ASCII; and the reverse."""
+    """A process that reads names as UTF-8 stores one; another that knows only ASCII finds the file; and the reverse."""
     code = "import os; from wan import output; from pathlib import Path; "
     code += "print(os.fsencode(output.video_path(Path('a.latent.safetensors'), '\\u732b.mp4')), end='')"
     plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -149,7 +149,7 @@ def test_names_that_another_locale_stored_are_the_same_bytes():
 
 
 def broken_folder(monkeypatch, folder, error):
-    """Writing below `folder` fails from now on, as on a full disk."""
+    """Make writing below `folder` fail from now on, as on a full disk."""
     from safetensors import torch as library
 
     usual = library.save_file
@@ -223,7 +223,7 @@ def test_a_folder_that_became_a_file(stub, monkeypatch, capsys, temporary_folder
 
 @pytest.mark.parametrize("becomes", ["nothing", "a file"])
 def test_a_folder_that_vanishes_while_decoding(stub, monkeypatch, capsys, temporary_folder, becomes):  # noqa: F811
-    """It takes the latent with it, which is written again."""
+    """The latent vanishes with it, and is written again."""
     usual = stub.decode
 
     def decode(self, latent, framing):

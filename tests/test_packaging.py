@@ -1,6 +1,6 @@
-"""What an installed copy holds: every sub-package, the nano checkpoints, the licence, and nothing else.
+"""An installed copy holds every sub-package, the nano checkpoints, the licence, and nothing else.
 
-And what the source archive holds: all that a checkout needs to be tested, read and worked on.
+The source archive holds all that is needed to test, read and change it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FILES = """
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """A folder with the wheel and the source archive, built offline from a copy: the checkout stays as it is."""
+    """Build the wheel and the source archive offline, from a copy: the checkout stays unchanged."""
     pytest.importorskip("setuptools", minversion="77", reason="building needs setuptools >= 77")
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
     for name in FILES:

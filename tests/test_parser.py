@@ -1,4 +1,4 @@
-"""What the command says to people who mistype."""
+"""The command's answers to typing mistakes."""
 
 import pytest
 
@@ -8,7 +8,7 @@ QUOTES = "more than one word is put in quotes, "
 
 
 def refusal(capsys, *typed):
-    """The one line on stderr, without the program's name and the hint at the end."""
+    """Return the one line on stderr, without the program's name and the hint at the end."""
     with pytest.raises(SystemExit) as end:
         build_parser().parse_args(typed)
     out, error = capsys.readouterr()

@@ -241,7 +241,7 @@ def test_named_backends_are_checked_before_loading(folder):
 @pytest.mark.gpu
 @pytest.mark.parametrize("flags", [{}, {"offload_model": False}, {"t5_cpu": True}], ids=str)
 def test_a_gpu_computes_what_a_cpu_does(folder, pipeline, flags):
-    """All weights and tensors meet on one device, under every offload policy, also in a second run."""
+    """All weights and tensors are on one device, under every offload policy, also in a second run."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     expected = sample(pipeline, request(noise_device="cpu"))

@@ -1,4 +1,4 @@
-"""The name and the command lines in messages: as the command was started, and working when they are pasted."""
+"""The name and the command lines in messages: they are as the user started them, and work when they are pasted."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ SHOW = "from wan.program import *; print(program_name(), command_line('--resume'
 
 
 def shown(tmp_path, start, script="generate.py", path=None):
-    """What a program in `tmp_path` says of itself when a shell there starts it so: name, command, torchrun."""
+    """Start a program by a shell in `tmp_path`; return the name, command and torchrun command that it prints."""
     file = tmp_path / "bin" / script
     file.parent.mkdir()
     file.write_text(f"#!{sys.executable}\nimport sys; sys.path.insert(0, {str(ROOT)!r})\n{SHOW}\n")

@@ -1,4 +1,4 @@
-"""Flags without effect are said to have none; the others are left in peace."""
+"""A line tells which flags have no effect; it names no others."""
 
 import pytest
 

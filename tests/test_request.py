@@ -1,4 +1,4 @@
-"""What is asked: defaults, checks and their texts, round trips."""
+"""Requests: defaults, checks and their texts, round trips."""
 
 import numpy as np
 import pytest

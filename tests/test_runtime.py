@@ -1,4 +1,4 @@
-"""How it is run: the public flags become one value, or a clear refusal."""
+"""The runtime: public flags become one value, or a clear refusal."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def four_gpus(monkeypatch):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """`machine(gpus, mps=False, current=0)`: what torch says there is; its count may only be asked where CUDA is."""
+    """Fake `machine(gpus, mps=False, current=0)`; torch may count its GPUs only where CUDA is available."""
 
     def pretend(gpus, mps=False, current=0):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)

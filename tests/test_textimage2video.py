@@ -35,7 +35,7 @@ def request(**changes):
 
 
 def calls_of(pipeline, asked):
-    """What the model is called with while `asked` is sampled, and the final latent."""
+    """Return the calls of the model while `asked` is sampled, and the final latent."""
     calls = []
     handle = pipeline.weights.get(".").register_forward_pre_hook(lambda _, args: calls.append(args))
     latent = sample(pipeline, asked)

@@ -1,4 +1,4 @@
-"""Threads that wait for each other sleep instead of spinning: every program says so before torch loads OpenMP."""
+"""Threads that wait sleep instead of spinning: every program sets this before torch loads OpenMP."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def environment(monkeypatch):
     ["generate.py", "-m wan.cli", "-m wan.training", "-m wan.nano.recipes", "-m wan.nano.evaluate"],
 )
 def test_openmp_is_loaded_with_threads_that_sleep(program):
-    """OpenMP prints its settings when it is loaded, if it is asked to; it reads no environment later."""
+    """OpenMP can print its settings when it is loaded; it does not read the environment later."""
     done = subprocess.run(
         [sys.executable, *program.split(), "--help"],
         env={**os.environ, "OMP_DISPLAY_ENV": "VERBOSE", "PYTHONPATH": ""},

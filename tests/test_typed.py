@@ -1,4 +1,4 @@
-"""The values of flags: what is read, what is refused, and what is suggested instead."""
+"""Values of flags: those that are read, and the suggestions for those that are refused."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ SHOW = (
 
 
 def under(locale, *arguments):
-    """What a process with that locale reads of a text and a path: stdout and the last line of stderr."""
+    """Let a process of that locale read a text and a path; return its stdout and the last line of its stderr."""
     env = {"PATH": os.defpath, **locale}
     done = subprocess.run([sys.executable, "-c", SHOW, *arguments, str(ROOT)], env=env, capture_output=True, text=True)
     return done.stdout.strip(), done.stderr.strip().rpartition("\n")[2]

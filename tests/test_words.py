@@ -27,7 +27,7 @@ def asking(source: str) -> Iterator[str]:
             yield f"{node.body[0].lineno}: {text.splitlines()[0]}"
 
 
-@pytest.mark.parametrize("folder", ["wan", "benchmarks"])
+@pytest.mark.parametrize("folder", ["wan", "benchmarks", "tests"])
 def test_docstrings_begin_with_a_verb_or_a_name(folder):
     files = [path for path in sorted((ROOT / folder).rglob("*.py")) if str(path.relative_to(ROOT)) not in LATER]
     found = [f"{path.relative_to(ROOT)}:{line}" for path in files for line in asking(path.read_text("utf-8"))]

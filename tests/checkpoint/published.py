@@ -1,4 +1,4 @@
-"""Checkpoints as others publish them, made from ours with the recorded name maps."""
+"""Make checkpoints as others publish them, from ours with the recorded maps of names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def manifest(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def core_map(part: str, blocks: int) -> dict[str, str]:
-    """Released name -> foreign name for every tensor of a model with that many blocks."""
+    """Map the released name of every tensor of a model with that many blocks to the foreign name."""
     table = json.loads((DATA / "diffusers_keymap_core.json").read_text())[part]
     per_block = {
         ours.format(i=i): theirs.format(i=i) for i in range(blocks) for ours, theirs in table["per_block"].items()
@@ -66,7 +66,7 @@ def make_diffusers(folder: Path, **more: Any) -> None:
 
 
 def make_safetensors(pickled: Path, target: Path, names: dict[str, str] | None = None) -> None:
-    """Replace a .pth by safetensors under another name, and perhaps with other names inside."""
+    """Replace a .pth by a safetensors file of another name; `names` may rename its tensors."""
     state = torch.load(pickled, weights_only=True)
     target.parent.mkdir(exist_ok=True, parents=True)
     save_file(renamed(state, names) if names else state, target, {"format": "pt"})
@@ -74,7 +74,7 @@ def make_safetensors(pickled: Path, target: Path, names: dict[str, str] | None =
 
 
 def write_header(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "F32", **metadata: str) -> None:
-    """A safetensors file of the right size whose data is a hole: it takes no room on the disk."""
+    """Write a safetensors file of the right size whose data is a hole, which takes no room on the disk."""
     size = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1}[dtype]
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0

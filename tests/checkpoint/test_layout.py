@@ -29,7 +29,7 @@ CONFIG = SimpleNamespace(
 
 @pytest.fixture
 def folder(tmp_path):
-    """A complete folder, as far as names and headers go."""
+    """Folder that is complete in its names and headers."""
     for expert in ("high_noise_model", "low_noise_model"):
         save_safetensors_folder({"a": torch.ones(4), "b": torch.ones(4)}, tmp_path / expert, {}, max_shard_bytes=16)
     (tmp_path / "google" / "umt5-xxl").mkdir(parents=True)

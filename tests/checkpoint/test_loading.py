@@ -60,7 +60,7 @@ def test_dtypes(tmp_path, stored, wanted):
 
 
 def mapped_file(tensor: torch.Tensor) -> str:
-    """Path of the file whose mapping the tensor's memory belongs to; empty when it is ordinary memory (Linux)."""
+    """Path of the file whose mapping holds the tensor; empty for ordinary memory (Linux)."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, _, _, _, _, *path = line.split(maxsplit=5)
         start, stop = (int(address, 16) for address in span.split("-"))
@@ -171,7 +171,7 @@ def test_nothing_is_filled_before_everything_fits():
 
 
 def test_one_stored_tensor_is_alive_at_a_time():
-    """The memory bound of the loader: what has been converted does not keep its original."""
+    """The loader's bound of memory: a converted tensor does not keep its original."""
     originals: list[weakref.ref] = []
 
     class Counting(MemorySource):

@@ -26,7 +26,7 @@ def manifest(name: str) -> dict:
 
 
 class ManifestSource(TensorSource):
-    """A checkpoint of which only names and shapes exist."""
+    """Checkpoint that has only names and shapes."""
 
     def __init__(self, shapes: dict[str, list[int]], rename=lambda name: name):
         self.description = "a published checkpoint"

@@ -1,4 +1,4 @@
-"""Files of torch.save: only tensors are read, and whatever is wrong ends in one ValueError that names the file."""
+"""Files of torch.save: only tensors are read, and every fault is one ValueError that names the file."""
 
 import io
 import pickle
@@ -28,7 +28,7 @@ def saved(path, value, **options):
 
 
 def rezipped(path, change, compression=zipfile.ZIP_STORED):
-    """The same archive with `change(name, data)` for each record, checksums made anew."""
+    """Write the archive again with `change(name, data)` of each record and new checksums."""
     with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as old, zipfile.ZipFile(path, "w", compression) as new:
         for record in old.infolist():
             new.writestr(record.filename, change(record.filename, old.read(record)))
@@ -141,7 +141,7 @@ def _appended(path, data: bytes):
 
 
 def test_checksums_find_flipped_bytes(tmp_path):
-    """Those of small records always, as they cost nothing; those of large ones when it is asked for."""
+    """Checksums of small records are always compared, as they cost nothing; those of large ones on demand."""
     path = saved(tmp_path / "x.pth", TENSORS)
     whole = path.read_bytes()
     small, large = whole.index(TENSORS["a.weight"].numpy().tobytes()), len(whole) // 2

@@ -16,7 +16,7 @@ TENSORS = {
 
 
 class RunsCode:
-    """Unpickling this would create the file."""
+    """Object whose unpickling would create the file."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""The values every task fixes, and the tables users look them up in."""
+"""The values of every task, and the tables in which users look them up."""
 
 # ruff: noqa: RUF001 - the full-width commas are data
 
@@ -229,7 +229,7 @@ def test_import_sets_no_environment_variable():
 
 @pytest.mark.parametrize("task", NANO_CONFIGS)
 def test_nano_preset_describes_the_shipped_model(task):
-    """Fails when a retrained checkpoint and its preset drift apart."""
+    """It fails when a retrained checkpoint has other sizes than its preset."""
     config, folder = NANO_CONFIGS[task], nano_checkpoint(task)
     if not folder.is_dir():
         pytest.skip(f"{folder} is not in this copy")

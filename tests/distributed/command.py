@@ -1,4 +1,4 @@
-"""The command line in several processes, as torchrun starts them but without its start-up time."""
+"""Run the command in several processes, as torchrun does but without its start-up time."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SECONDS = 60  # nothing here takes long, and every time limit of the program its
 
 @dataclass
 class Run:
-    """The processes of one command and what they write to stderr, by rank."""
+    """Processes of one command and their stderr, by rank."""
 
     processes: list[Any]
     logs: list[Path]
     _text: dict[int, str] = field(default_factory=dict)
 
     def finish(self) -> list[int]:
-        """Wait for all; their exit codes. Fails when one is still there."""
+        """Wait for all and return their exit codes. Fails when one does not end."""
         deadline = time.monotonic() + SECONDS
         for process in self.processes:
             process.join(max(0.1, deadline - time.monotonic()))
@@ -41,7 +41,7 @@ class Run:
         return self.logs[rank].read_text() if self.logs[rank].exists() else ""
 
     def wait_for(self, text: str, rank: int = 0) -> None:
-        """Until a process has written `text`."""
+        """Wait until a process has written `text`."""
         deadline = time.monotonic() + SECONDS
         while text not in self.error(rank):
             assert time.monotonic() < deadline and self.processes[rank].is_alive(), f"no {text!r}:\n{self}"

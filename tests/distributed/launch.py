@@ -19,7 +19,7 @@ CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "torch.distributed.fs
 
 
 def launch(size: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
-    """fn(*args) in `size` processes; `fn` is a function of a test module. Fails with the traceback of any process."""
+    """Call fn(*args), of a test module, in `size` processes. Fails with the traceback of any process."""
     results: Any = CONTEXT.Queue()
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{Path(folder) / 'meeting'}"
@@ -57,7 +57,7 @@ def _work(rank: int, size: int, meeting: str, results: Any, fn: Callable[..., An
 
 
 def _plain(value: Any) -> Any:
-    """Tensors as arrays: tensors would travel through shared memory that vanishes with the process."""
+    """Turn tensors into arrays: tensors would be sent in shared memory, which ends with the process."""
     if isinstance(value, torch.Tensor):
         return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
     if isinstance(value, list | tuple):

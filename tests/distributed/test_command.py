@@ -47,7 +47,7 @@ def files(folder):
 
 
 def alone(arguments):
-    """The command in this process, with one thread as each of several has: kernels of more round differently."""
+    """Run the command in this process with one thread, as each of several has: more threads round differently."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -80,7 +80,7 @@ def test_several_processes_make_the_video_of_one(tmp_path, request_flags, image,
 
 
 def keep_decoded(rank, folder):
-    """Decode in bands whatever the size, and keep the frames as they are before the encoder."""
+    """Decode in bands at every size, and keep the frames from before the encoder."""
     bands.SMALL, to_uint8, chunks = 0, media.to_uint8, []
 
     def keep(chunk):
@@ -139,7 +139,7 @@ def test_a_drawn_seed_is_that_of_rank_0(tmp_path, request_flags):
 
 
 def ended(run):
-    """The exit codes: `finish` fails when somebody goes on waiting for a process that is gone."""
+    """Return the exit codes. `finish` fails when a process goes on waiting for one that has ended."""
     codes = run.finish()
     assert 0 not in codes, run
     return codes
@@ -192,7 +192,7 @@ def test_an_interrupt_of_one_ends_all(tmp_path, request_flags):
 
 
 def stuck_in_a_kernel(rank):
-    """All ranks come to a place where no handler of signals runs."""
+    """Bring all ranks to a place where no signal handler runs."""
     import wan.pipeline
 
     def denoise(*_):
@@ -214,7 +214,7 @@ def test_a_request_to_end_reaches_a_process_in_a_kernel(tmp_path, request_flags)
 
 
 def stuck_while_writing(rank):
-    """Rank 0 waits for rank 1 as a GPU does, where nothing can interrupt it, with a file open; rank 1 fails."""
+    """Make rank 1 fail while rank 0 waits for it with an open file, uninterruptible as in a GPU kernel."""
     from wan import media
 
     def write(frames, path, *_):

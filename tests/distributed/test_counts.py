@@ -1,4 +1,4 @@
-"""The counts of benchmarks/parallel.py against what runs."""
+"""The counts of benchmarks/parallel.py against real runs."""
 
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def sent_bytes(calls):
-    """Bytes that left this rank: of a call, all parts but the own."""
+    """Bytes that left this rank: all parts of a call but its own."""
     others = dist.get_world_size() - 1
     total = 0
     for name, args in calls:

@@ -72,7 +72,7 @@ def test_a_model_that_is_spread_over_processes_equals_a_whole_one(folder, size, 
 
 
 def rows_read(folder):
-    """Storage that each rank takes from the files, and whether its rows are the right ones."""
+    """Check that each rank has the right rows, and memory for no others."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     model, whole = load(folder, None, mesh), load(folder, None)
     for name, parameter in model.named_parameters():
@@ -104,7 +104,7 @@ def test_changed_weights_are_spread_as_others(folder):
 
 
 def fetched_ahead(folder):
-    """What each unit asks for while it works, by name."""
+    """Names of the units that each unit fetches while it works."""
     from torch.distributed.fsdp import FSDPModule
 
     order = []

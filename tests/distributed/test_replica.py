@@ -15,7 +15,7 @@ CONTEXTS = randn(5, 10, seed=1), randn(3, 10, seed=2)
 
 
 def sample(replica, experts, scales, keeps_first_frame):
-    """Four steps of two guided experts, and how often a model was called."""
+    """Sample four steps of two guided experts, and count the calls of models."""
     mask = first_frame_mask(SHAPE, zero=keeps_first_frame)
     keep = keep_first_frame(randn(6, 1, 2, 6, seed=3), mask) if keeps_first_frame else identity
     calls = []

@@ -1,4 +1,4 @@
-"""torchrun itself: one machine, two nodes, and what is left after Ctrl-C."""
+"""torchrun itself: one machine, two nodes, and nothing left after Ctrl-C."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ SECONDS = 120
 
 
 def torchrun(folder, launch, arguments):
-    """One agent; the embedded model makes its video in `folder`."""
+    """Start one agent of torchrun; the embedded model makes its video in `folder`."""
     command = [sys.executable, "-m", "torch.distributed.run", *launch, str(ROOT / "generate.py"), *REQUEST, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
@@ -68,7 +68,7 @@ def test_an_interrupt_leaves_no_process_and_no_file(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.0, 4.0])
 def test_a_killed_torchrun_leaves_no_process(tmp_path, seconds):
-    """While the processes start: nobody is there who could tell them to end, and no store that they could miss."""
+    """It is killed while the processes start: nothing can tell them to end, and there is no store to miss yet."""
     agent = torchrun(tmp_path, ["--standalone", "--nproc_per_node=2"], ["--sample_steps", "900"])
     while len(below := children(agent.pid)) < 2:
         time.sleep(0.02)

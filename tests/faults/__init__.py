@@ -1,4 +1,4 @@
-"""A seeded fuzzer of every kind of file that the product reads: input N is the same on every machine.
+"""Seeded fuzzer of every kind of file that the program reads: input N is the same on every machine.
 
 `python -m tests.faults 17 200-299` runs inputs through the real command, one forked process each, and prints what
 ended wrongly. An input is right when it is refused in one clean message that names the file, before anything is

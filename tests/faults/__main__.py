@@ -1,4 +1,4 @@
-"""`python -m tests.faults 17 200-299`: run these inputs and print what ended wrongly; `-v` prints every ending."""
+"""Run inputs and print those that end wrongly: `python -m tests.faults 17 200-299`; `-v` prints every ending."""
 
 import argparse
 import gc

@@ -1,4 +1,4 @@
-"""The sound files that inputs are made from: random checkpoints, pictures of every format, videos and latents."""
+"""Sound files from which inputs are made: random checkpoints, pictures of every format, videos and latents."""
 
 import io
 import json
@@ -53,7 +53,7 @@ steps = 2
 
 @dataclass
 class Base:
-    """Everything below `folder`, made once in a process; nothing of it may change."""
+    """Files below `folder`, made once in a process; none of them may change."""
 
     folder: Path
 
@@ -68,7 +68,7 @@ class Base:
         self._train(self.folder / "training")
 
     def _train(self, folder: Path) -> None:
-        """A finished run of the trainer, which may be continued."""
+        """Run the trainer to its end; the run can be continued."""
         from wan.training.__main__ import main
 
         (folder / "clips").mkdir(parents=True)
@@ -81,7 +81,7 @@ class Base:
         os.chdir(here)
 
     def link_training(self, target: Path) -> list[str]:
-        """The files of that run at another place, where it appends to its log; the names of what it reads."""
+        """Link that run to another place, where it appends to its log; return the names of the files it reads."""
         folder = self.folder / "training"
         names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         for name in names:
@@ -98,7 +98,7 @@ class Base:
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
     def link(self, task: str, target: Path) -> Path:
-        """The checkpoint of a task at another place."""
+        """Link the checkpoint of a task to another place."""
         for name in self.files(task):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             os.link(self.folder / task / name, target / name)
@@ -116,7 +116,7 @@ class Base:
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
-        """A picture of 64x64 in each format that this Pillow writes, by suffix."""
+        """Write a picture of 64x64 in each format that this Pillow writes; return them by suffix."""
         from PIL import Image
 
         rows = np.arange(64)
@@ -154,7 +154,7 @@ class Base:
 
     @cached_property
     def diffusers(self) -> dict[str, bytes]:
-        """The files of `transformer/` as Diffusers writes it for one expert of t2v-A14B."""
+        """Write the files of `transformer/` as Diffusers does for one expert of t2v-A14B."""
         from safetensors.torch import load_file, save
 
         folder = self.folder / "t2v-A14B" / "low_noise_model"
@@ -170,6 +170,6 @@ class Base:
 
 
 def with_request(path: Path, request: str) -> None:
-    """A video of one grey frame that carries a request."""
+    """Write a video of one grey frame that carries a request."""
     frame = np.full((1, 64, 64, 3), 99, np.uint8)
     media.write_video(frame, path, 8, {output.REQUEST_KEY: request}, overwrite=True)

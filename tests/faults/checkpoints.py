@@ -31,7 +31,7 @@ def tensors(scene: Scene) -> Input:
 
 
 def shards(scene: Scene) -> Input:
-    """Indexed shards of an expert; the index, a shard or their names are wrong."""
+    """Write an expert as indexed shards; the index, a shard or their names are wrong."""
     from safetensors.torch import load_file, save
 
     rng = scene.rng
@@ -74,7 +74,7 @@ def shards(scene: Scene) -> Input:
 
 
 def pickled(scene: Scene) -> Input:
-    """The text encoder or the video autoencoder."""
+    """Damage the text encoder or the video autoencoder."""
     rng, task = scene.rng, draw_task(scene.rng)
     ckpt = scene.checkpoint(task)
     name = rng.choice((T5, VAES[task]))
@@ -108,7 +108,7 @@ def tokenizer(scene: Scene) -> Input:
 
 
 def _edited_tokenizer(rng: Random, data: bytes) -> tuple[str, bytes]:
-    """Any edit, or a part that another tokenizer may have, or none should."""
+    """Edit any value, or put in a part of another tokenizer, or one that no tokenizer should have."""
     if rng.random() < 0.5:
         return edited_json(rng, data)
     value = json.loads(data)
@@ -167,7 +167,7 @@ TOKENIZER_PARTS: dict[str, tuple[Any, ...]] = {
 
 
 def place(scene: Scene) -> Input:
-    """Something near a checkpoint is given as one, with a damaged file in it or without."""
+    """Give something that resembles a checkpoint as one, with or without a damaged file in it."""
     rng, task = scene.rng, draw_task(scene.rng)
     ckpt = scene.checkpoint(task)
     expert = EXPERTS[task][-1]
@@ -210,7 +210,7 @@ def place(scene: Scene) -> Input:
 
 
 def diffusers(scene: Scene) -> Input:
-    """A model folder in Diffusers' layout, or its weights alone, as Python reads it."""
+    """Damage a model folder in Diffusers' layout, or its weights alone, and read it from Python."""
     from wan.modules.model import WanModel
 
     rng = scene.rng

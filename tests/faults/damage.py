@@ -1,4 +1,4 @@
-"""What happens to files of any kind: damaged bytes, other files in their place, and things that are no files."""
+"""Damage files of any kind: change bytes, put other files in their place, or things that are no files."""
 
 import gzip
 import os
@@ -12,7 +12,7 @@ INTEGERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFF
 
 
 def flip(rng: Random, data: bytes) -> bytes:
-    """One to eight bytes take other values; more often in the first 200, where headers are."""
+    """Change one to eight bytes, more often in the first 200, where headers are."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8))):
         if out:
@@ -22,7 +22,7 @@ def flip(rng: Random, data: bytes) -> bytes:
 
 
 def cut(rng: Random, data: bytes) -> bytes:
-    """The beginning, or all but a few bytes of the end, or all but some of the middle."""
+    """Keep the beginning, or all but a few bytes of the end, or all but some of the middle."""
     if not data:
         return data
     at = rng.choice((rng.randrange(len(data)), max(0, len(data) - rng.randrange(1, 64)), rng.randrange(64)))
@@ -35,21 +35,21 @@ def extend(rng: Random, data: bytes) -> bytes:
 
 
 def zero(rng: Random, data: bytes) -> bytes:
-    """A range becomes zeros or ones, as a download with holes has them."""
+    """Fill a range with zeros or ones, as in a download with holes."""
     start, value = rng.randrange(max(1, len(data))), rng.choice((b"\0", b"\xff"))
     size = min(len(data) - start, rng.choice((1, 8, 64, 512, 4096, len(data))))
     return data[:start] + value * size + data[start + size :]
 
 
 def shuffle(rng: Random, data: bytes) -> bytes:
-    """A range is copied over another, or in between."""
+    """Copy a range over another, or insert it."""
     source, target = rng.randrange(max(1, len(data))), rng.randrange(max(1, len(data)))
     piece = data[source : source + rng.choice((4, 32, 500))]
     return data[:target] + piece + data[target + (len(piece) if rng.random() < 0.7 else 0) :]
 
 
 def integer(rng: Random, data: bytes) -> bytes:
-    """A number of 1 to 8 bytes takes an extreme value, in either order of bytes."""
+    """Give a number of 1 to 8 bytes an extreme value, in either order of bytes."""
     size = rng.choice((1, 2, 4, 8))
     if len(data) < size:
         return data
@@ -62,7 +62,7 @@ BYTEWISE: tuple[Callable[[Random, bytes], bytes], ...] = (flip, cut, extend, zer
 
 
 def bytewise(rng: Random, data: bytes) -> tuple[str, bytes]:
-    """The data after one or two damages, and their names."""
+    """Damage the data once or twice; return it with the names of the damages."""
     names = []
     for _ in range(rng.choice((1, 1, 2))):
         change = rng.choice(BYTEWISE)
@@ -75,7 +75,7 @@ GZIP = gzip.compress(b"\0" * 10_000_000)
 
 
 def foreign(canary: Path) -> dict[str, bytes]:
-    """Files of other kinds. Some of them name the canary, a program or an address, which must not be opened."""
+    """Make files of other kinds. Some name the canary, a program or an address, which must not be opened."""
     url = f"http://127.0.0.1:{PORT}/x"
     return {
         "empty": b"",
@@ -121,7 +121,7 @@ NO_FILES = (
 
 
 def put_no_file(path: Path, what: str) -> None:
-    """Something that cannot be read as a file appears under a name."""
+    """Put something under a name that cannot be read as a file."""
     path.unlink(missing_ok=True)
     if what == "folder":
         path.mkdir()

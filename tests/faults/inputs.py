@@ -1,4 +1,4 @@
-"""Input N: which kind of file is damaged and how, drawn from a generator that N seeds; and what reads it."""
+"""Make input N: a generator that N seeds draws the kind of file, its damage, and the program that reads it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.faults.trainings import trained, training
 
 
 def make(number: int, base: Base, folder: Path) -> tuple[str, Input]:
-    """Input `number` below `folder`, and its kind."""
+    """Make input `number` below `folder`; return it and its kind."""
     rng = Random(f"wan {number}")
     kind = kind_of(number)
     canary = folder / "canary"
@@ -26,7 +26,7 @@ def kind_of(number: int) -> Callable[[Scene], Input]:
 
 
 def flags(scene: Scene) -> Input:
-    """Values of flags: what a shell may hand over."""
+    """Draw values of flags, as a shell may pass them."""
     rng = scene.rng
     given = {"--task": "t2v-A14B", "--prompt": "a red circle", "--ckpt_dir": str(scene.base.folder / "t2v-A14B")}
     given |= dict(zip(SMALL[::2], SMALL[1::2], strict=True))

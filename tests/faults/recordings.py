@@ -30,7 +30,7 @@ BOMB = zlib.compress(b"\0" * 50_000_000)
 
 
 def _faulty_png(rng: Random, data: bytes) -> tuple[str, bytes]:
-    """A chunk of a PNG is changed, left out or added, with a right checksum."""
+    """Change, leave out or add a chunk of a PNG, with a right checksum."""
     chunks, at = [], 8
     while at < len(data):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -64,7 +64,7 @@ def _faulty_png(rng: Random, data: bytes) -> tuple[str, bytes]:
 
 
 def video(scene: Scene) -> Input:
-    """The file of --from_video itself."""
+    """Damage the file of --from_video itself."""
     rng, task = scene.rng, draw_task(scene.rng)
     name = rng.choice(("v.mp4", "v.mp4", "v.mkv", "v.m3u8", "v"))
     scene.replace(scene.folder / name, scene.base.video(task).read_bytes())
@@ -74,7 +74,7 @@ def video(scene: Scene) -> Input:
 
 
 def _faulty_mp4(rng: Random, data: bytes) -> tuple[str, bytes]:
-    """The size or the type of a box, or a few bytes within it, are others."""
+    """Change the size or the type of a box, or a few bytes within it."""
     kind = rng.choice([kind for kind in BOXES if kind in data])
     at = data.index(kind)
     way = rng.choice(("size", "kind", "inside"))
@@ -96,7 +96,7 @@ BOXES = (
 
 
 def sound(scene: Scene) -> Input:
-    """A video and a sound of which one is damaged, joined from Python."""
+    """Damage a video or a sound, and join them from Python."""
     from wan.media import add_audio
 
     rng = scene.rng
@@ -109,7 +109,7 @@ def sound(scene: Scene) -> Input:
 
 
 def request(scene: Scene) -> Input:
-    """The request that a video carries."""
+    """Edit the request that a video carries."""
     rng, task = scene.rng, draw_task(scene.rng)
     what, text = _faulty_request(rng, scene.base.request(task))
     path = scene.folder / "v.mp4"
@@ -132,7 +132,7 @@ def _faulty_request(rng: Random, values: dict[str, Any]) -> tuple[str, str]:
 
 
 def latent(scene: Scene) -> Input:
-    """The file of --resume: its request, its tensor, or the file itself."""
+    """Damage the file of --resume: its request, its tensor, or the file itself."""
     from safetensors.torch import save
 
     rng, task = scene.rng, draw_task(scene.rng)

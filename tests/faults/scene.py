@@ -1,4 +1,4 @@
-"""Where one input lives, and what is run on it."""
+"""Folder of one input, and the program that runs on it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ PROMPT = ("--prompt", "a red circle")
 
 @dataclass
 class Input:
-    """What is run: `argv` of the command, or `call`, a function of Python.
+    """Program that runs: `argv` of the command, or `call`, a function of Python.
 
-    A refusal names one of `names`; a success may change or take away what begins with `uses_up`, no other file.
+    A refusal names one of `names`. A success may change or remove only files that begin with `uses_up`.
     """
 
     what: str
@@ -28,7 +28,7 @@ class Input:
 
 @dataclass
 class Scene:
-    """Where one input lives: `folder` is its working folder, `canary` a file there that nothing may open."""
+    """Place of one input: `folder` is its working folder, `canary` a file there that nothing may open."""
 
     rng: Random
     base: Base
@@ -39,13 +39,13 @@ class Scene:
         return self.base.link(task, self.folder / "ckpt")
 
     def replace(self, path: Path, content: bytes) -> None:
-        """A new file under that name; the linked one of the base stays."""
+        """Write a new file under that name; the file of the base that was linked there stays."""
         path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
     def spoil(self, path: Path, faulty: Callable[[Random, bytes], tuple[str, bytes]], special: float = 0.5) -> str:
-        """Change a file: by `faulty`, which knows the format, or as any file may be changed."""
+        """Damage a file, by `faulty`, which knows the format, or in a way that fits any file."""
         rng = self.rng
         data = path.read_bytes()
         if rng.random() >= special:

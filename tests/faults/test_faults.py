@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def ended(first: int, last: int) -> str:
-    """What `python -m tests.faults` prints about these inputs, in a process that nothing else has used."""
+    """Run `python -m tests.faults` on these inputs in a fresh process; return its output."""
     command = [sys.executable, "-m", "tests.faults", f"{first}-{last}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Edits of JSON that know its structure: other types, other ranges, other keys, and texts that are hardly JSON."""
+"""Edit JSON by its structure: other types, ranges and keys, and texts that are hardly JSON."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def edited(rng: Random, value: Any) -> tuple[str, Any]:
-    """A changed copy of a JSON value and what was done to it."""
+    """Return a changed copy of a JSON value, and the change in words."""
     value = copy.deepcopy(value)
     done = []
     for _ in range(rng.choice((1, 1, 2, 3))):
@@ -28,7 +28,7 @@ def edited(rng: Random, value: Any) -> tuple[str, Any]:
 
 
 def _place(rng: Random, value: Any) -> tuple[Any, Any]:
-    """A container within `value` and a key of it; deeper ones are as likely as the outermost."""
+    """Draw a container within `value` and a key of it; deep ones are as likely as the outermost."""
     parent, key = None, None
     while isinstance(value, (dict, list)) and value and (parent is None or rng.random() < 0.6):
         parent, key = value, rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
@@ -55,7 +55,7 @@ def _scale(rng: Random, parent: Any, key: Any) -> None:
 
 
 def _retype(rng: Random, parent: Any, key: Any) -> None:
-    """The same value as another type: text for a number, a list around it, a number for a text."""
+    """Change the type of a value: text for a number, a list around it, a number for a text."""
     old = parent[key]
     parent[key] = rng.choice((str(old), [old], {"value": old}, [old, old], len(str(old)), old is None))
 
@@ -87,7 +87,7 @@ CHANGES = (_replace, _replace, _replace, _remove, _remove, _scale, _scale, _rety
 
 
 def dumped(rng: Random, value: Any) -> tuple[str, str]:
-    """JSON of `value`, now and then a text that strict readers refuse, and what is odd about it."""
+    """Write `value` as JSON, now and then as a text that strict readers refuse; return it and what is odd about it."""
     text = json.dumps(value)
     if rng.random() < 0.8:
         return "", text
@@ -96,13 +96,13 @@ def dumped(rng: Random, value: Any) -> tuple[str, str]:
 
 
 def _repeated(text: str) -> str:
-    """The first member of an object, again with another value."""
+    """Repeat the first member of an object with another value."""
     key = text[1:].partition(":")[0]
     return text if not text.startswith("{") or text == "{}" else f"{{{key}: 0, {text[1:]}"
 
 
 def edited_json(rng: Random, data: bytes) -> tuple[str, bytes]:
-    """A JSON file with an edited value, as a text that is mostly valid."""
+    """Edit a value of a JSON file; the text is mostly valid."""
     what, value = edited(rng, json.loads(data))
     odd, text = dumped(rng, value)
     return f"{what} {odd}", text.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""Faults of what the trainer reads: its configuration, clips and captions, its caches, and the state it continues."""
+"""Faults of the trainer's files: its configuration, clips and captions, its caches, and the state it continues."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from tests.faults.scene import Input, Scene
 
 
 def training(scene: Scene) -> Input:
-    """A configuration file of the trainer."""
+    """Damage a configuration file of the trainer."""
     from wan.training.config import TrainConfig
 
     rng = scene.rng
@@ -35,7 +35,7 @@ TRAINING = {
 
 
 def _toml(values: Any) -> str:
-    """A table as TOML, as well as it can say it."""
+    """Write a table as TOML, as far as TOML can hold it."""
     if not isinstance(values, dict):
         return json.dumps(values)
     lines = [f"{json.dumps(k)} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, dict)]
@@ -46,7 +46,7 @@ def _toml(values: Any) -> str:
 
 
 def trained(scene: Scene) -> Input:
-    """A run that has ended is started again with one of its files damaged."""
+    """Start a finished run again with one of its files damaged."""
     from wan.training.__main__ import main
 
     rng = scene.rng
@@ -65,7 +65,7 @@ def trained(scene: Scene) -> Input:
 
 
 def _faulty_state(rng: Random, data: bytes) -> tuple[str, bytes]:
-    """The state of a run of which one part, at any depth, is another thing."""
+    """Replace one part of the state of a run, at any depth, by something else."""
     if rng.random() < 0.3:
         return weights.faulty_archive(rng, data)
     state = torch.load(io.BytesIO(data), weights_only=True)

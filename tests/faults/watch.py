@@ -1,4 +1,4 @@
-"""One input in a process of its own, under watch: how it ended, what it touched, and whether that is right."""
+"""Run one input in a process of its own, and judge how it ended and what it touched."""
 
 import os
 import resource
@@ -53,7 +53,7 @@ class Result:
 
 @dataclass
 class Place:
-    """The folders of one input."""
+    """Folders of one input."""
 
     root: Path
 
@@ -105,7 +105,7 @@ def run(number: int, base: Base, folder: Path) -> Result:
 
 
 def _forked(given: Input, place: Place) -> tuple[int | str, int]:
-    """How a process with that input ended, and the bytes it had at most."""
+    """Fork a process for that input; return how it ended, and its peak memory in bytes."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -154,7 +154,7 @@ def _confine(place: Place) -> None:
 
 
 def _watch(place: Place) -> None:
-    """Note in the trace what no file may bring about: programs, connections, writing or reading elsewhere."""
+    """Note in the trace what no file may cause: programs, connections, writing or reading elsewhere."""
     trace = os.open(place.trace, os.O_WRONLY | os.O_APPEND)
     canary, root = str(place.work / "canary"), str(place.root)
 
@@ -172,7 +172,7 @@ def _watch(place: Place) -> None:
 
 
 def _command(given: Input, place: Place) -> int:
-    """The real command; runs that take long are only planned, finished ones are looked at."""
+    """Run the real command. Long runs are only planned; the files of finished ones are checked."""
     make_video = cli.run
 
     def small(job: Any) -> int:
@@ -208,7 +208,7 @@ def _call(given: Input) -> int:
 
 
 def _conduct(code: int | str, text: str, given: Input) -> list[str]:
-    """What is wrong with how a process ended and what it said."""
+    """List what is wrong with the end and the messages of a process."""
     wrong = []
     if code not in (0, 1, 2):
         wrong.append(f"ended with {code}: {_last_line(text)}")
@@ -246,7 +246,7 @@ def _refusal(text: str, names: tuple[str, ...]) -> list[str]:
 def _traces(
     place: Place, started: Path, given: Input, code: int | str, text: str, before: dict[str, tuple[int, ...]]
 ) -> list[str]:
-    """What was opened, started, left or taken away."""
+    """List what the process opened, started, left or removed."""
     wrong = [f"did: {line}" for line in place.trace.read_text(errors="replace").splitlines()[:3]]
     if started.exists():
         wrong.append(f"started: {started.read_text()[:200]!r}")

@@ -1,4 +1,4 @@
-"""Faults of weight files: safetensors whose headers lie, archives and pickles of torch.save with foreign content."""
+"""Faults of weight files: safetensors with wrong headers, archives and pickles of torch.save with foreign content."""
 
 import io
 import json
@@ -26,7 +26,7 @@ SIZES = (0, 1, 2, 3, 7, 10**4, 10**9, 2**31, 2**62, 2**63 - 1, 2**64)
 
 
 def split(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and tensors of a safetensors file."""
+    """Split a safetensors file into header and tensors."""
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
@@ -37,7 +37,7 @@ def join(header: str | bytes, tensors: bytes, length: int | None = None) -> byte
 
 
 def faulty_safetensors(rng: Random, data: bytes) -> tuple[str, bytes]:
-    """A safetensors file of which one thing is wrong, or at least unusual."""
+    """Make one thing of a safetensors file wrong, or at least unusual."""
     header, tensors = split(data)
     names = [name for name in header if name != "__metadata__"]
     change = rng.choice(HEADER_CHANGES)
@@ -50,7 +50,7 @@ def faulty_safetensors(rng: Random, data: bytes) -> tuple[str, bytes]:
 
 
 def faulty_length(rng: Random, data: bytes) -> tuple[str, bytes]:
-    """The announced length of the header is another one."""
+    """Announce another length of the header."""
     header, tensors = split(data)
     text = json.dumps(header)
     length = rng.choice(
@@ -65,7 +65,7 @@ def _dtype(rng: Random, header: Any, names: list[str], tensors: bytes) -> None:
 
 
 def _all_dtypes(rng: Random, header: Any, names: list[str], tensors: bytes) -> bytes:
-    """The whole file in another type of the same meaning to a reader of headers."""
+    """Give all tensors another type, with data of the right size."""
     kind, size = rng.choice((("I32", 4), ("F16", 2), ("BF16", 2), ("F8_E4M3", 1), ("I8", 1), ("F64", 8), ("BOOL", 1)))
     end = 0
     for name in names:
@@ -118,7 +118,7 @@ def _rename(rng: Random, header: Any, names: list[str], tensors: bytes) -> None:
 
 
 def _prefix(rng: Random, header: Any, names: list[str], tensors: bytes) -> None:
-    """Every name as another program writes it."""
+    """Rename every tensor as another program would."""
     before = rng.choice(("model.diffusion_model.", "diffusion_model.", "module.", "pipe.dit.", "_orig_mod.", "model."))
     for name in names:
         header[before + name] = header.pop(name)
@@ -136,19 +136,19 @@ def _metadata(rng: Random, header: Any, names: list[str], tensors: bytes) -> Non
 
 
 def _more(rng: Random, header: Any, names: list[str], tensors: bytes) -> bytes:
-    """One tensor more, sound by itself."""
+    """Add a tensor that is sound by itself."""
     name = rng.choice(("blocks.1000000000.norm1.weight", "x.lora_down.weight", HOSTILE, "blocks.2.norm3.bias", "y"))
     header[name] = {"dtype": "F32", "shape": [2], "data_offsets": [len(tensors), len(tensors) + 8]}
     return tensors + b"\0" * 8
 
 
 def _alike(rng: Random, header: Any, names: list[str], tensors: bytes) -> None:
-    """Ten thousand entries that hold nothing."""
+    """Add ten thousand empty entries."""
     header.update({f"x.{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(10_000)})
 
 
 def _values(rng: Random, header: Any, names: list[str], tensors: bytes) -> bytes:
-    """Numbers that no training gives, in one tensor or in all."""
+    """Put numbers that no training gives into one tensor or all."""
     value = struct.pack("<f", rng.choice((math.nan, math.inf, -3e38, 1e30, 0.0)))
     start, end = header[rng.choice(names)]["data_offsets"] if rng.random() < 0.7 else (0, len(tensors))
     count = 4 * rng.choice((1, (end - start) // 4))
@@ -165,7 +165,7 @@ HEADER_CHANGES: tuple[Callable[..., bytes | None] | None, ...] = (
 
 
 class Calls:
-    """Is written to a pickle as a call."""
+    """Object that a pickle stores as a call."""
 
     def __init__(self, function: Callable, *arguments: Any):
         self.call = function, arguments
@@ -175,7 +175,7 @@ class Calls:
 
 
 def payload(rng: Random, canary: Path) -> Calls:
-    """Something whose unpickling leaves a trace beside the canary, or takes all memory."""
+    """Make an object whose unpickling leaves a trace beside the canary, or takes all memory."""
     trace = f"{canary}.ran"
     return rng.choice(
         (
@@ -195,7 +195,7 @@ def payload(rng: Random, canary: Path) -> Calls:
 
 
 def faulty_state(rng: Random, state: State, canary: Path) -> tuple[str, Any]:
-    """What a .pth should not hold, instead of its tensors or among them."""
+    """Put objects into a .pth that it should not hold, instead of its tensors or among them."""
     name = rng.choice(sorted(STATES))
     return name, STATES[name](rng, dict(state), canary)
 
@@ -205,7 +205,7 @@ def _with(**more: Callable[[Random], Any]) -> Callable[..., Any]:
 
 
 def _changed(change: Callable[[Tensor], Any]) -> Callable[..., Any]:
-    """One tensor, any, is replaced by what `change` makes of it."""
+    """Replace one tensor by `change` of it."""
 
     def make(rng: Random, state: State, canary: Path) -> State:
         name = rng.choice(list(state))
@@ -280,7 +280,7 @@ STATES: dict[str, Callable[[Random, State, Path], Any]] = {
 
 
 def saved(rng: Random, value: Any) -> tuple[str, bytes]:
-    """The bytes of torch.save in its current or its old format, any protocol of pickle."""
+    """Save with torch.save, in its current or its old format and any protocol of pickle; return the bytes."""
     is_old, protocol = rng.random() < 0.3, rng.choice((2, 2, 2, 3, 4, 5))
     out = io.BytesIO()
     torch.save(value, out, _use_new_zipfile_serialization=not is_old, pickle_protocol=protocol)
@@ -288,7 +288,7 @@ def saved(rng: Random, value: Any) -> tuple[str, bytes]:
 
 
 def faulty_archive(rng: Random, data: bytes) -> tuple[str, bytes]:
-    """An archive of torch.save whose records were changed one by one, checksums made anew."""
+    """Change records of an archive of torch.save, with new checksums."""
     out = io.BytesIO()
     done = []
     with zipfile.ZipFile(io.BytesIO(data)) as old:
@@ -342,7 +342,7 @@ OPCODES = (
 
 
 def faulty_pickle(rng: Random, data: bytes) -> tuple[str, bytes]:
-    """A pickle with an opcode more, a number changed, a name changed, or only the beginning of it."""
+    """Add an opcode to a pickle, change a number or a name, or cut it off."""
     at = rng.randrange(2, len(data))
     what = rng.choice(("opcode", "opcode", "in front", "number", "name", "cut", "byte", "alone"))
     opcode = rng.choice(OPCODES)

@@ -27,7 +27,7 @@ def qkv(batch=2, queries=5, keys=7, heads=2, dim=8, dtype=torch.float32, device=
 
 
 def explicit(q, k, v, kv_lens=None):
-    """Softmax attention written out, float64."""
+    """Softmax attention in plain float64 operations."""
     q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     for b, n in enumerate(kv_lens or []):
@@ -183,7 +183,7 @@ def test_a_probe_tries_exact_kernels_on_the_device_itself(monkeypatch, caplog, i
 @pytest.mark.parametrize("kv_lens", [None, (7, 2, 5), (4, 4, 4)])
 @pytest.mark.parametrize("name", list(PACKAGES))
 def test_kernels_without_lengths_see_each_sample_alone(monkeypatch, name, kv_lens):
-    """A package stands in for each: what it is called, what it takes and returns is as in the real one."""
+    """A package stands in for each kernel, with the name, arguments and results of the real one."""
 
     def kernel(q, k, v, tensor_layout=None):
         assert len({q.shape[0], k.shape[0], v.shape[0]}) == 1 and tensor_layout == ("NHD" if name == "sage" else None)

@@ -1,4 +1,4 @@
-"""What a config.json may say, and what becomes of one that says less."""
+"""Fields of a config.json: values that are allowed, and defaults of missing ones."""
 
 import json
 

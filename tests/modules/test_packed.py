@@ -1,4 +1,4 @@
-"""Packed layers: which are packed, on any processor with the products written out, and their values where they run."""
+"""Packed layers: the choice of layers is tested on any processor, their values where it has packed products."""
 
 from copy import deepcopy
 
@@ -16,7 +16,7 @@ CPU, HALF = torch.device("cpu"), torch.bfloat16
 
 @pytest.fixture(params=["real", "written out"])
 def products(request, monkeypatch):
-    """The processor's packed products where it has them, and what they are documented to compute."""
+    """Packed products of this processor, if it has them, and plain ones with the documented result."""
     if request.param == "real":
         if not can_pack(CPU, HALF):
             pytest.skip("this processor or PyTorch has no packed bfloat16 product")

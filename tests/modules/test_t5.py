@@ -200,7 +200,7 @@ def test_equals_transformers():
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory) -> tuple[Path, Path]:
-    """A miniature of the released layout: (weights file, tokenizer folder)."""
+    """Miniature of the released layout: (weights file, tokenizer folder)."""
     root = tmp_path_factory.mktemp("t5")
     torch.save(make_encoder().state_dict(), root / "models_t5_umt5-xxl-enc-bf16.pth")
     return root / "models_t5_umt5-xxl-enc-bf16.pth", write_tokenizer(root / "google" / "umt5-xxl")

@@ -11,7 +11,7 @@ TEXTS = ["a cat sits on a mat", "a red circle moves right over a blue background
 
 
 def write_tokenizer(folder: Path, vocab_size: int = 80, tokenizer_class: str = "PreTrainedTokenizerFast") -> Path:
-    """A miniature of the released google/umt5-xxl folder: unigram pieces, pad 0, end 1, unknown 2."""
+    """Write a miniature of the released google/umt5-xxl folder: unigram pieces, pad 0, end 1, unknown 2."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.Unigram())

@@ -21,7 +21,7 @@ SHORT_REACH = [  # so that tiles of a few latent pixels are truly cut
 
 
 def random_model(config: VAEConfig, seed: int = 0) -> CausalVAE:
-    """Every parameter random, so that no part is a no-op."""
+    """Make a model of random parameters, so that every part has an effect."""
     generator = torch.Generator().manual_seed(seed)
     model = NETWORKS[type(config)](config)
     model.init_weights(generator)

@@ -69,14 +69,14 @@ def filled(module):
 
 @torch.no_grad()
 def in_chunks(module, x, frames):
-    """What a module makes of x [B, C, T, H, W] that arrives in chunks of so many frames."""
+    """Run a module on x [B, C, T, H, W] in chunks of so many frames."""
     cache = FrameCache() if len(frames) > 1 else None
     return torch.cat([module(part, cache) for part in x.split(list(frames), dim=2)], dim=2)
 
 
 @torch.no_grad()
 def causal(conv, x):
-    """As the layer is declared: all of the padding in time stands before the first frame."""
+    """Convolve with all padding in time before the first frame, as the layer declares it."""
     time, *space = conv.padding
     return F.conv3d(F.pad(x, (0, 0, 0, 0, 2 * time, 0)), conv.weight, conv.bias, conv.stride, (0, *space))
 
@@ -123,7 +123,7 @@ def test_resampling(mode, frames, size):
 
 @torch.no_grad()
 def resampled(module, x):
-    """Frame by frame, with the first one kept out of every convolution over time."""
+    """Resample frame by frame; no convolution over time sees the first frame."""
     conv = module.resample[1]
     first, rest = x[:, :, :1], x[:, :, 1:]
     if module.mode == "upsample3d" and rest.shape[2]:

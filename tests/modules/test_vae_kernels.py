@@ -1,4 +1,4 @@
-"""The CPU kernels give what padding, concatenation and PyTorch's convolutions give."""
+"""The CPU kernels equal padding, concatenation and PyTorch's convolutions."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from wan.modules.vae_kernels import causal_conv3d, install, upsample_conv2d
 
 @pytest.fixture(autouse=True)
 def inference(monkeypatch):
-    """No gradients, bands of few rows, so that small frames have several, and no frame too small."""
+    """Switch gradients off; make bands of few rows, so that small frames have several; allow small frames."""
     monkeypatch.setattr(vae_kernels, "BAND_BYTES", 3000)
     monkeypatch.setattr(vae_kernels, "MIN_POSITIONS", 1)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How the recipes train an autoencoder."""
+"""The recipes' training of an autoencoder."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The embedded checkpoint does what it was trained for: a dozen held-out prompts, thresholds with room."""
+"""The embedded checkpoint does what it was trained for: a dozen held-out prompts, generous thresholds."""
 
 from dataclasses import replace
 

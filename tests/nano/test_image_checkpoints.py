@@ -1,4 +1,4 @@
-"""The embedded checkpoints that start from an image do what they were trained for: few scenes, thresholds with room."""
+"""The embedded checkpoints that start from an image do what they were trained for: few scenes, generous thresholds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_the_autoencoder_of_the_hybrid_keeps_the_picture(pipelines):
 
 
 def test_the_hybrid_decodes_nothing_that_its_transformer_leaves_as_noise(pipelines):
-    """Channels without a part in training are not denoised."""
+    """Channels that training leaves out are not denoised."""
     pipeline = pipelines["ti2v"]
     model = pipeline.weights.get(pipeline.config.experts[0])
     head = model.head.head.weight.unflatten(0, (-1, model.config.out_dim))

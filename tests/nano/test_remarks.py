@@ -1,4 +1,4 @@
-"""What is said to who asks a toy for too much."""
+"""Remarks on a request that is too much for a toy model."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The small world: what is rendered is read back, what is not there is not, and the held-out set is fair."""
+"""The small world: rendered scenes are read back, empty ones are empty, and the held-out set is fair."""
 
 from collections import Counter
 from itertools import product
@@ -35,7 +35,7 @@ def videos():
 
 
 def spoil(video, blur, noise, rng):
-    """What a small autoencoder does to a video: softer edges and noise of `noise` grey levels."""
+    """Spoil a video as a small autoencoder does: softer edges, and noise of `noise` grey levels."""
     soft = np.stack([np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(blur))) for frame in video])
     return np.clip(soft + rng.normal(0, noise, soft.shape), 0, 255).astype(np.uint8)
 

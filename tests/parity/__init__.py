@@ -1,4 +1,4 @@
-"""Reading golden files: recorded inputs, weights and outputs of the reference implementation."""
+"""Read golden files: recorded inputs, weights and outputs of the reference implementation."""
 
 import json
 from pathlib import Path
@@ -9,28 +9,28 @@ from torch import Tensor
 
 
 def read_case(path: Path) -> dict | None:
-    """The `case` of a golden file's metadata, None where it has none."""
+    """Read the `case` of a golden file's metadata; None where it has none."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     return json.loads(metadata["case"]) if "case" in metadata else None
 
 
 def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors below a prefix ('weights/', 'in/', 'out/'), named without it."""
+    """Select the tensors below a prefix ('weights/', 'in/', 'out/'), and remove it from their names."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def numbered(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
-    """name.0, name.1, ... as a list."""
+    """List name.0, name.1, ..."""
     count = sum(key.startswith(f"{name}.") for key in tensors)
     return [tensors[f"{name}.{i}"] for i in range(count)]
 
 
 def assert_near(actual: Tensor, expected: Tensor, atol: float) -> None:
-    """Same shape and type, and nowhere further apart than `atol`."""
+    """Check that shapes and types are equal, and values differ by at most `atol`."""
     torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
 def assert_equal(actual: Tensor, expected: Tensor) -> None:
-    """Exactly the same values, of the same shape and type."""
+    """Check that values, shapes and types are equal."""
     assert_near(actual, expected, 0)

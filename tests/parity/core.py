@@ -1,6 +1,6 @@
 """Runners for the golden vectors of the transformer, solvers, sampling loops and conditioning.
 
-Tolerances are the maximum absolute differences in float32 that the recordings come with.
+Tolerances are the maximum absolute differences in float32 that the recordings name.
 """
 
 from dataclasses import replace
@@ -129,7 +129,7 @@ def loop_ti2v_i2v(case: dict, tensors: Tensors) -> None:
 
 
 class Call(NamedTuple):
-    """What a model was called with; one sample each."""
+    """Arguments of one call of a model, with one sample."""
 
     expert: str
     x: list[Tensor]
@@ -162,7 +162,7 @@ def check_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], **valu
 
 
 def recorded_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], calls: list[Call]) -> WanPipeline:
-    """A pipeline without a folder: its text encoder and VAE answer with what was recorded."""
+    """Make a pipeline without a folder; its text encoder and VAE return the recorded tensors."""
     config = replace(WAN_CONFIGS[kind.task], vae_stride=tuple(case["vae_stride"]))
     pipeline = object.__new__(kind)
     pipeline.config, pipeline.phases = config, {}
@@ -192,7 +192,7 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def check_noise(case: dict, tensors: Tensors, shape: tuple[int, ...]) -> None:
-    """The recorded noise is the first draw of the seed, in the shape that the request implies."""
+    """Check that the recorded noise is the first draw of the seed, in the shape of the request."""
     generator = torch.Generator().manual_seed(case["seed"])
     assert_equal(torch.randn(tuple(shape), generator=generator), tensors["in/noise"])
     patch = case["config"]["patch_size"] if "config" in case else geometry.PATCH_SIZE

@@ -8,7 +8,7 @@ from wan.modules.tokenizers import clean_text
 
 
 def t5_forward(case: dict, tensors: dict[str, Tensor]) -> None:
-    """Text states within 5e-5, from the padded batch and from each sample trimmed to its tokens."""
+    """Compare text states within 5e-5, of the padded batch and of each sample alone without padding."""
     state = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
     config = T5Config.from_state({name: t.shape for name, t in state.items()})
     assert config == T5Config(**case["config"]), "sizes inferred from the tensors differ from the case's"
@@ -24,14 +24,14 @@ def t5_forward(case: dict, tensors: dict[str, Tensor]) -> None:
 
 
 def t5_relative_buckets(case: dict, tensors: dict[str, Tensor]) -> None:
-    """Every bucket exactly."""
+    """Compare every bucket exactly."""
     config = case["config"]
     buckets = relative_buckets(tensors["in/relative_position"], config["num_buckets"], config["max_distance"])
     assert torch.equal(buckets, tensors["out/bucket"])
 
 
 def text_cleaning(case: dict, tensors: dict[str, Tensor]) -> None:
-    """Every row in every mode exactly."""
+    """Compare every row in every mode exactly."""
     for row in case["rows"]:
         for mode in ("whitespace", "lower", "canonicalize"):
             assert clean_text(row["in"], mode) == row[mode], f"{mode} of {row['in']!r}"

@@ -69,7 +69,7 @@ PREPROCESS = (
 
 
 def kind_of(name: str, case: dict | None) -> str | None:
-    """The kind of a golden file, where two tasks use one word told apart; None when it does not say."""
+    """Return the kind of a golden file, with the task where two tasks use one word; None when it has none."""
     if case is None:
         return "preprocess" if any(fnmatch.fnmatch(name, pattern) for pattern in PREPROCESS) else None
     kind = case.get("kind")
@@ -79,7 +79,7 @@ def kind_of(name: str, case: dict | None) -> str | None:
 
 
 def golden_folders(setting: str) -> list[Path]:
-    """The embedded folder, then those that WAN_GOLDEN_DIR names; each must hold recordings."""
+    """List the embedded folder, then those of WAN_GOLDEN_DIR; each must hold recordings."""
     folders = [EMBEDDED, *(Path(part).resolve() for part in setting.split(":") if part)]
     for folder in folders:
         if not folder.is_dir():

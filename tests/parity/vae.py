@@ -37,7 +37,7 @@ def assert_near(actual: Tensor, expected: Tensor, atol: float) -> None:
 
 @torch.no_grad()
 def block(case: dict, tensors: Tensors) -> None:
-    """One block; "chunks" feeds several in order through one cache, as a streamed video would."""
+    """Run one block; "chunks" feeds several in order through one cache, as in a streamed video."""
     build = BLOCKS[case["block"]]
     for run in case["runs"]:
         module = build(case["config"], run)
@@ -78,7 +78,7 @@ def resample(config: dict, run: dict) -> Resample:
 
 
 class Repeated(DupUp3D):
-    """The shortcut alone: added to zeros, which are one chunk of a video or its first."""
+    """Shortcut alone: added to zeros, for the first chunk of a video or a later one."""
 
     def __init__(self, run: dict):
         super().__init__(run["in_channels"], run["out_channels"], run["factor_t"], run["factor_s"])
@@ -102,7 +102,7 @@ class Folding(nn.Module):
 
 
 def stage(build: type[nn.Module], config: dict, direction: str) -> nn.Module:
-    """A stage whose number of blocks is `mult`, with a change of resolution if the flag is set."""
+    """Run a stage of `mult` blocks, with a change of resolution if the flag is set."""
     temporal = config[f"temperal_{direction}sample"] if config[f"{direction}_flag"] else None
     return build(config["in_dim"], config["out_dim"], config["mult"], temporal)
 
@@ -130,7 +130,7 @@ BLOCKS = {
 
 @torch.no_grad()
 def model_run(case: dict, tensors: Tensors) -> None:
-    """Raw encode or decode at once, in chunks and in tiles, with the weights of that side only."""
+    """Encode or decode at once, in chunks and in tiles, with the weights of that side only."""
     model = load_model(case, tensors, strict=False)
     for run in case["runs"]:
         x, expected = tensors[run["input"]], tensors[run["output"]]
@@ -141,7 +141,7 @@ def model_run(case: dict, tensors: Tensors) -> None:
 
 @torch.no_grad()
 def trace(case: dict, tensors: Tensors) -> None:
-    """As `model_run`, and every stage's output on the way."""
+    """Do as `model_run`, and compare the output of every stage."""
     model = load_model(case, tensors)
     given, made = defaultdict(list), defaultdict(list)
 
@@ -167,18 +167,18 @@ def trace(case: dict, tensors: Tensors) -> None:
 
 
 def follower(name: str, model: CausalVAE) -> str:
-    """What takes the output of a stage of VAE 2.2's decoder, which is no single call."""
+    """Name the module that takes the output of a stage of VAE 2.2's decoder: a stage is no single call."""
     number = int(name.removeprefix("decoder.upsamples.")) + 1
     return "decoder.head" if number == len(model.decoder.upsamples) else f"decoder.upsamples.{number}.upsamples.0"
 
 
 def wrapper(case: dict, tensors: Tensors) -> None:
-    """Lists, published scaling and clamping."""
+    """Run a public wrapper: lists, published scaling and clamping."""
     run_lists(case, tensors, WRAPPERS[case["vae"]](model=load_model(case, tensors)))
 
 
 def procedural_real_size(case: dict, tensors: Tensors) -> None:
-    """The released widths; the weights follow from the names of the tensors (`case.weights_rule`)."""
+    """Run a model of the released widths; its weights follow from the names of the tensors (`case.weights_rule`)."""
     vae = WRAPPERS[case["vae"]]
     with torch.device("meta"):
         model = vae.network(config_of(case))
@@ -213,7 +213,7 @@ def config_of(case: dict) -> VAEConfig:
 
 
 def load_model(case: dict, tensors: Tensors, strict: bool = True) -> CausalVAE:
-    """The case's model. Weights of one side alone (strict False) must still all be known."""
+    """Load the model of the case. Weights of one side alone (strict False) must still all be known."""
     model, weights = WRAPPERS[case["vae"]].network(config_of(case)), under(tensors, "weights/")
     assert not model.load_state_dict(weights, strict=strict).unexpected_keys
     return model.eval()

@@ -215,7 +215,7 @@ def test_damaged_files_of_a_run_are_one_line(trained, tmp_path, capsys, monkeypa
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished run whose paths are relative."""
+    """Make a finished run whose paths are relative."""
     folder = tmp_path_factory.mktemp("trained")
     write_random_checkpoint(folder / "checkpoint", "t2v-A14B")
     write_clips(folder / "clips")

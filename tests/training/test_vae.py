@@ -57,7 +57,7 @@ def test_folding_standardises_latents_and_leaves_the_decoded_video_alone(kind):
 
 
 def smooth_video() -> torch.Tensor:
-    """Latents of its pixels lie near a subspace."""
+    """Make a smooth video, so that its latents lie near a subspace."""
     colors = torch.rand(8, 3, 1, 1, 1, generator=torch.Generator().manual_seed(1)) * 2 - 1
     ramp = torch.linspace(-1, 1, 32)
     return (colors + 0.3 * ramp[:, None] * colors.flip(0) - 0.2 * ramp).expand(8, 3, 5, 32, 32).contiguous()

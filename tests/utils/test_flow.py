@@ -1,4 +1,4 @@
-"""The path between data and noise, its schedules, and what all solvers share."""
+"""The path between data and noise, its schedules, and the shared parts of all solvers."""
 
 import numpy as np
 import pytest

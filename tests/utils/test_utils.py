@@ -1,4 +1,4 @@
-"""The old public helpers, called as scripts call them."""
+"""Upstream's public helpers, called as scripts call them."""
 
 import inspect
 import re
@@ -46,7 +46,7 @@ def test_the_signatures_are_upstreams():
 
 
 def test_several_become_a_grid(tmp_path):
-    """Two pixels of black between and around, rows of `nrow`; one alone has no border."""
+    """The grid has two black pixels between and around, and rows of `nrow`; one alone has no border."""
     batch = torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, 3, 8, 6)
     save_image(batch, tmp_path / "a.png", nrow=3)
     found = np.asarray(Image.open(tmp_path / "a.png")).astype(int)
