@@ -16,19 +16,20 @@ ROOT = Path(__file__).parents[1]
 # A file may import from its own layer and those below it. The first pattern that fits a module decides.
 LAYERS = [
     (7, ["wan", "wan.__main__", "generate"]),
-    (6, ["wan.arguments", "wan.finding", "wan.jobs", "wan.planning", "wan.remarks", "wan.cli"]),
+    (6, ["wan.stored", "wan.finding", "wan.jobs", "wan.planning", "wan.remarks", "wan.cli"]),
     (6, ["wan.nano", "wan.nano.*", "wan.serving", "wan.serving.*", "wan.training", "wan.training.*"]),
     (6, ["wan.checkpoint.convert", "wan.modules.animate.preprocess", "wan.modules.animate.preprocess.*"]),
     (6, ["wan.utils.utils"]),
     (5, ["wan.text2video", "wan.image2video", "wan.textimage2video", "wan.speech2video", "wan.animate"]),
     (4, ["wan.checking", "wan.experts", "wan.forecast", "wan.request", "wan.pipeline"]),
     (3, ["wan.configs", "wan.configs.*", "wan.distributed", "wan.distributed.*", "wan.memory", "wan.sampling"]),
-    (3, ["wan.utils.prompt_extend"]),
+    (3, ["wan.arguments", "wan.utils.prompt_extend"]),
     (2, ["wan.modules", "wan.modules.*"]),
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
     (0, ["wan.files", "wan.finite", "wan.framing", "wan.geometry", "wan.guidance", "wan.images", "wan.interrupts"]),
     (0, ["wan.lazy", "wan.media", "wan.output", "wan.parallel", "wan.parser", "wan.program", "wan.runtime"]),
     (0, ["wan.progress", "wan.choices", "wan.clips", "wan.conditioning", "wan.typed", "wan.values", "wan.version"]),
+    (0, ["wan.inputs"]),
     (0, ["wan.utils", "wan.utils.flow", "wan.utils.fm_solvers*", "wan.utils.solvers", "wan.utils.system_prompt"]),
 ]
 

@@ -46,15 +46,17 @@ def token_size(vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE) -> S
     return vae_stride[2] * patch[2], vae_stride[1] * patch[1]
 
 
-def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0]) -> None:
-    """The first frame has a latent of its own and every further latent covers `stride` frames."""
-    longest = stride * (MAX_POSITION - 1) + 1
+def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0], rest: int = 1) -> None:
+    """Refuse numbers that are no multiple of `stride` and `rest` more: a first frame with a latent of its own has 1."""
+    longest = stride * (MAX_POSITION - 1) + rest
     if frame_num > longest:
         raise ValueError(f"{called('frame_num')} can be at most {longest}, got {shown(frame_num, 40)}")
-    if frame_num < 1 or frame_num % stride != 1 % stride:
-        lower = max(1, (frame_num - 1) // stride * stride + 1)
-        choices = f"{lower} or {lower + stride}" if frame_num > 0 else "1"
-        raise ValueError(f"{called('frame_num')} must be {stride}n+1, got {frame_num}; try {choices}")
+    if frame_num < 1 or (frame_num - rest) % stride:
+        lowest = rest or stride
+        lower = max(lowest, (frame_num - rest) // stride * stride + rest)
+        choices = f"{lower} or {lower + stride}" if frame_num > 0 else str(lowest)
+        rule = f"{stride}n+{rest}" if rest else f"a multiple of {stride}"
+        raise ValueError(f"{called('frame_num')} must be {rule}, got {frame_num}; try {choices}")
 
 
 def check_size(size: Size, vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE) -> None:

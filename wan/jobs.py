@@ -262,9 +262,8 @@ def describe(job: Job) -> None:
             log.warning("%s", remark)
     if request.shape_image is not None:
         log.info("size: %s (fit %s)", request.framing, request.fit)
-    for name in ("image", "last_image"):
-        if picture := getattr(request, name):
-            log.info("%s: %s, %s", name.replace("_", " "), shown(picture.path), format_size(picture.size))
+    for name, given in request.inputs.items():
+        log.info("%s: %s, %s", name.replace("_", " "), shown(given.path), given)
     log.info("prompt: %s", shown(request.prompt, 1000) or "(empty)")
     log.info("reading the weights in %s; the first step waits for them", job.checkpoint)
 

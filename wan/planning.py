@@ -13,24 +13,24 @@ from typing import Any
 import torch
 
 from wan import geometry, images, media, output
-from wan.arguments import FLAG_NAMES, OTHER_INPUTS, OTHER_SETTINGS, REQUEST_FLAGS
+from wan.arguments import FLAGS, RUN, SEVERAL, asked, flag_names, flags_of
 from wan.checking import check_checkpoint
 from wan.checkpoint.fingerprint import fingerprint
 from wan.checkpoint.layout import part
 from wan.checkpoint.loading import READABLE
 from wan.checkpoint.recognise import described_fields
 from wan.configs import TaskConfig, get_config, nano_checkpoint
-from wan.files import check_writable, parse_json, shown, stored_name, sweep
+from wan.files import check_writable, shown, stored_name, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
 from wan.jobs import Job, clip_shapes, video_bytes
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.nano.remarks import remarks
 from wan.parallel import Parallel, launched_rank, launched_size, local_rank
-from wan.program import shell_word
 from wan.remarks import without_effect
-from wan.request import Picture, Request, check_supported_size
+from wan.request import Request, check_supported_size
 from wan.runtime import Runtime
+from wan.stored import Stored, read_stored
 from wan.values import named
 
 log = logging.getLogger(__name__)
@@ -38,27 +38,21 @@ log = logging.getLogger(__name__)
 OVERHEAD_BYTES = 1 << 16  # of a file beside its values
 
 
-@named(FLAG_NAMES)
 def plan(args: argparse.Namespace) -> Job:
     """Fold the flags into a Job. Reads no weights; raises ValueError or OSError for what cannot work."""
+    with named(flag_names()):
+        return _plan(args)
+
+
+def _plan(args: argparse.Namespace) -> Job:
     _refuse_what_comes_later(args)
-    stored = _fill_from_stored(args)
+    again = read_stored(args)
+    stored = again.beside if again else {}
     _say_what_is_repeated(args)
     config, checkpoint = _find_checkpoint(args, stored)
     _refuse_other_tasks_flags(args, config.name)
-    request = _request(args, config, stored)
-    runtime = Runtime.from_flags(
-        device=args.device,
-        dtype=args.dtype or "bf16",
-        convert_model_dtype=args.convert_model_dtype,
-        offload_model=args.offload_model,
-        t5_cpu=args.t5_cpu,
-        attention=args.attention,
-        compile=args.compile,
-        parallel=_parallel(args),
-        local_rank=local_rank(),
-        vae_tile=args.vae_tile,
-    )
+    request = _request(args, config, again)
+    runtime = _runtime(args, stored)
     check_backend(runtime.attention, runtime.device, runtime.dtype)
     latent = Path(args.resume) if args.resume else None
     video = _video_path(args, request, latent, stored)
@@ -73,7 +67,8 @@ def plan(args: argparse.Namespace) -> Job:
         for remark in remarks(config, request) if config.family == "nano" else ():
             log.warning("%s", remark)
         _warn_about_other_noise(request, runtime, stored)
-        _warn_about_other_images(request, stored)
+        if again:
+            _warn_about_other_inputs(request, again.request)
         if config.family != "nano" and args.device is None and runtime.device.type == "cpu":
             log.warning(
                 "no GPU is found, and on a CPU a video of a released model takes hours or days (torch %s)",
@@ -172,133 +167,46 @@ def _task_of_images(args: argparse.Namespace) -> str:
     return "i2v-A14B"
 
 
+def _runtime(args: argparse.Namespace, stored: dict[str, Any]) -> Runtime:
+    flags = flags_of(args, RUN)
+    if args.dtype is None:
+        flags["dtype"] = stored.get("dtype") or "bf16"
+        flags["convert_model_dtype"] |= bool(stored.get("convert_model_dtype"))
+    return Runtime.from_flags(**flags, parallel=_parallel(args), local_rank=local_rank())
+
+
 def _parallel(args: argparse.Namespace) -> Parallel:
     if args.num_videos < 1:
         raise ValueError(f"--num_videos must be at least 1, got {args.num_videos}")
     if args.num_videos > 1 and args.resume:
         raise ValueError("--resume finishes the one video whose latent was kept; leave --num_videos out")
-    return Parallel.from_flags(
-        world_size=launched_size(),
-        ulysses_size=args.ulysses_size,
-        cfg_parallel=args.cfg_parallel,
-        dit_fsdp=args.dit_fsdp,
-        t5_fsdp=args.t5_fsdp,
-        num_videos=args.num_videos,
-    )
+    return Parallel.from_flags(world_size=launched_size(), num_videos=args.num_videos, **flags_of(args, SEVERAL))
 
 
 def _refuse_what_comes_later(args: argparse.Namespace) -> None:
-    if args.use_prompt_extend:
-        raise ValueError("--use_prompt_extend is not available yet; leave it out and write a detailed prompt yourself")
+    for flag in FLAGS:
+        if flag.instead and getattr(args, flag.name):
+            raise ValueError(f"--{flag.name} is not available yet; leave it out and {flag.instead}")
 
 
 def _refuse_other_tasks_flags(args: argparse.Namespace, task: str) -> None:
-    for flag, tasks in OTHER_INPUTS.items():
-        if getattr(args, flag) and task not in tasks:
-            raise ValueError(f"--{flag} is not used by {task}, only by {', '.join(tasks)}; leave it out")
-    for flag, tasks in OTHER_SETTINGS.items():
-        if getattr(args, flag) not in (None, False) and task not in tasks:
-            log.warning("--%s is not used by %s, only by %s; it changes nothing here", flag, task, ", ".join(tasks))
-
-
-def _fill_from_stored(args: argparse.Namespace) -> dict[str, Any]:
-    """The request stored in --from_video or --resume, {} without; flags that were not given take its values."""
-    if args.resume:
-        changed = [f"--{flag}" for flag in REQUEST_FLAGS if getattr(args, flag) is not None]
-        changed += ["--from_video"] if args.from_video else []
-        if changed:
-            raise ValueError(f"--resume only decodes what was sampled already; {', '.join(changed)} cannot change it")
-        stored = _parse_stored(_stored_in_latent(args.resume), args.resume)
-    elif args.from_video:
-        stored = _parse_stored(_stored_in_video(args.from_video), args.from_video)
-    else:
-        return {}
-    if args.task not in (None, stored["task"]):
-        raise ValueError(f"the stored request is for --task {stored['task']}, not {args.task}")
-    args.task = stored["task"]
-    request = Request.from_dict(stored)
-    _fill_from_request(args, request)
-    if args.dtype is None:
-        args.dtype = stored.get("dtype")
-        args.convert_model_dtype |= bool(stored.get("convert_model_dtype"))
-    return stored
-
-
-def _stored_in_latent(name: str) -> str:
-    try:
-        return output.stored_request(Path(name))
-    except ValueError:
-        try:
-            is_ours = output.REQUEST_KEY in media.read_metadata(name)
-        except (ValueError, OSError):
-            pass
-        else:
-            again = f"; to make it again, or another like it, give --from_video {shell_word(name)}" if is_ours else ""
-            raise ValueError(
-                f"{name} is a video or picture, and --resume finishes a kept latent (*{output.LATENT_SUFFIX}){again}"
-            ) from None
-        raise
-
-
-def _stored_in_video(name: str) -> str:
-    try:
-        text = media.read_metadata(name).get(output.REQUEST_KEY)
-    except ValueError:
-        try:
-            output.stored_request(Path(name))
-        except (ValueError, OSError):
-            pass
-        else:
-            raise ValueError(
-                f"{name} is a kept latent, not a video; finish it with --resume {shell_word(name)}"
-            ) from None
-        raise
-    if text is None:
-        raise ValueError(f"{name} has no stored request: it was not made here, or with --no_metadata")
-    return text
-
-
-def _fill_from_request(args: argparse.Namespace, request: Request) -> None:
-    known = vars(request) | {"size": request.framing.asked}
-    if request.shape_image is None:
-        del known["fit"]  # means nothing there
-    elif args.fit == "area" != request.fit:
-        del known["size"]  # made for another fit, and hardly one of the task's
-    for flag, field in {**REQUEST_FLAGS, "fps": "fps"}.items():
-        if getattr(args, flag) is None:
-            value = known.get(field)
-            if isinstance(value, Picture):
-                value = value.path if args.resume else _find_stored_image(value, flag, Path(args.from_video).parent)
-            setattr(args, flag, value)
-
-
-def _find_stored_image(picture: Picture, flag: str, folder: Path) -> str:
-    """The file that a video was made from: by the path of that time, seen from here or from the video's folder."""
-    for path in (Path(stored_name(picture.path)), folder / stored_name(picture.path)) if picture.path else ():
-        if os.path.isfile(path):  # Path.is_file raises for names that no file can have
-            return str(path)
-    name = shown(picture.path or "in memory")
-    raise FileNotFoundError(
-        f"the video was made from the image {name}, which is not there; say where it is: --{flag} FILE"
-    )
-
-
-def _parse_stored(text: str, source: str) -> dict[str, Any]:
-    try:
-        stored = parse_json(text)
-        Request.from_dict(stored)
-    except ValueError as error:
-        raise ValueError(f"the request stored in {shown(source)} cannot be read: {shown(error, 500)}") from None
-    return stored
+    for flag in FLAGS:
+        if not flag.tasks or task in flag.tasks or getattr(args, flag.name) in (None, False):
+            continue
+        others = ", ".join(flag.tasks)
+        if flag.is_input:
+            raise ValueError(f"--{flag.name} is not used by {task}, only by {others}; leave it out")
+        log.warning("--%s is not used by %s, only by %s; it changes nothing here", flag.name, task, others)
 
 
 def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[TaskConfig, Path]:
     """The folder to load and the config that suits it: nano for the embedded model, the task's own otherwise."""
+    task = stored.get("task", args.task)
     if args.ckpt_dir not in (None, "nano"):
         folder = Path(args.ckpt_dir)
-        released = get_config(task_of(folder, args.task) or _task_of_images(args))
+        released = get_config(task_of(folder, task) or _task_of_images(args))
         return (get_config(released.name, "nano") if _is_nano(folder, released) else released), folder
-    task = args.task or _task_of_images(args)
+    task = task or _task_of_images(args)
     released = get_config(task)
     if args.ckpt_dir is None and stored.get("checkpoint", "nano") != "nano":
         raise ValueError(f"the stored request was made with a {task} checkpoint; give its folder with --ckpt_dir")
@@ -324,14 +232,16 @@ def _is_nano(folder: Path, config: TaskConfig) -> bool:
     return any(described_fields(folder / expert).get("family") == "nano" for expert in config.experts)
 
 
-def _request(args: argparse.Namespace, config: TaskConfig, stored: dict[str, Any]) -> Request:
-    if args.resume:  # the frames are sampled already, whatever has become of the images
-        return replace(Request.from_dict(stored), fps=args.fps)
-    if args.size is not None and args.fit in (None, "area"):
-        check_supported_size(config, args.size)
-    given = {field: getattr(args, flag) for flag, field in REQUEST_FLAGS.items()}
-    request = Request.create(config, fps=args.fps, **{key: value for key, value in given.items() if value is not None})
-    if args.prompt is None:
+def _request(args: argparse.Namespace, config: TaskConfig, stored: Stored | None) -> Request:
+    given = asked(args)
+    if args.resume:  # the frames are sampled already, whatever has become of the images; only fps can be given
+        return replace(stored.request, **given)
+    if stored is not None:
+        given = stored.given(given, Path(args.from_video).parent) | given
+    if "size" in given and given.get("fit", "area") == "area":
+        check_supported_size(config, given["size"])
+    request = Request.create(config, **given)
+    if "prompt" not in given:
         log.info("no --prompt: %s", f"using the example {request.prompt!r}" if request.prompt else "the image decides")
     return request
 
@@ -388,11 +298,9 @@ def _warn_about_other_noise(request: Request, runtime: Runtime, stored: dict[str
         )
 
 
-def _warn_about_other_images(request: Request, stored: dict[str, Any]) -> None:
-    for name in ("image", "last_image"):
-        picture, before = getattr(request, name), stored.get(name)
-        same_name = (
-            picture and before and before["path"] and Path(picture.path).name == Path(stored_name(before["path"])).name
-        )
-        if same_name and picture.sha256 != before["sha256"]:
-            log.warning("%s has changed since the video was made: expect another video", picture.path)
+def _warn_about_other_inputs(request: Request, before: Request) -> None:
+    for name, old in before.inputs.items():
+        new = request.inputs.get(name)
+        same_name = new and old.path and Path(new.path).name == Path(stored_name(old.path)).name
+        if same_name and new.sha256 != old.sha256:
+            log.warning("%s has changed since the video was made: expect another video", new.path)

@@ -1,60 +1,30 @@
 """Request: what the user wants, complete and checked before any weight is read."""
 
+from __future__ import annotations
+
 import json
 import math
 import random
-from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from torch import Tensor
 
 from wan import framing, geometry, images, media
+from wan.arguments import tasks_with
 from wan.choices import DTYPES, NOISE_DEVICES, SOLVERS
-from wan.configs import TaskConfig, get_config
+from wan.configs import TaskConfig, check_available, get_config
 from wan.framing import FITS, Framing
 from wan.geometry import Size, format_size
 from wan.guidance import Guidance, format_guidance
-from wan.values import called, named, quoted, real, text, whole
+from wan.inputs import Input, Picture
+from wan.values import called, dictionary, named, quoted, real, text, whole
 
 MAX_SEED = 2**63 - 1
 MAX_SHIFT, MAX_GUIDANCE = 1000, 3e38  # above the last one float32 ends
-LONGEST_PATH = 4096
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image that a video is made from: where it came from, its upright size and a hash that recognises it.
-
-    `pixels` is the RGB PIL image, None in a request that was stored; `path` is None for an image from memory.
-    """
-
-    path: str | None
-    size: Size
-    sha256: str  # the first 16 digits
-    pixels: Any = field(default=None, compare=False, repr=False)
-
-    @classmethod
-    def of(cls, image: Any, name: str = "image") -> "Picture":
-        """Read a file, or take a PIL image. Raises FileNotFoundError or ValueError that says what is wrong with it."""
-        if isinstance(image, (str, Path)):
-            pixels, path = images.read_image(image), str(image)
-        elif hasattr(image, "getexif"):
-            pixels, path = images.upright_rgb(image), None
-        else:
-            raise ValueError(f"{called(name)} is a path or a PIL image, got {type(image).__name__}")
-        return cls(path, pixels.size, images.digest(image if path else pixels)[:16], pixels)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"path": self.path, "size": format_size(self.size), "sha256": self.sha256}
-
-    @classmethod
-    def from_dict(cls, values: Any) -> "Picture":
-        """The picture of a `to_dict`, checked. Raises ValueError."""
-        path, size, digits = (_dictionary("image", values).get(name) for name in ("path", "size", "sha256"))
-        if path is not None and (not isinstance(path, str) or "\0" in path or not 0 < len(path) <= LONGEST_PATH):
-            raise ValueError(f"the path of an image must be text, got {quoted(path)}")
-        return cls(path, geometry.parse_size(text("size", size)), text("sha256", digits))
 
 
 @dataclass(frozen=True)
@@ -85,9 +55,11 @@ class Request:
     fit: str = "area"
 
     def __post_init__(self) -> None:
-        for name, convert in TYPES.items():
-            object.__setattr__(self, name, convert(name, getattr(self, name)))
-        if not self.prompt.strip() and self.shape_image is None:
+        for name, kind in self.kinds().items():
+            value = getattr(self, name)
+            if kind in CHECKS and not (value is None and name in OPTIONAL):
+                object.__setattr__(self, name, CHECKS[kind](name, value))
+        if not self.prompt.strip() and not self.inputs:
             raise ValueError(f"the prompt is empty: {self.task} has nothing else to go by; describe the video in it")
         if self.steps < 1:
             raise ValueError(f"{called('steps')} must be at least 1, got {self.steps}; try 1, or leave it to the task")
@@ -122,7 +94,7 @@ class Request:
 
     def check_task(self, config: TaskConfig) -> None:
         """Raise ValueError, with the nearest valid choice, for values that cannot work with the models of a task."""
-        geometry.check_frame_num(self.frame_num, config.vae_stride[0])
+        config.check_frame_num(self.frame_num)
         if self.steps > config.num_train_timesteps:
             raise ValueError(f"{called('steps')} can be at most {config.num_train_timesteps}, got {quoted(self.steps)}")
         if config.boundary is None and self.boundary is not None:
@@ -135,7 +107,25 @@ class Request:
                 f"{called('guidance')} {format_guidance(self.guidance)} is for two experts, and {config.name} has one "
                 f"model; try {low:g}"
             )
-        _check_images(config, [name for name in ("image", "last_image") if getattr(self, name)])
+        _check_inputs(config, self.inputs)
+
+    @classmethod
+    @cache
+    def kinds(cls) -> dict[str, type]:
+        """The type of each field; of one that may be None, the other type."""
+        hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
+        return {name: next(kind for kind in kinds if kind is not NoneType) for name, kinds in hints.items()}
+
+    @classmethod
+    @cache
+    def input_kinds(cls) -> dict[str, type[Input]]:
+        """The fields for what a video is made from besides text, and their types."""
+        return {name: kind for name, kind in cls.kinds().items() if issubclass(kind, Input)}
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """What the video is made from besides text, by field."""
+        return {name: value for name in self.input_kinds() if (value := getattr(self, name)) is not None}
 
     @property
     def shape_image(self) -> Picture | None:
@@ -148,83 +138,73 @@ class Request:
         return framing.given_frame(picture.pixels, self.framing, self.fit, model_type, self.shape_image.size)
 
     @classmethod
-    def create(
-        cls,
-        config: TaskConfig,
-        *,
-        prompt: str | None = None,
-        negative_prompt: str | None = None,
-        size: Size | None = None,
-        max_area: int | None = None,
-        frame_num: int | None = None,
-        steps: int | None = None,
-        shift: float | None = None,
-        guidance: float | tuple[float, float] | None = None,
-        solver: str = "unipc",
-        seed: int | None = None,
-        fps: int | None = None,
-        boundary: float | None = None,
-        noise_device: str = "default",
-        image: Any = None,
-        last_image: Any = None,
-        fit: str = "area",
-    ) -> "Request":
-        """Fill what is None from `config`, and check the rest against it; a seed of None or below 0 becomes random.
+    def create(cls, config: TaskConfig, *, size: Any = None, max_area: Any = None, **given: Any) -> Request:
+        """The request for `given` values of fields; what is absent or None is filled from `config`.
 
-        `image` and `last_image` are paths or PIL images, and are read here. With an image and fit "area", `max_area`
-        takes the place of the area of `size`. An empty prompt is refused unless there is an image, an empty negative
-        prompt is meant. Raises ValueError with the nearest valid choice, and FileNotFoundError for a missing image.
+        A seed below 0 becomes random, as a missing one. Inputs, for example `image` and `last_image`, are paths or PIL
+        images, and are read here. With an image and fit "area", `max_area` takes the place of the area of `size`. An
+        empty prompt is refused unless there is an input, an empty negative prompt is meant. Raises ValueError with the
+        nearest valid choice, and FileNotFoundError for a missing file.
         """
         config.check()
-        pictures = _pictures(config, image=image, last_image=last_image)
-        if prompt is None:
-            prompt = "" if pictures else config.prompt  # the example describes another picture
-        if seed is None or whole("seed", seed) < 0:
-            seed = draw_seed()
-        request = cls(
-            task=config.name,
-            prompt=prompt,
-            negative_prompt=config.sample_neg_prompt if negative_prompt is None else negative_prompt,
-            framing=_framing(config, fit, size, max_area, next(iter(pictures.values()), None)),
-            frame_num=config.frame_num if frame_num is None else frame_num,
-            steps=config.sample_steps if steps is None else steps,
-            shift=config.sample_shift if shift is None else shift,
-            guidance=config.guidance if guidance is None else guidance,
-            solver=solver,
-            seed=seed,
-            fps=config.sample_fps if fps is None else fps,
-            boundary=config.boundary if boundary is None else boundary,
-            noise_device=noise_device,
-            fit=fit,
-            **pictures,
-        )
+        check_available(config.name)
+        cls = REQUESTS.get(config.name, cls)
+        if unknown := given.keys() - cls.kinds():
+            raise TypeError(f"a request has no {', '.join(sorted(unknown))}; it has {', '.join(cls.kinds())}")
+        given = {name: value for name, value in given.items() if value is not None}
+        inputs = {name: kind for name, kind in cls.input_kinds().items() if name in given}
+        _check_inputs(config, inputs)
+        inputs = {name: kind.of(given[name], name) for name, kind in inputs.items()}
+        if "seed" in given and whole("seed", given["seed"]) < 0:
+            del given["seed"]
+        usual = {
+            "prompt": "" if inputs else config.prompt,  # the example describes another picture
+            "negative_prompt": config.sample_neg_prompt,
+            "frame_num": config.frame_num,
+            "steps": config.sample_steps,
+            "shift": config.sample_shift,
+            "guidance": config.guidance,
+            "solver": "unipc",
+            "seed": draw_seed(),
+            "fps": config.sample_fps,
+            "boundary": config.boundary,
+        }
+        shape_image = inputs.get("image") or inputs.get("last_image")
+        sizes = _framing(config, given.get("fit", "area"), size, max_area, shape_image)
+        request = cls(task=config.name, framing=sizes, **(usual | given | inputs))
         request.check_task(config)
         return request
 
+    def given(self) -> dict[str, Any]:
+        """The values from which `create` makes this request again; inputs have no content if it was stored."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["task"], values["framing"]
+        if self.shape_image is None:
+            del values["fit"]  # means nothing there
+        return values | {"size": self.framing.asked}
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; `from_dict` reverses it, except that images lose their pixels."""
+        """Plain values, ready for JSON; `from_dict` reverses it, except that inputs lose their content."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         sizes = values.pop("framing")
-        pictures = {name: values[name] and values[name].to_dict() for name in ("image", "last_image")}
+        sizes = {"size": sizes.asked, "used": sizes.used, "saved": sizes.saved}
         return (
             values
-            | pictures
-            | {
-                "size": format_size(sizes.asked),
-                "used": format_size(sizes.used),
-                "saved": format_size(sizes.saved),
-                "guidance": list(self.guidance),
-            }
+            | {name: value.to_dict() for name, value in self.inputs.items()}
+            | {name: format_size(size) for name, size in sizes.items()}
+            | {"guidance": list(self.guidance)}
         )
 
     @classmethod
-    def from_dict(cls, values: Any) -> "Request":
+    def from_dict(cls, values: Any) -> Request:
         """The request of a `to_dict`, checked as if it was new: a stranger may have written it.
 
         Unknown keys are ignored. Raises ValueError, whose text names the fields of a request.
         """
         with named({}):
-            values = _dictionary("the request", values)
+            values = dictionary("the request", values)
+            config = get_config(text("task", values["task"])) if "task" in values else None
+            cls = REQUESTS.get(config.name, cls) if config else cls
             needed = {field.name for field in fields(cls) if field.default is MISSING} - {"framing"} | {"size"}
             if missing := needed - set(values):
                 raise ValueError(f"the stored request lacks {', '.join(sorted(missing))}")
@@ -233,18 +213,13 @@ class Request:
                     raise ValueError(f"{name} must be {kind.__name__}, got {quoted(values[name])}")
             if (dtype := values.get("dtype")) not in (None, *DTYPES):
                 raise ValueError(f"unknown dtype {quoted(dtype)}; choose one of {', '.join(DTYPES)}")
-            config = get_config(text("task", values["task"]))
-            known = {field.name for field in fields(cls)}
-            sizes = [
-                geometry.parse_size(text(name, values.get(name, values["size"]))) for name in ("size", "used", "saved")
-            ]
-            changes = {
-                name: Picture.from_dict(values[name])
-                for name in ("image", "last_image")
-                if values.get(name) is not None
-            }
-            given = {key: value for key, value in values.items() if key in known}
-            request = cls(**given | changes | {"framing": Framing(*sizes)})
+            sizes = (values.get(name, values["size"]) for name in ("size", "used", "saved"))
+            parsed = [geometry.parse_size(text("size", size)) for size in sizes]
+            known = {name: values[name] for name in cls.kinds() if name in values}
+            for name, kind in cls.input_kinds().items():
+                if known.get(name) is not None:
+                    known[name] = kind.from_dict(known[name])
+            request = cls(**known | {"framing": Framing(*parsed)})
             request.check_task(config)
             framing.check_together(request.framing, config.vae_stride, config.patch_size)
             return request
@@ -260,7 +235,7 @@ def picture_bytes(request: Request) -> int:
     Reading one takes up to twice as much for a while as it keeps (WebP four times, JPEG 2000 five times).
     """
     width, height = request.framing.used
-    pictures = [picture for picture in (request.image, request.last_image) if picture is not None]
+    pictures = [picture for picture in request.inputs.values() if isinstance(picture, Picture)]
 
     def work(picture: Picture) -> int:
         is_cut = request.shape_image is not picture
@@ -299,22 +274,15 @@ def draw_seed() -> int:
     return random.SystemRandom().randint(0, MAX_SEED)
 
 
-def _check_images(config: TaskConfig, given: list[str]) -> None:
+def _check_inputs(config: TaskConfig, given: Mapping[str, Any]) -> None:
     for name in given:
-        if name not in config.images:
+        if config.name not in tasks_with(name):
             raise ValueError(f"{config.name} is not made from {called(name)}; leave it out")
-    if config.needs_image and not given:
-        first, *others = (called(name) for name in config.images)
-        file = " FILE" if first.startswith("--") else ""
-        also = "".join(f" (or {name}{file})" for name in others)
-        raise ValueError(f"{called('task')} {config.name} needs {first}{file}{also}")
-
-
-def _pictures(config: TaskConfig, **images: Any) -> dict[str, Picture]:
-    """The images that were given, read, if they are what the task takes."""
-    given = {name: image for name, image in images.items() if image is not None}
-    _check_images(config, list(given))
-    return {name: Picture.of(image, name) for name, image in given.items()}
+    for names in config.needs:
+        if not given.keys() & set(names):
+            first, *others = (f"{called(name)} FILE" if called(name)[:2] == "--" else called(name) for name in names)
+            also = "".join(f" (or {name})" for name in others)
+            raise ValueError(f"{called('task')} {config.name} needs {first}{also}")
 
 
 def _framing(config: TaskConfig, fit: str, size: Size | None, max_area: int | None, image: Picture | None) -> Framing:
@@ -350,19 +318,10 @@ def _sides(size: Any) -> Size:
     return width, height
 
 
-def _dictionary(name: str, values: Any) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise ValueError(f"{name} must be a dictionary, got {quoted(values)}")
-    return values
-
-
-# How each field of a request is checked and converted; images and sizes are built of checked parts.
-TYPES = {
-    **dict.fromkeys(("task", "prompt", "negative_prompt", "solver", "noise_device", "fit"), text),
-    **dict.fromkeys(("frame_num", "steps", "seed", "fps"), whole),
-    "shift": real,
-    "guidance": Guidance.of,
-    "boundary": lambda name, value: None if value is None else real(name, value),
-}
+# The check and conversion of each type of field; sizes and inputs are built of checked parts.
+CHECKS = {str: text, int: whole, float: real, Guidance: Guidance.of}
+OPTIONAL = ("boundary",)
+# Requests of tasks that have fields of their own.
+REQUESTS: dict[str, type[Request]] = {}
 # What programs store in the same dictionary, and its types.
 STORED_BESIDE = {"checkpoint": str, "device": str, "dtype": str, "convert_model_dtype": bool, "versions": dict}

@@ -82,10 +82,9 @@ def str2bool(value: str | bool) -> bool:
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:
     """One of some names as they are; a similar one is suggested."""
-    known = tuple(names)
 
     def convert(value: str) -> str:
-        if value in known:
+        if value in (known := tuple(names)):
             return value
         near = nearest(value, known)
         hint = f"; did you mean {near}?" if near else ""

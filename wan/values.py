@@ -64,6 +64,13 @@ def text(field: str, value: Any) -> str:
     return value
 
 
+def dictionary(name: str, value: Any) -> dict[str, Any]:
+    """A dictionary; for anything else ValueError, which names it."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a dictionary, got {quoted(value)}")
+    return value
+
+
 def quoted(value: Any) -> str:
     """A value as an error shows it, whatever it holds."""
     try:

@@ -34,7 +34,7 @@ VALUES = {
     "t2v-A14B": ((4, 8, 8), 12.0, 40, (3.0, 4.0), 0.875, 81, 16),
     "i2v-A14B": ((4, 8, 8), 5.0, 40, (3.5, 3.5), 0.900, 81, 16),
     "ti2v-5B": ((4, 16, 16), 5.0, 50, 5.0, None, 121, 24),
-    "s2v-14B": ((4, 8, 8), 3, 40, 4.5, None, 81, 16),
+    "s2v-14B": ((4, 8, 8), 3, 40, 4.5, None, 80, 16),
     "animate-14B": ((4, 8, 8), 5.0, 20, 1.0, None, 77, 30),
 }
 
@@ -84,24 +84,24 @@ def test_architecture_builds_the_released_model(task):
     assert config.head_dim == 128 and config.model_type == task.partition("-")[0]
 
 
-# task: model_type, in_dim, out_dim, dim, ffn_dim, num_heads, num_layers; latent channels; images it takes and must have
+# task: model_type, in_dim, out_dim, dim, ffn_dim, num_heads, num_layers; latent channels; groups of inputs it needs
 MODELS = {
-    "t2v-A14B": ("t2v", 16, 16, 5120, 13824, 40, 40, 16, (), False),
-    "i2v-A14B": ("i2v", 36, 16, 5120, 13824, 40, 40, 16, ("image", "last_image"), True),
-    "ti2v-5B": ("ti2v", 48, 48, 3072, 14336, 24, 30, 48, ("image",), False),
-    "s2v-14B": ("s2v", 16, 16, 5120, 13824, 40, 40, 16, ("image",), True),
-    "animate-14B": ("animate", 36, 16, 5120, 13824, 40, 40, 16, (), False),
+    "t2v-A14B": ("t2v", 16, 16, 5120, 13824, 40, 40, 16, ()),
+    "i2v-A14B": ("i2v", 36, 16, 5120, 13824, 40, 40, 16, (("image", "last_image"),)),
+    "ti2v-5B": ("ti2v", 48, 48, 3072, 14336, 24, 30, 48, ()),
+    "s2v-14B": ("s2v", 16, 16, 5120, 13824, 40, 40, 16, (("image",), ("audio", "enable_tts"))),
+    "animate-14B": ("animate", 36, 16, 5120, 13824, 40, 40, 16, ()),
 }
 
 
 @pytest.mark.parametrize("task", MODELS)
 def test_models_and_what_they_take(task):
     c = WAN_CONFIGS[task]
-    *fields, z_dim, images, needs_image = MODELS[task]
+    *fields, z_dim, needs = MODELS[task]
     shared = {"freq_dim": 256, "text_dim": 4096, "text_len": 512, "patch_size": (1, 2, 2), "eps": 1e-6}
     names = "model_type in_dim out_dim dim ffn_dim num_heads num_layers".split()
     assert c.architecture() == dict(zip(names, fields)) | shared
-    assert (c.z_dim, c.images, c.needs_image) == (z_dim, images, needs_image)
+    assert (c.z_dim, c.needs) == (z_dim, needs)
     assert c.vae_checkpoint == ("Wan2.2_VAE.pth" if z_dim == 48 else "Wan2.1_VAE.pth")
     assert len(c.experts) == (2 if task.endswith("A14B") else 1) == (1 if c.boundary is None else 2)
 

@@ -11,7 +11,7 @@ from wan.configs.wan_ti2v_5B import ti2v_5B
 WAN_CONFIGS = Presets(t2v_A14B, i2v_A14B, ti2v_5B, animate_14B, s2v_14B)
 
 # Tasks with a pipeline in this version; the others have their values above and are refused by name.
-IMPLEMENTED_TASKS: tuple[str, ...] = ("t2v-A14B", "i2v-A14B", "ti2v-5B")
+IMPLEMENTED_TASKS = ["t2v-A14B", "i2v-A14B", "ti2v-5B"]
 
 # "W*H" -> (width, height) and -> pixels.
 SIZE_CONFIGS: dict[str, tuple[int, int]] = {
@@ -28,8 +28,10 @@ __all__ = [
     "SUPPORTED_SIZES",
     "WAN_CONFIGS",
     "TaskConfig",
+    "check_available",
     "get_config",
     "nano_checkpoint",
+    "register",
     "wan_shared_cfg",
 ]
 
@@ -41,9 +43,21 @@ def get_config(task: str, family: str = "wan2.2") -> TaskConfig:
     """
     if task not in WAN_CONFIGS:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(WAN_CONFIGS)}")
-    if task not in IMPLEMENTED_TASKS:
-        raise ValueError(f"task {task} is not available yet, it comes later; now: {', '.join(IMPLEMENTED_TASKS)}")
+    check_available(task)
     table = NANO_CONFIGS if family == "nano" else WAN_CONFIGS
     if task not in table:
         raise ValueError(f"there is no embedded nano checkpoint for {task}; nano has {', '.join(table)}")
     return table[task]
+
+
+def check_available(task: str) -> None:
+    """Raise ValueError for a known task that has no pipeline yet."""
+    if task in WAN_CONFIGS and task not in IMPLEMENTED_TASKS:
+        raise ValueError(f"task {task} is not available yet, it comes later; now: {', '.join(IMPLEMENTED_TASKS)}")
+
+
+def register(config: TaskConfig) -> None:
+    """Make a task known by the name of its config; the family decides in which table. Once for each family it has."""
+    (NANO_CONFIGS if config.family == "nano" else WAN_CONFIGS).add(config)
+    if config.name not in IMPLEMENTED_TASKS:
+        IMPLEMENTED_TASKS.append(config.name)

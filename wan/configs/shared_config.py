@@ -144,7 +144,8 @@ class TaskConfig(SharedConfig):
     `sizes` are `W*H` texts. `vae_stride` and `patch_size` are (frames, rows, columns). `sample_guide_scale` is one
     number, or the pair (low-noise expert, high-noise expert). `boundary` is the share of `num_train_timesteps` from
     which the high-noise expert works; None for tasks with one model, which have no expert folders either.
-    `images` are the pictures a video can be made from; with `needs_image` one of them must be given. The files may lie
+    Of each group in `needs` one input must be given. A clip has `frame_rest` frames beyond a multiple of the stride in
+    time: 1, as the autoencoders encode a first frame alone, or 0 where another clip goes before it. The files may lie
     in a folder beside the checkpoint (`../name/file`); `checkpoint.layout.part` finds them. The architecture fields are
     used when a checkpoint carries no `config.json`.
     """
@@ -168,8 +169,8 @@ class TaskConfig(SharedConfig):
 
     size: str = "1280*720"  # used when the caller gives none
     family: str = "wan2.2"  # "nano" for the embedded miniatures
-    images: tuple[str, ...] = ()  # of "image" (the first frame) and "last_image"
-    needs_image: bool = False
+    needs: tuple[tuple[str, ...], ...] = ()
+    frame_rest: int = 1
     boundary: float | None = None
     low_noise_checkpoint: str | None = None
     high_noise_checkpoint: str | None = None
@@ -198,12 +199,16 @@ class TaskConfig(SharedConfig):
             )
         if self.size not in self.sizes:
             raise ValueError(f"{self.name}: the default size {self.size} is none of {', '.join(self.sizes)}")
-        check_frame_num(self.frame_num, self.vae_stride[0])
+        self.check_frame_num(self.frame_num)
         has_experts = bool(self.low_noise_checkpoint and self.high_noise_checkpoint)
         if has_experts != (self.boundary is not None):
             raise ValueError(f"{self.name}: a boundary and the two expert folders belong together")
         if self.boundary is not None and not 0 <= self.boundary <= 1:
             raise ValueError(f"{self.name}: boundary must lie in 0..1, got {self.boundary}")
+
+    def check_frame_num(self, frame_num: int) -> None:
+        """Raise ValueError, with the nearest valid choices, for a number of frames that the task cannot make."""
+        check_frame_num(frame_num, self.vae_stride[0], self.frame_rest)
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -227,6 +232,9 @@ class Presets(Mapping[str, TaskConfig]):
 
     def __init__(self, *configs: TaskConfig):
         self._configs = {config.name: config.copy() for config in configs}
+
+    def add(self, config: TaskConfig) -> None:
+        self._configs[config.name] = config.copy()
 
     def __getitem__(self, task: str) -> TaskConfig:
         if task not in self._configs:

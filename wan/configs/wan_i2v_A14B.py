@@ -9,8 +9,7 @@ i2v_A14B = TaskConfig(
         "A white cat with sunglasses rests on a surfboard at the edge of the sea. Small waves roll in behind it, the "
         "breeze moves its fur, and it slowly turns its head towards the camera."
     ),
-    images=("image", "last_image"),
-    needs_image=True,
+    needs=(("image", "last_image"),),
     vae_checkpoint="Wan2.1_VAE.pth",
     vae_stride=(4, 8, 8),
     z_dim=16,

@@ -8,7 +8,6 @@ ti2v_5B = TaskConfig(
     sizes=("704*1280", "1280*704"),
     size="1280*704",
     prompt=t2v_A14B.prompt,
-    images=("image",),
     vae_checkpoint="Wan2.2_VAE.pth",
     vae_stride=(4, 16, 16),
     z_dim=48,

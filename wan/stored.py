@@ -1,0 +1,98 @@
+"""A request that a video or a kept latent carries: read, checked, and made anew with other values."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wan import media, output
+from wan.arguments import FLAGS, OUTPUT, asked
+from wan.files import parse_json, shown, stored_name
+from wan.inputs import Input
+from wan.program import shell_word
+from wan.request import Request
+from wan.values import called
+
+
+class Stored(NamedTuple):
+    """What was asked for a video, and all that is written beside it: device, dtype, versions, fingerprint."""
+
+    request: Request
+    beside: dict[str, Any]
+
+    def given(self, changes: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Values from which `Request.create` repeats the video in `folder`, without those that `changes` replace."""
+        values = self.request.given()
+        if changes.get("fit") == "area" != values.get("fit", "area"):
+            del values["size"]  # made for another fit, and hardly one of the task's
+        values = {name: value for name, value in values.items() if name not in changes}
+        return values | {n: _find(value, n, folder) for n, value in values.items() if isinstance(value, Input)}
+
+
+def read_stored(args: argparse.Namespace) -> Stored | None:
+    """The request in the file of --from_video or --resume, None without. Raises ValueError and OSError."""
+    if args.resume:
+        fixed = {flag.field: f"--{flag.name}" for flag in FLAGS if flag.field and flag.group != OUTPUT}
+        changed = [fixed[field] for field in asked(args) if field in fixed] + ["--from_video"] * bool(args.from_video)
+        if changed:
+            raise ValueError(f"--resume only decodes what was sampled already; {', '.join(changed)} cannot change it")
+        text = _stored_in_latent(args.resume)
+    elif args.from_video:
+        text = _stored_in_video(args.from_video)
+    else:
+        return None
+    try:
+        stored = Stored(Request.from_dict(beside := parse_json(text)), beside)
+    except ValueError as error:
+        source = shown(args.resume or args.from_video)
+        raise ValueError(f"the request stored in {source} cannot be read: {shown(error, 500)}") from None
+    if args.task not in (None, stored.request.task):
+        raise ValueError(f"the stored request is for --task {stored.request.task}, not {args.task}")
+    return stored
+
+
+def _stored_in_latent(name: str) -> str:
+    try:
+        return output.stored_request(Path(name))
+    except ValueError:
+        try:
+            is_ours = output.REQUEST_KEY in media.read_metadata(name)
+        except (ValueError, OSError):
+            pass
+        else:
+            again = f"; to make it again, or another like it, give --from_video {shell_word(name)}" if is_ours else ""
+            raise ValueError(
+                f"{name} is a video or picture, and --resume finishes a kept latent (*{output.LATENT_SUFFIX}){again}"
+            ) from None
+        raise
+
+
+def _stored_in_video(name: str) -> str:
+    try:
+        text = media.read_metadata(name).get(output.REQUEST_KEY)
+    except ValueError:
+        try:
+            output.stored_request(Path(name))
+        except (ValueError, OSError):
+            pass
+        else:
+            raise ValueError(
+                f"{name} is a kept latent, not a video; finish it with --resume {shell_word(name)}"
+            ) from None
+        raise
+    if text is None:
+        raise ValueError(f"{name} has no stored request: it was not made here, or with --no_metadata")
+    return text
+
+
+def _find(given: Input, field: str, folder: Path) -> str:
+    """The file that a video was made from: by the path of that time, seen from here or from the video's folder."""
+    for path in (Path(stored_name(given.path)), folder / stored_name(given.path)) if given.path else ():
+        if os.path.isfile(path):  # Path.is_file raises for names that no file can have
+            return str(path)
+    name = shown(given.path or "in memory")
+    raise FileNotFoundError(
+        f"the video was made from the {given.noun} {name}, which is not there; say where it is: {called(field)} FILE"
+    )
