@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wan.modules.vae import CausalVAE, VAEConfig, fold, tile_axis, unfold
 from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
 from wan.modules.vae2_2 import CausalVAE2_2, VAE2_2Config, Wan2_2_VAE
 from wan.modules.vae_wrapper import VideoVAE
 
+aten = torch.ops.aten
 SMALL = VAEConfig(dim=4, z_dim=16, dim_mult=(1, 2, 2, 2), num_res_blocks=1)
 SMALL_2_2 = VAE2_2Config(dim=4, z_dim=48, dim_mult=(1, 2, 2, 2), num_res_blocks=1, dec_dim=6)
 NETWORKS = {VAEConfig: CausalVAE2_1, VAE2_2Config: CausalVAE2_2}
@@ -352,3 +354,37 @@ def test_impossible_options_are_refused(vae, config):
         vae.model.encode(torch.zeros(1, 3, 5, h, h), chunk=3)
     with pytest.raises(ValueError, match=f"at least {h} pixels, got 4"):
         type(vae)(model=vae.model, tiling=4).decode([torch.zeros(z, 1, 1, 1)])
+
+
+class Copies(TorchDispatchMode):
+    """Within the context the meta device is a pretended GPU: how many values went to the host and came from there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_host = self.from_host = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func not in (aten.copy_.default, aten._to_copy.default):
+            return func(*args, **kwargs or {})
+        result, source = (args[0], args[1]) if func is aten.copy_.default else (None, args[0])
+        target = (kwargs or {}).get("device", source.device) if result is None else result.device
+        if (source.device.type, target.type) == ("meta", "cpu"):
+            self.to_host += source.numel()
+            return torch.empty(source.shape, device="cpu", dtype=source.dtype) if result is None else result
+        self.from_host += source.numel() * ((source.device.type, target.type) == ("cpu", "meta"))
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("tile", [None, 8])
+@torch.no_grad()
+def test_pixels_come_to_the_host_once(config, tile):
+    """In tiles they come as the video is put together, and otherwise when the caller takes them."""
+    model = NETWORKS[type(config)](config).to("meta")
+    latent = torch.empty(1, config.z_dim, 2, 20, 12, device="meta")
+    with Copies() as copies:
+        parts = list(model.decode_chunks(latent, tile=tile))
+    assert {part.device.type for part in parts} == {"cpu" if tile else "meta"}
+    assert copies.to_host == (sum(part.numel() for part in parts) if tile else 0)
+    assert copies.from_host == 0
+    with Copies():
+        assert model.decode(latent, tile=tile).device.type == "meta"

@@ -178,7 +178,7 @@ class CausalVAE(nn.Module):
 
     def decode(self, z: Tensor, chunk: int | None = None, tile: int | None = None) -> Tensor:
         """[B, z, T', h, w] -> [B, 3, T, H, W], not clamped; options as in `decode_chunks`."""
-        return join(list(self.decode_chunks(z, chunk, tile)))
+        return join(list(self.decode_chunks(z, chunk, tile))).to(self.conv1.weight.device)
 
     def decode_chunks(
         self, z: Tensor, chunk: int | None = LATENTS_AT_ONCE, tile: int | None = None
@@ -186,8 +186,8 @@ class CausalVAE(nn.Module):
         """Decode consecutive parts [B, 3, t, H, W] of the video, in memory that does not depend on its length.
 
         `chunk` is how many latent frames pass the lowest resolution at a time; higher ones take at most 4 frames. None
-        decodes everything at once. With `tile`, the edge of a tile in latent pixels, the memory is that of one tile and
-        of the whole video, which is collected on the CPU before the first part is yielded.
+        decodes everything at once. With `tile`, the edge of a tile in latent pixels, the memory is that of one tile.
+        The whole video is then collected on the CPU before the first part is yielded, and the parts stay there.
         """
         if z.ndim != 5 or z.shape[1] != self.z_dim or 0 in z.shape:
             raise ValueError(f"a latent must be [B, {self.z_dim}, T, h, w] with T, h, w >= 1, got {list(z.shape)}")
@@ -200,7 +200,7 @@ class CausalVAE(nn.Module):
                 yield from self._pixels(part, cache)
         else:
             video = self._decode_tiles(join(list(features)), chunk, tile)
-            yield from (part.to(z.device) for part in chunks(video, chunk and chunk * self.config.stride[0]))
+            yield from chunks(video, chunk and chunk * self.config.stride[0])
 
     def _encode_tiles(self, frames: Tensor, chunk: int | None, tile: int) -> Tensor:
         """The encoder up to its middle block, [B, 3, T, H, W] -> [B, C, T', h, w]; time inside, so that one tile's

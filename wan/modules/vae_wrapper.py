@@ -70,11 +70,12 @@ class VideoVAE:
 
     def decode(self, latents: Iterable[Tensor]) -> list[Tensor]:
         """Latents [z, T', h, w] -> videos [3, 4T' - 3, H, W], float32, clamped to [-1, 1]."""
-        return [self._decode_one(latent) for latent in latents]
+        return [self._decode_one(latent).to(self.device) for latent in latents]
 
     def decode_stream(self, latent: Tensor) -> Iterator[Tensor]:
         """Decode [z, T', h, w] into consecutive chunks [3, f, H, W] as `decode` would, one at a time.
 
+        Chunks are on the device, those of a video in tiles on the CPU, where it was put together.
         Raises FloatingPointError for values that are not finite.
         """
         if latent.ndim != 4 or latent.shape[0] != self.model.z_dim:
