@@ -116,15 +116,24 @@ def test_defaults_that_differ(tmp_path, monkeypatch):
     assert [name for name, check in is_true.items() if not check()] == []
 
 
-def test_defaults_of_the_methods():
-    for method, text in table("method | defaults"):
+def test_arguments_and_defaults_of_the_methods(monkeypatch):
+    """The original's arguments can be passed, by name and in their order; none of them has a default of its own."""
+    monkeypatch.setattr(wan.pipeline.WanPipeline, "video", lambda self, request, **how: (request, how))
+    image = Image.new("RGB", (96, 54))
+    for method, text in table("method | the original's defaults"):
         name, function = code(method).split(".")
-        parameters = inspect.signature(getattr(getattr(wan, name), function)).parameters
+        pipeline = object.__new__(getattr(wan, name))
+        pipeline.config = WAN_CONFIGS[pipeline.task]
         call = ast.parse(f"f({code(text)})").body[0].value
         stated = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        assert {key: parameters[key].default for key in stated} == stated
-        order = [key for key in parameters if key in stated]
-        assert order == list(stated), "positions count, too"
+        inputs = [image] if "img" not in stated and name != "WanT2V" and function != "t2v" else []
+        bound = getattr(pipeline, function)
+        assert all(p.default in (None, p.empty) for p in inspect.signature(bound).parameters.values())
+        request, how = bound("a fox", *inputs, *stated.values())
+        by_name, _ = bound("a fox", *inputs, **stated)
+        assert replace(by_name, seed=0) == replace(request, seed=0), "positions count, too"
+        assert (request.frame_num, request.steps) == (stated["frame_num"], stated["sampling_steps"])
+        assert request.guidance == (5.0, 5.0) and request.shift == 5.0 and how["offload_model"] is True
 
 
 @pytest.mark.parametrize("line", [ast.unparse(line) for line in ast.parse(block("Imports")).body])

@@ -14,6 +14,7 @@ from tests.runs import sample
 from wan import WanI2V, WanT2V, WanTI2V
 from wan.configs import NANO_CONFIGS, WAN_CONFIGS
 from wan.nano.random import write_random_checkpoint
+from wan.pipeline import WanPipeline
 from wan.request import Request
 from wan.runtime import Runtime
 
@@ -46,29 +47,38 @@ def test_generate_returns_the_video_that_upstreams_users_expect(folder):
     assert all(stats.seconds > 0 for stats in pipeline.phases.values())
 
 
-COMMON = {"shift": 5.0, "solver": "unipc", "guidance": (5.0, 5.0)}
-UPSTREAM = [  # a call with what has no default, and what upstream's library then makes
-    (WanT2V, "generate", (), {"frame_num": 81, "steps": 50, "asked": (1280, 720)}),
-    (WanI2V, "generate", (WIDE,), {"frame_num": 81, "steps": 40, "used": (1280, 720)}),
-    (WanTI2V, "generate", (), {"frame_num": 81, "steps": 50, "asked": (1280, 704)}),
-    (WanTI2V, "generate", (WIDE,), {"frame_num": 81, "steps": 50, "used": (1248, 704)}),
-    (WanTI2V, "t2v", (), {"frame_num": 121, "steps": 50, "asked": (1280, 704)}),
-    (WanTI2V, "i2v", (WIDE,), {"frame_num": 121, "steps": 40, "used": (1248, 704)}),
-]
+CALLS = [(WanT2V, "generate", ()), (WanI2V, "generate", (WIDE,)), (WanTI2V, "generate", ())]
+CALLS += [(WanTI2V, "generate", (WIDE,)), (WanTI2V, "t2v", ()), (WanTI2V, "i2v", (WIDE,))]
 
 
-@pytest.mark.parametrize("pipeline, method, inputs, expected", UPSTREAM, ids=lambda value: getattr(value, "task", None))
-def test_what_a_call_leaves_out_is_as_upstream(monkeypatch, pipeline, method, inputs, expected):
+@pytest.mark.parametrize("configs", [WAN_CONFIGS, NANO_CONFIGS], ids=["released", "nano"])
+@pytest.mark.parametrize("pipeline, method, inputs", CALLS, ids=lambda value: getattr(value, "task", None))
+def test_what_a_call_leaves_out_is_as_on_the_command_line(monkeypatch, configs, pipeline, method, inputs):
     monkeypatch.setattr(pipeline, "video", lambda self, request, **how: (request, how))
     ours = pipeline.__new__(pipeline)
-    ours.config = WAN_CONFIGS[pipeline.task]
+    ours.config = configs[pipeline.task]
     requests = [getattr(ours, method)("a fox", *inputs) for _ in range(2)]
     request, how = requests[0]
-    seen = vars(request) | {"asked": request.framing.asked, "used": request.framing.used}
-    assert {name: seen[name] for name in COMMON | expected} == COMMON | expected
-    assert request.negative_prompt == ours.config.sample_neg_prompt and request.fit == "area"
-    assert how == {"offload_model": True, "on_step": None}
+    assert request == Request.create(ours.config, prompt="a fox", seed=request.seed, image=next(iter(inputs), None))
+    assert how == {"offload_model": None, "on_step": None}, "the policy of the runtime stays"
     assert request.seed != requests[1][0].seed, "the seed is drawn"
+
+
+def test_defaults_are_those_of_the_tasks(monkeypatch):
+    monkeypatch.setattr(WanPipeline, "video", lambda self, request, **how: request)
+
+    def made(pipeline, configs, method="generate", *inputs):
+        ours = pipeline.__new__(pipeline)
+        ours.config = configs[pipeline.task]
+        r = getattr(ours, method)("a fox", *inputs)
+        return r.framing.used, r.frame_num, r.steps, r.shift, r.guidance, r.boundary
+
+    assert made(WanT2V, WAN_CONFIGS) == ((1280, 720), 81, 40, 12.0, (3.0, 4.0), 0.875)
+    assert made(WanI2V, WAN_CONFIGS, "generate", WIDE) == ((1280, 720), 81, 40, 5.0, (3.5, 3.5), 0.9)
+    for call in (("generate",), ("t2v",), ("generate", WIDE), ("i2v", WIDE)):
+        size, *rest = made(WanTI2V, WAN_CONFIGS, *call)
+        assert size == ((1248, 704) if WIDE in call else (1280, 704)) and rest == [121, 50, 5.0, (5.0, 5.0), None]
+    assert made(WanT2V, NANO_CONFIGS) == ((64, 64), 17, 20, 3.0, (3.0, 3.0), 0.875)
 
 
 ORDER = "shift sample_solver sampling_steps guide_scale n_prompt seed offload_model".split()

@@ -137,7 +137,7 @@ def test_one_frame_is_the_image_itself(pipeline):
 
 
 def test_the_two_modes_by_upstreams_names(pipeline):
-    values = {"frame_num": 5, "sampling_steps": 2, "seed": 3}
+    values = {"frame_num": 5, "sampling_steps": 2, "seed": 3, "shift": 5.0, "guide_scale": 5.0}
     text = pipeline.t2v("a red circle", (96, 64), 5, 5.0, "unipc", 2, 5.0, "", 3)
     assert torch.equal(text, pipeline.generate("a red circle", size=(96, 64), **values))
     image = pipeline.i2v("a red circle", photo(), 128 * 128, 5, 5.0, "unipc", 2, 5.0, "", 3)

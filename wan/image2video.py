@@ -22,46 +22,33 @@ class WanI2V(WanPipeline):
         self,
         input_prompt: str,
         img: Any = None,
-        max_area: int = 720 * 1280,
-        frame_num: int = 81,
-        shift: float = 5.0,
-        sample_solver: str = "unipc",
-        sampling_steps: int = 40,
-        guide_scale: float | tuple[float, float] = 5.0,
-        n_prompt: str = "",
-        seed: int = -1,
-        offload_model: bool = True,
+        max_area: int | None = None,
+        frame_num: int | None = None,
+        shift: float | None = None,
+        sample_solver: str | None = None,
+        sampling_steps: int | None = None,
+        guide_scale: float | tuple[float, float] | None = None,
+        n_prompt: str | None = None,
+        seed: int | None = None,
+        offload_model: bool | None = None,
         *,
         last_image: Any = None,
         size: tuple[int, int] | None = None,
-        fit: str = "area",
+        fit: str | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor | None:
         """Generate one video [3, F, H, W] in [-1, 1], float32 on the CPU; argument names as upstream.
 
-        img: the first frame, a PIL image or a path; last_image: the last one, beside `img` or without it. The size
-        follows the aspect ratio of the image within `max_area` pixels, or within the area of `size`, (width, height),
-        when that is given; the other fits of `wan.framing` save `size` exactly. frame_num: 4n+1; guide_scale: one
-        number, or (low-noise, high-noise expert); n_prompt: what to avoid, the task's default when empty; seed:
-        negative for a random one. Raises ValueError and FileNotFoundError for what cannot work, before any weight is
-        read.
+        What is None is taken from the config, as on the command line. Upstream's library has one other default here:
+        guide_scale=5.0; pass it for its videos. img: the first frame, a PIL image or a path; last_image: the last one,
+        beside `img` or without it. The size follows the aspect ratio of the image within `max_area` pixels, or within
+        the area of `size`, (width, height), when that is given; the other fits of `wan.framing` save `size` exactly.
+        frame_num: 4n+1; guide_scale: one number, or (low-noise, high-noise expert); n_prompt: what to avoid, the task's
+        default when empty; seed: negative for a random one; offload_model: for this call, None leaves it to the
+        runtime. Raises ValueError and FileNotFoundError for what cannot work, before any weight is read.
         """
-        request = self.asked(
-            input_prompt,
-            image=img,
-            last_image=last_image,
-            size=size,
-            max_area=max_area if size is None else None,
-            fit=fit,
-            frame_num=frame_num,
-            shift=shift,
-            solver=sample_solver,
-            steps=sampling_steps,
-            guidance=guide_scale,
-            negative_prompt=n_prompt or None,  # None: the default of the task
-            seed=seed,
-        )
-        return self.video(request, offload_model=offload_model, on_step=on_step)
+        max_area = max_area if size is None else None
+        return self.answer(locals())
 
     def clip(self, request: Request, index: int, tail: Tensor | None) -> Clip:
         """The mask and the latent of a clip that holds the given frames and is grey everywhere else."""

@@ -7,7 +7,7 @@ weights, timing, noise, the velocity and the loop are here and in the modules be
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -187,12 +187,20 @@ class WanPipeline:
             self.weights.set_offload(usual)
         return torch.cat(frames, dim=1) if self.replica.is_first else None
 
-    def asked(self, prompt: Any, **values: Any) -> Request:
-        """The request of a call of `generate`. Errors go by the names of its arguments."""
+    def answer(self, call: Mapping[str, Any]) -> Tensor | None:
+        """The video of a call of `generate`: its arguments by name. Those that are None are the config's.
+
+        Errors go by these names.
+        """
+        fields = (*Request.of_task(self.config.name).kinds(), "size", "max_area")
+        given = {field: call[name] for field in fields if (name := ARGUMENTS.get(field, field)) in call}
         with named(ARGUMENTS):
-            if prompt is None:
+            if given["prompt"] is None:
                 raise ValueError(f"{called('prompt')} must be text, got None; beside an image '' will do")
-            return Request.create(self.config, prompt=prompt, **values)
+            if given["negative_prompt"] == "":  # upstream's way to say the task's
+                given["negative_prompt"] = None
+            request = Request.create(self.config, **given)
+        return self.video(request, offload_model=call["offload_model"], on_step=call["on_step"])
 
     # ---- its parts ----
 

@@ -110,6 +110,11 @@ class Request:
         _check_inputs(config, self.inputs)
 
     @classmethod
+    def of_task(cls, task: str) -> type[Request]:
+        """The requests of a task, which may have fields of their own."""
+        return REQUESTS.get(task, cls)
+
+    @classmethod
     @cache
     def kinds(cls) -> dict[str, type]:
         """The type of each field; of one that may be None, the other type."""
@@ -148,7 +153,7 @@ class Request:
         """
         config.check()
         check_available(config.name)
-        cls = REQUESTS.get(config.name, cls)
+        cls = cls.of_task(config.name)
         if unknown := given.keys() - cls.kinds():
             raise TypeError(f"a request has no {', '.join(sorted(unknown))}; it has {', '.join(cls.kinds())}")
         given = {name: value for name, value in given.items() if value is not None}
@@ -204,7 +209,7 @@ class Request:
         with named({}):
             values = dictionary("the request", values)
             config = get_config(text("task", values["task"])) if "task" in values else None
-            cls = REQUESTS.get(config.name, cls) if config else cls
+            cls = cls.of_task(config.name) if config else cls
             needed = {field.name for field in fields(cls) if field.default is MISSING} - {"framing"} | {"size"}
             if missing := needed - set(values):
                 raise ValueError(f"the stored request lacks {', '.join(sorted(missing))}")

@@ -15,33 +15,24 @@ class WanT2V(WanPipeline):
     def generate(
         self,
         input_prompt: str,
-        size: tuple[int, int] = (1280, 720),
-        frame_num: int = 81,
-        shift: float = 5.0,
-        sample_solver: str = "unipc",
-        sampling_steps: int = 50,
-        guide_scale: float | tuple[float, float] = 5.0,
-        n_prompt: str = "",
-        seed: int = -1,
-        offload_model: bool = True,
+        size: tuple[int, int] | None = None,
+        frame_num: int | None = None,
+        shift: float | None = None,
+        sample_solver: str | None = None,
+        sampling_steps: int | None = None,
+        guide_scale: float | tuple[float, float] | None = None,
+        n_prompt: str | None = None,
+        seed: int | None = None,
+        offload_model: bool | None = None,
         *,
         on_step: OnStep | None = None,
     ) -> Tensor | None:
         """Generate one video [3, F, height, width] in [-1, 1], float32 on the CPU; argument names as upstream.
 
+        What is None is taken from the config, as on the command line. Upstream's library has other defaults here:
+        size=(1280, 720), frame_num=81, shift=5.0, sampling_steps=50, guide_scale=5.0; pass them for its videos.
         size: (width, height) in pixels; frame_num: 4n+1; guide_scale: one number, or (low-noise, high-noise expert);
-        n_prompt: what to avoid, the task's default when empty; seed: negative for a random one. Raises ValueError for
-        values that cannot work, before any weight is read.
+        n_prompt: what to avoid, the task's default when empty; seed: negative for a random one; offload_model: for this
+        call, None leaves it to the runtime. Raises ValueError for values that cannot work, before any weight is read.
         """
-        request = self.asked(
-            input_prompt,
-            size=size,
-            frame_num=frame_num,
-            shift=shift,
-            solver=sample_solver,
-            steps=sampling_steps,
-            guidance=guide_scale,
-            negative_prompt=n_prompt or None,  # None: the default of the task
-            seed=seed,
-        )
-        return self.video(request, offload_model=offload_model, on_step=on_step)
+        return self.answer(locals())

@@ -24,67 +24,58 @@ class WanTI2V(WanPipeline):
         self,
         input_prompt: str,
         img: Any = None,
-        size: tuple[int, int] = (1280, 704),
-        max_area: int = 704 * 1280,
-        frame_num: int = 81,
-        shift: float = 5.0,
-        sample_solver: str = "unipc",
-        sampling_steps: int = 50,
-        guide_scale: float = 5.0,
-        n_prompt: str = "",
-        seed: int = -1,
-        offload_model: bool = True,
+        size: tuple[int, int] | None = None,
+        max_area: int | None = None,
+        frame_num: int | None = None,
+        shift: float | None = None,
+        sample_solver: str | None = None,
+        sampling_steps: int | None = None,
+        guide_scale: float | None = None,
+        n_prompt: str | None = None,
+        seed: int | None = None,
+        offload_model: bool | None = None,
         *,
-        fit: str = "area",
+        fit: str | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor | None:
         """Generate one video [3, F, H, W] in [-1, 1], float32 on the CPU; argument names as upstream.
 
-        img: the first frame, a PIL image or a path; without it the text alone decides, and the video has `size`,
-        (width, height) in pixels. With it the size follows the aspect ratio of the image in about `max_area` pixels;
-        the other fits of `wan.framing` save `size` exactly. frame_num: 4n+1; n_prompt: what to avoid, the task's
-        default when empty; seed: negative for a random one. Raises ValueError and FileNotFoundError for what cannot
-        work, before any weight is read.
+        What is None is taken from the config, as on the command line. Upstream's library has one other default here:
+        frame_num=81; pass it for its videos. img: the first frame, a PIL image or a path; without it the text alone
+        decides, and the video has `size`, (width, height) in pixels. With it the size follows the aspect ratio of the
+        image in about `max_area` pixels, or the area of `size`; the other fits of `wan.framing` save `size` exactly.
+        frame_num: 4n+1; n_prompt: what to avoid, the task's default when empty; seed: negative for a random one;
+        offload_model: for this call, None leaves it to the runtime. Raises ValueError and FileNotFoundError for what
+        cannot work, before any weight is read.
         """
-        request = self.asked(
-            input_prompt,
-            image=img,
-            size=size,
-            max_area=max_area,
-            fit=fit,
-            frame_num=frame_num,
-            shift=shift,
-            solver=sample_solver,
-            steps=sampling_steps,
-            guidance=guide_scale,
-            negative_prompt=n_prompt or None,  # None: the default of the task
-            seed=seed,
-        )
-        return self.video(request, offload_model=offload_model, on_step=on_step)
+        return self.answer(locals())
 
     def t2v(
-        self, input_prompt: str, size: Size = (1280, 704), frame_num: int = 121, *settings: Any, **named: Any
+        self, input_prompt: str, size: Size | None = None, frame_num: int | None = None, *settings: Any, **named: Any
     ) -> Tensor | None:
         """`generate` from text alone, with upstream's order of arguments: shift and what follows it come next."""
-        return self.generate(input_prompt, None, size, 704 * 1280, frame_num, *settings, **named)
+        return self.generate(input_prompt, None, size, None, frame_num, *settings, **named)
 
     def i2v(
         self,
         input_prompt: str,
         img: Any,
-        max_area: int = 704 * 1280,
-        frame_num: int = 121,
-        shift: float = 5.0,
-        sample_solver: str = "unipc",
-        sampling_steps: int = 40,
+        max_area: int | None = None,
+        frame_num: int | None = None,
+        shift: float | None = None,
+        sample_solver: str | None = None,
+        sampling_steps: int | None = None,
         *settings: Any,
         **named: Any,
     ) -> Tensor | None:
-        """`generate` from an image, with upstream's order of arguments and its 40 steps: guide_scale comes next."""
+        """`generate` from an image, with upstream's order of arguments: guide_scale comes next.
+
+        Upstream has sampling_steps=40 here; None is the config's number, 50.
+        """
         if img is None:
             raise ValueError("i2v needs img, an image or the path of one; t2v does without")
         schedule = shift, sample_solver, sampling_steps
-        return self.generate(input_prompt, img, (1280, 704), max_area, frame_num, *schedule, *settings, **named)
+        return self.generate(input_prompt, img, None, max_area, frame_num, *schedule, *settings, **named)
 
     def clip(self, request: Request, index: int, tail: Tensor | None) -> Clip:
         """With an image: its latent is the first frame throughout, and the tokens of that frame are at timestep 0."""
