@@ -158,7 +158,7 @@ def planned(arguments, processes, monkeypatch):
         for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             patch.setenv(name, "0")
         patch.setenv("WORLD_SIZE", str(processes))
-        patch.setattr(planning, "check_checkpoint", lambda *_: None)  # would see how small it is
+        patch.setattr(planning, "check_checkpoint", lambda *_: None)  # it would refuse so small a stand-in
         job = planning.plan(args)
     assert job.config.family == "wan2.2" and job.runtime.parallel.world_size == processes
 

@@ -418,7 +418,7 @@ def test_a_single_file_under_any_name_beside_a_lora(t2v, ti2v, caplog):
     assert planned(ti2v).config.name == "ti2v-5B"
 
 
-# ---- what is not read is named before the first step, for every part ----
+# ---- forms that are not read are named before the first step, for every part ----
 
 
 def prefixed(prefix):

@@ -28,7 +28,7 @@ from wan.parallel import Parallel
 from wan.runtime import Runtime
 
 PAGE = (Path(__file__).parents[1] / "docs" / "from_wan22.md").read_text(encoding="utf-8")
-# What the original's command knows, see its documentation.
+# Flags of the original's command, from its documentation.
 FLAGS = """task size frame_num ckpt_dir offload_model ulysses_size t5_fsdp t5_cpu dit_fsdp save_file prompt
     use_prompt_extend prompt_extend_method prompt_extend_model prompt_extend_target_lang base_seed image
     sample_solver sample_steps sample_shift sample_guide_scale convert_model_dtype src_root_path refert_num

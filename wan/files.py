@@ -19,8 +19,8 @@ from typing import Any
 
 from wan.program import printable
 
-SHORTEST_LIMIT = 143  # bytes of a name on encrypted home folders; others take 255
-MAX_TRIES = 1000  # names that are tried before a folder counts as full of them
+SHORTEST_LIMIT = 143  # bytes of a file name in encrypted home folders; others take 255
+MAX_TRIES = 1000  # names that are tried
 
 
 @contextmanager
@@ -161,7 +161,7 @@ def utf8_name(path: Path, misleading: str | None = None) -> Iterator[str]:
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:  # which would be taken for the file that is to be made
+    except FileExistsError:  # this error would seem to be about the file that is to be made
         raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(folder)) from None
 
 
@@ -176,7 +176,7 @@ def _machine() -> str:
     with suppress(OSError):
         parts.append(os.readlink(b"/proc/self/ns/pid"))
     with suppress(OSError):
-        parts.append(Path("/etc/machine-id").read_bytes())  # on a network drive hosts of one name may meet
+        parts.append(Path("/etc/machine-id").read_bytes())  # two hosts of one name may share a network drive
     return hashlib.sha256(b" ".join(parts)).hexdigest()[:8]
 
 

@@ -48,7 +48,7 @@ WORDS = (
 )  # fmt: skip
 
 
-# Each tenth input or so is of one kind; what has many ways to go wrong comes more often.
+# About each tenth input is of one kind. A kind with many possible faults stands here more than once.
 KINDS: tuple[Callable[[Scene], Input], ...] = (
     config, tensors, pickled, picture, request, latent, tokenizer, video, shards, diffusers,
     config, tensors, pickled, picture, request, flags, training, sound, place, trained,

@@ -17,14 +17,14 @@ from wan import cli, media
 from wan.program import print_error
 
 CPU_SECONDS = 30  # an input takes under one
-WALL_SECONDS = 90  # for what waits without working, as on a FIFO; long, because the machine may be busy
+WALL_SECONDS = 90  # of a process that waits without working, as on a FIFO; many, because the machine may be busy
 GROWTH = 500 << 20  # bytes that a process may take beyond what it had when it was forked
 PICTURE_GROWTH = 1500 << 20  # of 100 million pixels and more
 ADDRESS_SPACE = 6 << 30
 FILE_BYTES = 100 << 20
 LONGEST_REFUSAL = 4000  # characters
 LONGEST_LOG = 12_000
-LARGEST_RUN = 64 * 64 * 17 * 2 * 2  # pixels times frames times steps times videos; what is larger is only planned
+LARGEST_RUN = 64 * 64 * 17 * 2 * 2  # pixels times frames times steps times videos; larger runs are only planned
 PLANNED = "planned only"
 NOT_FINITE = "values that are not finite"
 BROKEN = 99  # exit code of a process that ended in an exception

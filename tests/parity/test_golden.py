@@ -24,7 +24,7 @@ for module in pkgutil.iter_modules(parity.__path__, "tests.parity."):
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "golden"
 
-# What is recorded for tasks that do not exist yet: reason -> kinds. Delete a row with the issue that builds its task.
+# Recordings of tasks that do not exist yet: reason -> kinds. Delete a row with the issue that builds its task.
 PENDING = {
     "speech to video is not implemented yet": (
         "audio_buckets",

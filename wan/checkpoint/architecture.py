@@ -70,7 +70,7 @@ def inferred_fields(shapes: Shapes) -> dict[str, Any]:
     if (dim, ffn_dim, num_layers) not in PUBLISHED or (in_dim, out_dim) not in MODEL_TYPES:
         raise ValueError(
             f"no published model has dim {dim}, ffn_dim {ffn_dim}, {num_layers} layers, {in_dim} channels in and "
-            f"{out_dim} out, and shapes do not tell the number of attention heads: a config.json must"
+            f"{out_dim} out, and shapes do not tell the number of attention heads; its config.json is needed"
         )
     return {
         "model_type": MODEL_TYPES[in_dim, out_dim],

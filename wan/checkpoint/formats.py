@@ -232,7 +232,7 @@ CONTENTS: tuple[Content, ...] = (
     Content("the open-CLIP image encoder", _has(r"^visual\.transformer\.")),
 )
 PREFIX_MARKS = ("patch_embedding.weight", "token_embedding.weight", "encoder.conv1.weight", "shared.weight")
-QUANTISED = ("float8", "float4", "int8", "uint8", "int4", "uint4", "bits")  # how the names of such types begin
+QUANTISED = ("float8", "float4", "int8", "uint8", "int4", "uint4", "bits")  # first letters of their types' names
 
 
 def what_is(shapes: Shapes) -> Content | None:

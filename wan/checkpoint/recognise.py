@@ -134,7 +134,7 @@ def _describe_folder(folder: Path) -> Found:
         task = "ti2v-5B" if "Wan2.2_VAE.pth" in released else None
         return Found("a checkpoint without a diffusion model", task, folder)
     if len(COMFYUI_FOLDERS & set(names)) > 1:
-        return Found("a folder of models for ComfyUI, whose files lie elsewhere than a checkpoint has them")
+        return Found("a folder of models for ComfyUI, which has another layout than a checkpoint")
     if files := _weights_in(folder):
         return Found(f"a folder with {', '.join(files[:SHOWN])}{' and more' if len(files) > SHOWN else ''}")
     if "config.json" in names:
