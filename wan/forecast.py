@@ -1,4 +1,4 @@
-"""The forecast: how much memory a run will take, from file headers and shapes, before any weight is read."""
+"""Forecast of the memory that a run will take, from file headers and shapes, before any weight is read."""
 
 import math
 from pathlib import Path
@@ -21,20 +21,20 @@ from wan.modules.vae_wrapper import open_vae
 from wan.request import Request, picture_bytes
 from wan.runtime import Offload, Runtime
 
-# Values per position, in units of the width at full resolution, that the last stage has alive beside its caches, by
-# latent stride: counted on the released VAEs (21 and 31 latent frames decoded, 81 and one encoded) and the miniatures.
+# Values per position that the last stage holds at once beside its caches, in units of the width at full resolution, by
+# latent stride. Counted on the released VAEs (21 and 31 latent frames decoded, 81 and one encoded) and the miniatures.
 DECODING = {8: 30.0, 16: 45.0}
 ENCODING = {8: 24.0, 16: 20.0}
-SHORT = {1: 0.1, 5: 0.8}  # of them, for videos of so many frames
+SHORT = {1: 0.1, 5: 0.8}  # share of those values, for videos of so many frames
 REORDERED = 1.5  # a CPU's convolutions of few channels copy them into blocks
-TILED = 1.7  # the tensors of tiles are small enough for a CPU's heap, which keeps the gaps between them
+TILED = 1.7  # on a CPU the small tensors of tiles are in the heap, which keeps the gaps between them
 STARTED = 120 << 20  # bytes of libraries and compiled kernels that a CPU's run adds to the program
 WRITTEN = 10  # bytes per pixel of each frame that the video encoder looks ahead
 LOOK_AHEAD = 50
 
 
 def expected_bytes(config: TaskConfig, checkpoint: Path, request: Request, runtime: Runtime) -> int:
-    """Peak memory to expect, from file headers and shapes: of the device, or on a CPU of the whole process."""
+    """Expected peak memory in bytes: of the device, or on a CPU of the whole process."""
     parallel, size, on_cpu = runtime.parallel, request.framing.used, runtime.device.type == "cpu"
     experts = [transformer_bytes(checkpoint / expert, runtime) for expert in config.experts]
     experts = [whole // (parallel.replica_size if parallel.dit_fsdp else 1) for whole in experts]
@@ -60,13 +60,13 @@ def expected_bytes(config: TaskConfig, checkpoint: Path, request: Request, runti
         decode += STARTED + size[0] * size[1] * WRITTEN * min(request.frame_num, LOOK_AHEAD)
     if runtime.offload is Offload.NONE:
         needed = text + sum(experts) + vae + max(encode, denoise, decode)
-    else:  # the VAE is no part of the taking of turns: once it has encoded, it stays
+    else:  # the VAE does not leave for other models: once it has encoded, it stays
         needed = max(text, vae + encode, max(experts) + denoise + (vae if has_image else 0), vae + decode)
     return needed + ((memory.peak_memory(runtime.device) or 0) if on_cpu else 0)
 
 
 def transformer_bytes(folder: Path, runtime: Runtime) -> int:
-    """The weights of an expert once they are loaded: some stay float32 unless everything is converted."""
+    """Bytes of the weights of a loaded expert: some stay float32 unless everything is converted."""
     source = open_source(folder)
 
     def width(name: str) -> int:
@@ -77,9 +77,9 @@ def transformer_bytes(folder: Path, runtime: Runtime) -> int:
 
 
 def denoise_bytes(num_tokens: int, dim: int, ffn_dim: int, dtype: torch.dtype) -> int:
-    """Beside the weights while denoising: the float32 stream and a block's largest intermediates.
+    """Bytes that denoising takes beside the weights: the float32 stream and a block's largest intermediates.
 
-    Counted on the released models: 1 to 3 % more.
+    It is within 3 % of the counts of the released models.
     """
     half = dtype.itemsize
     attend = (4 * 4 + 4 * half) * dim  # stream, q or k in float32 around norm and rotation; q, k, v and input
@@ -88,7 +88,7 @@ def denoise_bytes(num_tokens: int, dim: int, ffn_dim: int, dtype: torch.dtype) -
 
 
 def decode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, on_cpu: bool = False) -> int:
-    """Beside the weights of the VAE while it decodes frames of a size (width, height) in float32, whole or in tiles.
+    """Bytes that decoding frames of a size (width, height) in float32 takes beside the weights of the VAE.
 
     In tiles it keeps the features of all latent frames, and the video in the memory of the CPU.
     """
@@ -105,7 +105,7 @@ def decode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, o
 
 
 def encode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, on_cpu: bool = False) -> int:
-    """Beside the weights of the VAE while it encodes frames, which are there as a whole."""
+    """Bytes that encoding takes beside the weights of the VAE; all frames are in memory."""
     widths = vae.encoder_widths
     values = _cached(widths[:-1], widths[1:], vae.num_res_blocks) + HISTORY * PIXEL_CHANNELS
     values += _alive(ENCODING[vae.stride[1]], widths[0], frame_num, on_cpu)
@@ -116,7 +116,7 @@ def encode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, o
 
 
 def _cached(entered: list[int], widths: list[int], blocks: int) -> float:
-    """Values per position of the last frames before every convolution of all stages, the highest resolution first."""
+    """Values per position that convolutions cache, of all stages, the highest resolution first."""
     stages = enumerate(zip(entered, widths, strict=True))
     caches = sum((first + (2 * blocks - 1) * width) / 4**level for level, (first, width) in stages)
     return HISTORY * (caches + 4 * widths[-1] / 4 ** (len(widths) - 1))
@@ -128,12 +128,12 @@ def _alive(copies: float, width: int, frame_num: int, on_cpu: bool) -> float:
 
 
 def _collected(vae: VAEConfig, width: int, size: Size, frame_num: int) -> int:
-    """Values at latent resolution, of all frames."""
+    """Values of all frames at latent resolution."""
     return width * math.prod(geometry.latent_shape(size, frame_num, vae.stride, 1))
 
 
 def _positions(vae: VAEConfig, size: Size, tile: int | None, halo: int) -> int:
-    """Positions at the full resolution of the network that are computed together: a frame, or the largest tile."""
+    """Positions at the network's full resolution that are computed together: a frame, or the largest tile."""
     sides = [math.ceil(side / stride) for side, stride in zip(size, vae.stride[:0:-1], strict=True)]
     if tile:
         edge = max(1, tile // vae.stride[1])

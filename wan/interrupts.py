@@ -1,4 +1,4 @@
-"""Requests to end: Ctrl-C, SIGTERM and SIGHUP are one KeyboardInterrupt, which a short critical part can put off."""
+"""Requests to end: Ctrl-C, SIGTERM and SIGHUP become one KeyboardInterrupt, which a critical part can delay."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ GRACE = 5.0  # seconds that a process has to clean up before it is ended
 
 @contextmanager
 def as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt for a request that would end the process; one that is ignored stays ignored.
+    """Raise KeyboardInterrupt for a request that would end the process; a signal that is ignored stays ignored.
 
-    Those of the next GRACE seconds are taken for the same one: a key pressed twice, or the signals of a terminal that
-    closes, must not end the cleaning up.
+    Requests of the next GRACE seconds count as the same one: a key pressed twice, or the signals of a terminal that
+    closes, must not stop the cleaning up.
     """
     last = -math.inf
 
@@ -38,7 +38,7 @@ def as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def put_off() -> Iterator[None]:
-    """Let a short part finish first: a request that comes meanwhile counts at its end."""
+    """Let a short part finish first: a request that comes within the block is raised at its end."""
     came: list[int] = []
     with _handled(lambda number, _: came.append(number)):
         yield
@@ -47,20 +47,20 @@ def put_off() -> Iterator[None]:
 
 
 def without_traceback() -> None:
-    """Let Ctrl-C end the process as it ends other programs, wherever nothing else is arranged: at the start and end."""
+    """Let Ctrl-C end the process without a traceback where no other handler is installed: at its start and end."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """End the process without unwinding: for imports, where an exception could come out as another one."""
+    """End the process at once on a request: during imports, an exception could turn into another one."""
     with _handled(_leave):
         yield
 
 
 def end_with_torchrun() -> None:
-    """End this process soon after torchrun, its parent, was killed: nothing else would tell it while it starts."""
+    """End this process soon after torchrun, its parent, was killed. While it starts, nothing else notices that."""
     if "TORCHELASTIC_RUN_ID" in os.environ and os.name == "posix":
         threading.Thread(target=_follow, args=(os.getppid(),), name="follow torchrun", daemon=True).start()
 

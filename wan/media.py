@@ -1,4 +1,4 @@
-"""All reading and writing of images and video. PyAV and Pillow are imported where they are used."""
+"""Read and write images and video. PyAV and Pillow are imported where they are used."""
 
 import errno
 import heapq
@@ -22,8 +22,8 @@ from wan.values import called, quoted, real
 
 log = logging.getLogger(__name__)
 
-CRF = 10  # near-transparent; what upstream's quality setting comes to
-MAX_FPS = 999_999  # a frame of less than a microsecond has no time that players can tell
+CRF = 10  # nearly lossless to the eye; equal to upstream's quality setting
+MAX_FPS = 999_999  # players count time in microseconds
 BT709 = 1  # the number of BT.709 in the colour tables of H.264 (primaries, transfer and matrix alike)
 LIMITED_RANGE = 1  # luma 16..235, what players expect of H.264
 MOVFLAGS = "use_metadata_tags+faststart"
@@ -31,8 +31,8 @@ CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder"
 AUDIO_BIT_RATE = 192_000
 AAC_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)  # Hz; the first replaces others
 
-# Where the containers of video and sound have their marks, and FFmpeg's names of them. Playlists, patterns of file
-# names, devices and descriptions of streams are none: they would open other files, and the network.
+# Containers of video and sound: the place of their mark, the mark, and FFmpeg's name. Playlists, patterns of file
+# names, devices and descriptions of streams are not among them: they would open other files, and the network.
 CONTAINERS = (
     *((4, mark, "mov") for mark in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")),
     (0, b"\x1aE\xdf\xa3", "matroska"),
@@ -69,14 +69,14 @@ def check_fps(fps: Any) -> None:
 
 
 def is_picture(path: str | Path) -> bool:
-    """Tell whether a name is that of a picture of one frame, which `write` can make."""
+    """Tell whether a name ends as that of a picture, which `write` makes of one frame."""
     return Path(path).suffix.lower() in images.WRITTEN
 
 
 def write(
     chunks: Iterable[Frames] | Frames, path: str | Path, fps: int, metadata: dict[str, str], overwrite: bool = False
 ) -> int:
-    """`write_video`, or for one frame a picture when the name ends so. WebP is lossless, a JPEG has quality 95."""
+    """Do as `write_video`, or write a picture of one frame if the name ends so: lossless WebP, JPEG of quality 95."""
     if not is_picture(path):
         return write_video(chunks, path, fps, metadata, overwrite)
     frames = list(_frames(chunks))
@@ -94,11 +94,11 @@ def write_video(
     metadata: dict[str, str] | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Encode chunks of frames, uint8 [f, H, W, 3] RGB, as they come to an H.264 mp4; the number of frames written.
+    """Encode chunks of frames, uint8 [f, H, W, 3] RGB, as they come, to an H.264 mp4; returns the number of frames.
 
-    BT.709, limited range, tagged as such; odd sides grow by one repeated row or column, which yuv420p needs. `metadata`
-    becomes container tags. The file appears complete or not at all; FileExistsError when it exists and may not be
-    replaced; ValueError when there is no frame.
+    Colours are BT.709 in limited range, and tagged so. Odd sides grow by one repeated row or column: yuv420p needs even
+    ones. `metadata` becomes container tags. The file appears complete or not at all. Raises FileExistsError when it
+    exists and may not be replaced, ValueError when there is no frame.
     """
     import av
 
@@ -143,7 +143,7 @@ def read_video(path: str | Path) -> tuple[Tensor, float]:
 
 
 def written(path: str | Path) -> tuple[int, tuple[int, int]]:
-    """Number of frames that are there as a whole, and size (width, height). Raises ValueError for a damaged picture."""
+    """Count the complete frames of a file, and return its size (width, height) too. Raises ValueError for damage."""
     if is_picture(path):
         return 1, read_image(path).size
     with _open(path) as container:
@@ -156,7 +156,7 @@ def add_audio(video: str | Path, audio: str | Path) -> None:
     """Give an mp4 the first sound of another file, in place of its own; it ends with the shorter of the two.
 
     Pictures and AAC sound are copied, other sound is encoded. The file changes as a whole or not at all. Raises
-    FileNotFoundError, and ValueError when one of the two is no such file.
+    FileNotFoundError, and ValueError for a file without video or sound.
     """
     import av
 
@@ -176,7 +176,7 @@ def add_audio(video: str | Path, audio: str | Path) -> None:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The tags of a video, or of a picture that `write` made. Raises FileNotFoundError, and ValueError for neither."""
+    """Read the tags of a video or picture that `write` made. Raises FileNotFoundError, ValueError for other files."""
     if Path(path).is_file():
         with disk_named(Path(path)), open(path, "rb") as file:
             head = file.read(12)
@@ -198,7 +198,7 @@ def save_image(image: Frames, path: str | Path, overwrite: bool = True) -> None:
 
 
 def contact_sheet(frames: Frames, path: str | Path, columns: int = 6, limit: int = 24) -> None:
-    """A picture of up to `limit` frames, evenly spaced in time, in rows of `columns`; frames uint8 [F, H, W, 3]."""
+    """Write a picture of up to `limit` frames, evenly spaced in time, in rows of `columns`; uint8 [F, H, W, 3]."""
     frames = _numpy(frames)
     if not len(frames):
         raise ValueError("a contact sheet needs at least one frame")
@@ -208,7 +208,7 @@ def contact_sheet(frames: Frames, path: str | Path, columns: int = 6, limit: int
 
 
 def side_by_side(pictures: Frames, columns: int, border: int = 0) -> np.ndarray:
-    """Pictures or clips, uint8 [N, ..., H, W, 3], in rows of `columns` -> [..., H', W', 3], two pixels between them."""
+    """Put pictures or clips, uint8 [N, ..., H, W, 3], in rows of `columns`: [..., H', W', 3], two pixels apart."""
     pictures = _numpy(pictures)
     gap, columns = 2, min(columns, len(pictures))
     height, width = pictures.shape[-3:-1]
@@ -223,7 +223,7 @@ def side_by_side(pictures: Frames, columns: int, border: int = 0) -> np.ndarray:
 
 @contextmanager
 def _open(path: str | Path, what: str = "video", better: str = "mp4") -> Iterator[Any]:
-    """A file of one of a few containers, told by its content. What it refers to is not opened: it has no way to."""
+    """Open a file of one of `CONTAINERS`, chosen by its content. Files that it refers to cannot be opened."""
     import av
 
     name = shown(path)
@@ -246,7 +246,7 @@ def _open(path: str | Path, what: str = "video", better: str = "mp4") -> Iterato
 
 
 def _first(streams: Sequence[Any], path: str | Path, kind: str) -> Any:
-    """The first stream of a kind; ValueError when there is none, or one that names no codec."""
+    """Return the first stream of a kind. Raises ValueError when there is none, or it names no codec."""
     if not streams or streams[0].codec_context is None:
         raise ValueError(f"{shown(path)} has no {kind} in it{' that can be read' if streams else ''}")
     return streams[0]
@@ -256,8 +256,8 @@ def _open_stream(container: Any, fps: int, height: int, width: int) -> Any:
     stream = container.add_stream("libx264", rate=fps)
     stream.width, stream.height = width + width % 2, height + height % 2
     stream.pix_fmt = "yuv420p"
-    # Without mbtree=0 about one file in a hundred came out different from equal frames (x264 of PyAV 18, 2 cores under
-    # load; none in 300 with it, none with asm=0): the same request must give the same file.
+    # The same request must give the same file. Without mbtree=0 about one file in a hundred differed for equal frames
+    # (x264 of PyAV 18, 2 cores under load; none of 300 with it, and none with asm=0).
     stream.options = {"crf": str(CRF), "x264-params": "mbtree=0"}
     context = stream.codec_context
     context.color_primaries = context.color_trc = context.colorspace = BT709
@@ -283,21 +283,21 @@ def _to_yuv(frame: np.ndarray) -> Any:
 
 
 def _seconds(path: str | Path, kind: str) -> Fraction:
-    """When the first stream of that kind ends, by its packets: what headers say may be missing or rounded."""
+    """End of the first stream of that kind in seconds, by its packets: headers may lack it, or round it."""
     with _open(path) as container:
         packets = (packet for packet in container.demux(**{kind: 0}) if packet.pts is not None)
         return max((Fraction(p.pts + (p.duration or 0)) * p.time_base for p in packets), default=Fraction(0))
 
 
 def _copied(source: Any, stream: Any, out: Any) -> Iterator[Any]:
-    """The packets of a stream for `out`, as they are."""
+    """Yield the packets of a stream for `out`, unchanged."""
     copy = out.add_stream_from_template(stream)
     packets = (packet for packet in source.demux(stream) if packet.dts is not None)
     return (setattr(packet, "stream", copy) or packet for packet in packets)
 
 
 def _audio_packets(source: Any, stream: Any, out: Any) -> Iterator[Any]:
-    """The packets of a stream for `out`, as AAC."""
+    """Yield the packets of a stream for `out`, as AAC."""
     import av
 
     if stream.codec_context.name == "aac":
@@ -317,7 +317,7 @@ def _audio_packets(source: Any, stream: Any, out: Any) -> Iterator[Any]:
 
 
 def _frames(chunks: Iterable[Frames] | Frames) -> Iterator[np.ndarray]:
-    """Single frames, uint8 [H, W, 3], of one clip or of chunks of it."""
+    """Yield single frames, uint8 [H, W, 3], of one clip or of chunks of it."""
     for chunk in [chunks] if isinstance(chunks, (np.ndarray, Tensor)) else chunks:
         frames = _numpy(chunk)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:

@@ -1,7 +1,7 @@
-"""Where weights live, and what that costs: the only place that moves a model between devices.
+"""Move models between devices, which nothing else does, and measure memory.
 
-Models are loaded when first used and are never copied back: host weights stay as they were loaded (often a memory map
-of the file) and a model leaves the device by dropping its device copy.
+Models are loaded when they are first used, and are never copied back. Host weights stay as they were loaded (often as a
+memory map of the file), and a model leaves the device by dropping its device copy.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from wan.runtime import Offload
 
 @dataclass(frozen=True)
 class PhaseStats:
-    """One phase of a run: wall-clock seconds and the peak memory in bytes up to its end.
+    """Seconds of a phase of a run, and its peak memory in bytes.
 
-    On an accelerator the peak is the device's, within the phase; on a CPU it is the process' high-water mark so far.
-    None where the platform does not tell.
+    On an accelerator it is the peak of the device within the phase, on a CPU that of the process up to its end. None
+    where the platform does not tell it.
     """
 
     seconds: float
@@ -35,7 +35,7 @@ class PhaseStats:
 
 
 class Weights:
-    """The models of one pipeline by name: loads each on first use and keeps the device within the offload policy."""
+    """Models of one pipeline by name. Each is loaded on first use, and is on the device as the policy allows."""
 
     def __init__(self, device: torch.device, offload: Offload):
         self.device = device
@@ -46,23 +46,23 @@ class Weights:
         self._host: dict[str, dict[str, Tensor]] = {}  # host tensors of the models that are on the device
 
     def set_offload(self, offload: Offload) -> None:
-        """Change the policy between runs. On a CPU there is nowhere to go, so nothing is ever moved."""
+        """Change the policy between runs. On a CPU nothing is ever moved."""
         self.offload = offload if self.device.type != "cpu" else Offload.NONE
 
     def add(self, name: str, loader: Callable[[], nn.Module]) -> None:
-        """Register a model. `loader` is called when it is first needed; it returns the model with its weights on the
-        CPU, or on the device to stay there."""
+        """Register a model. `loader` is called on first use. It returns the model with its weights on the CPU, or on
+        the device if they stay there."""
         self._loaders[name] = loader
 
     def get(self, name: str) -> nn.Module:
-        """The model, wherever its weights are now."""
+        """Return the model; its weights may be on any device."""
         if name not in self._modules:
             coming = self._coming.pop(name, None)
             self._modules[name] = self._loaders[name]() if coming is None else coming.result()
         return self._modules[name]
 
     def prefetch(self, name: str) -> None:
-        """Start to load a model in the background, for a use that comes later; on a CPU that would only slow it down.
+        """Start to load a model in the background for later use; not on a CPU, which it would slow down.
 
         An error of the loader is raised where the model is used. The process may end while it is still loading.
         """
@@ -81,7 +81,7 @@ class Weights:
         Thread(target=load, name=f"load {name}", daemon=True).start()
 
     def use(self, name: str) -> nn.Module:
-        """The model with its weights on the device; under `Offload.MODEL` every other one leaves it first."""
+        """Return the model with its weights on the device; under `Offload.MODEL` every other one leaves it first."""
         if self.offload is not Offload.NONE:
             for other in list(self._host):
                 if other != name:
@@ -95,12 +95,12 @@ class Weights:
         return module
 
     def done(self, name: str) -> None:
-        """The phase that needed this model is over: under `Offload.MODEL` it leaves the device."""
+        """End the use of a model in this phase: under `Offload.MODEL` it leaves the device."""
         if self.offload is not Offload.NONE and name in self._host:
             self._leave(name)
 
     def drop(self, name: str) -> None:
-        """Forget a loaded model altogether; the next use loads it again."""
+        """Forget a loaded model; the next use loads it again."""
         self._host.pop(name, None)
         self._modules.pop(name, None)
         gc.collect()
@@ -133,7 +133,7 @@ def measured(phases: dict[str, PhaseStats], name: str, device: torch.device) -> 
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Peak bytes: of the allocator on CUDA, of the process on a CPU; None where unknown."""
+    """Peak memory in bytes: of the allocator on CUDA, of the process on a CPU; None where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -147,7 +147,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes that a device has, of a CPU those of the machine; None where unknown."""
+    """Memory of a device in bytes, for a CPU that of the machine; None where unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":

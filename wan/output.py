@@ -22,17 +22,17 @@ LATENT_SUFFIX = ".latent.safetensors"
 CLIPS_SUFFIX = ".clips"  # of a folder, when a video has several
 SLUG_LENGTH = 50  # characters of a prompt in a name, and
 SLUG_BYTES = 150  # bytes: what is left of 255 for task, size, seed and time is enough
-REQUEST_KEY = "wan_request"  # where files made here carry what was asked
+REQUEST_KEY = "wan_request"  # key of the request in the metadata of files made here
 
 
 def default_name(task: str, size: Size, prompt: str, seed: int, now: datetime) -> str:
-    """`t2v-A14B_1280x720_two_cats_42_20260131_235959.mp4`: fits every file system."""
+    """Make a name like `t2v-A14B_1280x720_two_cats_42_20260131_235959.mp4`, which fits every file system."""
     parts = (task, f"{size[0]}x{size[1]}", slug(prompt), str(seed), f"{now:%Y%m%d_%H%M%S}")
     return "_".join(parts) + ".mp4"
 
 
 def slug(text: str) -> str:
-    """Letters and digits of any script joined by single `_`, at most 50 characters and 150 bytes, never empty.
+    """Join letters and digits of any script by single `_`: at most 50 characters and 150 bytes, never empty.
 
     Characters that the file names of this system cannot hold are left out.
     """
@@ -55,7 +55,7 @@ def _fitting(text: str) -> list[str]:
 
 
 def latent_path(video: Path) -> Path:
-    """A free name beside the video for the latent it is decoded from."""
+    """Find a free name beside the video for its latent."""
     for path in numbered(video, LATENT_SUFFIX):
         if not os.path.lexists(path):
             return path
@@ -63,15 +63,15 @@ def latent_path(video: Path) -> Path:
 
 
 def free_path(video: Path) -> Path:
-    """The video's own name, or the next one that is free."""
+    """Return the video's own name, or the next one that is free."""
     return next((path for path in numbered(video, video.suffix) if not os.path.lexists(path)), video)
 
 
 def video_path(latent: Path, stored: object = None) -> Path:
-    """The video a saved latent was meant to become, beside the latent: `stored` where that is a plain name."""
+    """Name the video of a saved latent, beside the latent: `stored`, if that is a plain name."""
     name = stored_name(stored) if isinstance(stored, str) else ""
     if "\0" not in name and Path(name).name == name not in ("", ".."):
-        return latent.with_name(name)  # a file of a stranger cannot name a place elsewhere
+        return latent.with_name(name)  # a file of unknown origin cannot choose another folder
     ends = [end for end in (LATENT_SUFFIX, CLIPS_SUFFIX, ".safetensors") if latent.name.endswith(end)]
     return latent.with_name(latent.name.removesuffix(ends[0] if ends else "") + ".mp4")
 

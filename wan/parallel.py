@@ -1,4 +1,4 @@
-"""Parallel: how the processes of a run share its work. The public flags for several GPUs end here."""
+"""Parallel: the division of a run among processes. The public flags for several GPUs become this value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Parallel:
-    """`cfg_size * ulysses_size` processes, a replica, make one video together; replicas make different ones.
+    """Division of work: `cfg_size * ulysses_size` processes, a replica, make one video; replicas make different ones.
 
     In a replica two groups take one branch of guidance each (`cfg_size` 2), and in a group each process takes a share
     of the tokens. The flags spread the parameters of the transformers and of the text encoder over a replica.
@@ -58,7 +58,7 @@ class Parallel:
                 )
 
     def _check_launch(self) -> None:
-        """Flags that only several processes can follow."""
+        """Raise ValueError for flags that need several processes."""
         if self.world_size > 1:
             return
         wanted = [
@@ -85,7 +85,7 @@ class Parallel:
     ) -> Parallel:
         """Fold the public flags.
 
-        `ulysses_size` None shares out all processes: replicas as there are videos for, but one when a model is spread.
+        `ulysses_size` None uses all processes: as many replicas as there are videos, but one when a model is spread.
         """
         cfg_size = 2 if cfg_parallel else 1
         if ulysses_size is None:
@@ -95,11 +95,11 @@ class Parallel:
         return cls(world_size, cfg_size, ulysses_size, dit_fsdp, t5_fsdp)
 
     def token_parts(self, guided: bool) -> int:
-        """Processes that share the tokens of a forward; without guidance those of the other branch help."""
+        """Count the processes that share the tokens of a forward; without guidance those of the other branch help."""
         return self.ulysses_size if guided else self.replica_size
 
     def describe(self, guided: bool = True) -> str:
-        """One line for the log, empty for one process. `guided`: whether any step has two branches."""
+        """Describe the division in a line for the log, "" for one process. `guided`: some step has two branches."""
         if self.world_size == 1:
             return ""
         parts = [f"{self.world_size} processes"]
@@ -115,7 +115,7 @@ class Parallel:
         return ", ".join(parts)
 
     def remarks(self, *, num_videos: int, num_heads: int, guided: bool = True, tiled: bool = False) -> list[str]:
-        """Where processes have less to do than they could, and what to pass instead. `tiled`: decoding is."""
+        """List remarks on processes that are not used well, each with a better flag. `tiled`: decoding is in tiles."""
         remarks = []
         if num_videos < self.replicas:
             idle = (self.replicas - num_videos) * self.replica_size
@@ -150,15 +150,15 @@ ALONE = Parallel()  # one process
 
 
 def shares(total: int, parts: int) -> list[int]:
-    """`total` things for `parts` receivers, as evenly as possible, the larger shares first: (40, 3) -> [14, 13, 13]."""
+    """Divide `total` into `parts` as evenly as possible, larger shares first: (40, 3) -> [14, 13, 13]."""
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
-# ---- what torchrun tells a process ----
+# ---- the environment of torchrun ----
 
 
 def launched_size(environ: Mapping[str, str] = os.environ) -> int:
-    """Processes that torchrun started, by their environment. Raises ValueError when that contradicts itself."""
+    """Count the processes that torchrun started, by the environment. Raises ValueError when it contradicts itself."""
     text = environ.get("WORLD_SIZE") or "1"
     if not text.isdigit() or int(text) < 1:
         raise ValueError(f"WORLD_SIZE must be a number of processes, got {text!r}; start with torchrun, which sets it")
@@ -180,7 +180,7 @@ def launched_size(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def launched_rank(environ: Mapping[str, str] = os.environ) -> int:
-    """What `get_rank` will be once all have joined."""
+    """Rank of this process: `get_rank` returns it after all have joined."""
     return int(environ["RANK"]) if launched_size(environ) > 1 else 0
 
 

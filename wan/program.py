@@ -1,4 +1,4 @@
-"""The command as it was started: its name in messages, command lines to repeat it, and streams that may be closed."""
+"""Program: its name in messages, command lines that repeat it, and streams that may be closed."""
 
 import io
 import logging
@@ -13,25 +13,25 @@ LONGEST_LINE = 5000  # characters of a log line; a path has up to 4096 bytes
 
 
 def program_name() -> str:
-    """The name that help and errors begin with: generate.py, wan-generate or python -m wan.cli."""
+    """Name with which help and errors begin: generate.py, wan-generate or python -m wan.cli."""
     module = _module()
     return f"python -m {module}" if module else _script() or "generate.py"
 
 
 def command_line(*arguments: str | os.PathLike[str]) -> str:
-    """This program with other arguments, as a shell in the current folder runs it."""
+    """Write the command that runs this program with other arguments, for a shell in the current folder."""
     python = [] if _script() == "wan-generate" else [_interpreter()]
     return " ".join(map(shell_word, [*python, *_program(), *map(os.fspath, arguments)]))
 
 
 def torchrun_line(processes: int | str) -> str:
-    """This program on several processes, as a message gives it."""
+    """Write the command that starts this program in several processes."""
     words = ["--no-python", *_program()] if _script() == "wan-generate" else _program()
     return f"torchrun --nproc_per_node={processes} {' '.join(map(shell_word, words))} ..."
 
 
 def shell_word(text: str) -> str:
-    """The text as one word of bash or zsh; what a terminal cannot show is spelled by its bytes."""
+    """Quote a text as one word of bash or zsh; characters that a terminal cannot show become escaped bytes."""
     try:
         text.encode(getattr(sys.stderr, "encoding", None) or "utf-8")
         if text.isprintable():
@@ -43,17 +43,17 @@ def shell_word(text: str) -> str:
 
 
 def print_error(message: str, program: str | None = None) -> None:
-    """`PROGRAM: MESSAGE` as one line on stderr, in characters that do nothing to a terminal."""
+    """Print `PROGRAM: MESSAGE` as one line on stderr, with control characters escaped."""
     print(f"{program or program_name()}: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
 
 
 def printable(text: str) -> str:
-    """The text with control characters and bytes that are no text spelled out."""
+    """Escape control characters and undecodable bytes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class OneLine(logging.Formatter):
-    """Log lines in characters that do nothing to a terminal, and not too many, whatever names and prompts hold."""
+    """Formatter of log lines of limited length with control characters escaped, as names and prompts may have them."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         text = super().formatMessage(record)
@@ -61,21 +61,21 @@ class OneLine(logging.Formatter):
 
 
 def share_cores() -> None:
-    """Let threads that wait for each other sleep. Call it before torch is imported: OpenMP reads this as it is loaded.
+    """Let threads that wait for each other sleep. Call it before torch is imported: OpenMP reads this once.
 
-    By default they spin for milliseconds. Where other programs keep the cores busy, what they wait for is not running,
-    and two threads take several times as long as one. 2000 rounds, about 0.1 ms, serve where cores are free. Nothing
-    is changed for a user who has chosen. The names are those of GNU's, every and LLVM's OpenMP.
+    By default they spin for milliseconds. If other programs keep the cores busy, a thread that is waited for does not
+    run, and two threads take several times as long as one. On free cores 2000 rounds, about 0.1 ms, are enough. A
+    choice of the user is kept. The variables are those of GNU's, of every and of LLVM's OpenMP.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ |= {"GOMP_SPINCOUNT": "2000", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def keep_streams_open() -> None:
-    """Outlive `2>&-`, `| head` and a full disk behind the log: what nobody can read any more is dropped.
+    """Keep running after `2>&-`, `| head` and a full disk under the log: output that cannot be written is dropped.
 
-    Python has None for a stream that was closed from the start, and `print` to None goes to stdout; a file that is
-    opened later would take its number.
+    A stream that was closed from the start is None in Python. `print` to None goes to stdout, and a file that is opened
+    later would take its number.
     """
     for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
@@ -99,7 +99,7 @@ class _Lossy(io.FileIO):
 
 
 def _module() -> str | None:
-    """The module after `python -m`, if it is one of ours."""
+    """Return the module after `python -m`, if it is one of ours."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     name = spec.name.removesuffix(".__main__") if spec else ""
     return name if name.split(".")[0] in ("wan", "benchmarks") else None
@@ -111,7 +111,7 @@ def _script() -> str | None:
 
 
 def _program() -> list[str]:
-    """The words after `python`, or the installed script alone; generate.py when another program calls this one."""
+    """Return the words after `python`, or the installed script alone; generate.py when another program calls us."""
     path = sys.argv[0]
     if module := _module():
         return ["-m", module]
@@ -121,7 +121,7 @@ def _program() -> list[str]:
 
 
 def _interpreter() -> str:
-    """`python` where that is this one; otherwise as it was typed, or as torchrun started it."""
+    """Return `python` if it is this interpreter, else its name as it was typed or as torchrun used it."""
     ours = _module() or _script()
     return sys.orig_argv[0] if ours and not _is_on_path("python", sys.executable) else "python"
 

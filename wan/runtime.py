@@ -1,4 +1,4 @@
-"""Runtime: how a request is run. The public flags end here and become one value."""
+"""Runtime: device, precision and memory policy of a run. The public flags become this value."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -23,11 +23,11 @@ class Offload(Enum):
 
 @dataclass(frozen=True)
 class Runtime:
-    """`dtype` is what the transformers compute in; parameters that need float32 keep it unless `convert_model_dtype`.
+    """Settings of a run; each of several processes has its own device.
 
-    `t5_device` is where the text encoder works; `attention` is a backend name of `wan.modules.attention`; `vae_tile` is
-    the edge in pixels of the tiles of the autoencoder, None for whole frames. With several processes each has a Runtime
-    with its own device.
+    The transformers compute in `dtype`; parameters that need float32 keep it unless `convert_model_dtype`. The text
+    encoder works on `t5_device`. `attention` is a backend name of `wan.modules.attention`. `vae_tile` is the edge in
+    pixels of the tiles of the autoencoder, None for whole frames.
     """
 
     device: torch.device
@@ -42,7 +42,7 @@ class Runtime:
 
     @property
     def dtype_name(self) -> str:
-        """The name of `dtype` on the command line."""
+        """Name of `dtype` on the command line."""
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Runtime:
         convert_model_dtype: bool = False,
         parallel: Parallel = ALONE,
     ) -> "Runtime":
-        """What the library constructors use: the best device, and on CUDA the one numbered `device_id`."""
+        """Make the runtime of the library constructors: the best device, and on CUDA the one numbered `device_id`."""
         device = f"cuda:{device_id}" if torch.cuda.is_available() else None
         return cls.from_flags(device=device, t5_cpu=t5_cpu, convert_model_dtype=convert_model_dtype, parallel=parallel)
 
@@ -85,7 +85,7 @@ class Runtime:
         local_rank: int = 0,
         vae_tile: int | None = None,
     ) -> "Runtime":
-        """Fold the public flags. `device` None takes the best there is, of several GPUs the one numbered `local_rank`.
+        """Fold the public flags. `device` None means the best one; of several GPUs, the one numbered `local_rank`.
 
         `offload_model` None means yes on one GPU and no on several. Raises ValueError for a device this machine lacks.
         """
@@ -111,9 +111,9 @@ class Runtime:
 
 
 def own_device(name: str | torch.device | None, local_rank: int) -> str:
-    """The device of one of several processes on a machine: the GPU of its number, or the CPU for all.
+    """Name the device of one of several processes on a machine: the GPU of its number, or the CPU for all.
 
-    Raises ValueError when there are more processes than GPUs, or when all were given the same one.
+    Raises ValueError when there are more processes than GPUs, or when one GPU is named for all.
     """
     name = available_devices()[0] if name is None else str(name)
     kind, _, index = name.partition(":")
@@ -128,7 +128,7 @@ def own_device(name: str | torch.device | None, local_rank: int) -> str:
 
 
 def available_devices() -> list[str]:
-    """Device names this machine can use, best first; the CPU is always last."""
+    """List the names of devices that this machine has, best first; the CPU is always last."""
     names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
         names.append("mps")
@@ -136,9 +136,9 @@ def available_devices() -> list[str]:
 
 
 def resolve_device(name: str | torch.device | None) -> torch.device:
-    """The device meant by `name` ("cuda", "cuda:1", "mps", "cpu"), or the best one for None.
+    """Find the device of a name ("cuda", "cuda:1", "mps", "cpu"), or the best one for None.
 
-    Raises ValueError, naming what this machine has, when the device is unknown or absent.
+    Raises ValueError, naming the devices of this machine, when it is unknown or absent.
     """
     available = available_devices()
     if name is None:

@@ -1,4 +1,4 @@
-"""A module is built without memory, then filled tensor by tensor from a checkpoint, strictly."""
+"""Build a module without memory, then fill it tensor by tensor from a checkpoint, strictly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Change = Callable[[str, Tensor], Tensor]  # name in the module and stored tensor
 
 STEM = "diffusion_pytorch_model"
 MAX_CONFIG_BYTES = 1_000_000
-MAX_LINES = 12  # of a problem in a refusal, where every name may be wrong
+MAX_LINES = 12  # of each kind of problem in an error: every name may be wrong
 READABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -37,21 +37,21 @@ def load_module(
     shard: Callable[[nn.Module], nn.Module] | None = None,
     change: Change | None = None,
 ) -> Module:
-    """Build `factory()` on the meta device and fill it: the module in eval mode on `device`, without gradients.
+    """Build `factory()` on the meta device and fill it; returns it in eval mode on `device`, without gradients.
 
-    Floating tensors become `dtype` (None: as stored), except that names for which `keep_float32` holds become float32.
-    When nothing has to change for the CPU, all tensors stay views of the mapped file: they take no memory of their own
-    until written, and the file may be replaced but not truncated meanwhile. Otherwise they are converted or copied one
-    after the other and each shard is closed behind them, so that memory beyond the kernel's file cache stays below the
-    size of the loaded module plus one tensor.
+    Floating tensors become `dtype` (None: as stored); those for whose names `keep_float32` holds become float32. If no
+    tensor has to change for the CPU, all stay views of the mapped file: they take no memory of their own until written,
+    and the file may be replaced but not truncated. Else they are converted or copied one after the other, and each
+    shard is closed after its last tensor. Memory beyond the kernel's file cache then stays below the size of the loaded
+    module plus one tensor.
 
-    `shard` is applied to the module while it is empty. Of a parameter that it spreads over processes by rows each
-    process reads its own rows and no others.
+    `shard` is applied to the empty module. If it spreads a parameter over processes by rows, each process reads its own
+    rows only.
 
-    `change(name, tensor)` gives what is loaded instead of a tensor, such as the sum with a LoRA. It gets each tensor
-    whole and as stored, under its name in the module: perhaps bfloat16, perhaps a view of the file. It computes in
-    float32 and returns a new tensor of the same shape, which becomes `dtype` after that, or the tensor itself. With
-    `shard` every process changes whole tensors and keeps its rows.
+    `change(name, tensor)` returns the tensor to load instead, such as the sum with a LoRA. It gets each tensor whole
+    and as stored, perhaps a view of the file, under its name in the module. It computes in float32 and returns a new
+    tensor of the same shape, which then becomes `dtype`, or the tensor itself. With `shard` every process changes whole
+    tensors and keeps its rows.
 
     Published renamings (Diffusers, Transformers umT5, ComfyUI's prefix) are recognised. Raises ValueError with every
     missing, unexpected and misshapen tensor in one message.
@@ -93,14 +93,14 @@ def load_module(
 
 
 def empty(factory: Callable[[], Module]) -> Module:
-    """`factory()` on the meta device, where a module has names, shapes and types, and takes no memory."""
+    """Call `factory()` on the meta device, where a module has names, shapes and types, and takes no memory."""
     with torch.device("meta"), _Uninitialized():
         return factory()
 
 
 class _Uninitialized(TorchFunctionMode):
-    """Builds modules without initialising them. A meta tensor has nothing to fill, and its `normal_` imports the whole
-    compiler of torch, 1.7 s of every start."""
+    """Mode that skips initialisation: a meta tensor has no values, and its `normal_` would import the compiler of
+    torch, 1.7 s of every start."""
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -120,7 +120,7 @@ def _assign(owners: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:
 
 
 def _local_rows(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-    """What this process holds of the whole `tensor`: its rows when `parameter` is sharded, else everything."""
+    """Return this process' rows of `tensor` when `parameter` is sharded, else all of it."""
     if not hasattr(parameter, "placements"):
         return tensor
     rows = -(-tensor.shape[0] // parameter.device_mesh.size())
@@ -129,7 +129,7 @@ def _local_rows(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
 
 
 def _spread_like(parameter: nn.Parameter, local: Tensor) -> Tensor:
-    """The distributed tensor whose part here is `local`, when `parameter` is distributed; else `local`."""
+    """Make the distributed tensor whose part here is `local`, if `parameter` is distributed; else return `local`."""
     if not hasattr(parameter, "placements"):
         return local
     from torch.distributed.tensor import DTensor
@@ -142,7 +142,7 @@ def _spread_like(parameter: nn.Parameter, local: Tensor) -> Tensor:
 
 
 def _one_ahead(read: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-    """`map`, with the next item read in another thread while the current one travels to the device."""
+    """Map `read` over items; another thread reads the next item while the current one is sent to the device."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending = None
         for item in items:
@@ -157,14 +157,14 @@ def _one_ahead(read: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any
 
 
 def check_fits(factory: Callable[[], nn.Module], source: TensorSource) -> None:
-    """Raise what `load_module` would raise about names, shapes and types, without reading a tensor."""
+    """Raise the errors of `load_module` about names, shapes and types, without reading a tensor."""
     match_names(empty(factory), source)
 
 
 def match_names(module: nn.Module, source: TensorSource) -> dict[str, str]:
-    """Name in the module -> name in the source, for every tensor of `module` (which may be on the meta device).
+    """Map the name of every tensor of `module` (which may be on the meta device) to its name in the source.
 
-    Raises ValueError when anything is missing, left over, of another shape or of a type that cannot be converted.
+    Raises ValueError when a tensor is missing, unexpected, of another shape or of a type that cannot be converted.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     stored, layout = released_names(source.names())
@@ -202,9 +202,9 @@ def _problem(title: str, names: Iterable[str], detail: Callable[[str], str] = la
 
 
 def group_names(names: Iterable[str], detail: Callable[[str], str] = lambda name: "", limit: int = 40) -> list[str]:
-    """One line per distinct name up to its first number: `blocks.{0..39}.norm3.weight (40)`.
+    """Group names that differ in their first number alone, one line each: `blocks.{0..39}.norm3.weight (40)`.
 
-    `detail` is appended; names whose details differ are not grouped. More than `limit` lines end in a count.
+    `detail` is appended; names with different details are not grouped. Beyond `limit` lines the rest is counted.
     """
     groups: dict[tuple[str, str], list[tuple[int | None, str]]] = {}
     for name in names:
@@ -237,10 +237,10 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def read_config(path: str | Path, text_len: int = TEXT_LEN) -> dict[str, Any]:
-    """The released fields of a model: of the `config.json` in its folder, or beside a single file.
+    """Read the released fields of a model from the `config.json` in its folder, or beside its single file.
 
-    Diffusers' fields are understood, with this `text_len`; without a config.json the tensors may tell them. Raises
-    FileNotFoundError or ValueError naming the file.
+    The file may have Diffusers' fields, which lack `text_len`. Without the file the tensors may tell the fields.
+    Raises FileNotFoundError or ValueError naming the file.
     """
     path = Path(path)
     if not path.exists():
@@ -263,7 +263,7 @@ def read_config(path: str | Path, text_len: int = TEXT_LEN) -> dict[str, Any]:
 
 
 def inferred_config(path: Path) -> dict[str, Any]:
-    """The fields that the tensors of a folder or file tell. Raises FileNotFoundError when that is not enough."""
+    """Infer the fields from the tensors of a folder or file. Raises FileNotFoundError when that is not possible."""
     try:
         source = open_source(path)
     except FileNotFoundError:

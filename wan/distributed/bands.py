@@ -1,7 +1,7 @@
-"""A video autoencoder decodes on all ranks: each has a band of rows of every frame, and the result is exact.
+"""Decode on all ranks: each decodes a band of rows of every frame, and the result is exact.
 
-A convolution looks one row up and one down, so before each the rows at the edges of bands change places; nothing is
-computed twice. Only attention, at the lowest resolution, sees whole frames: there every rank computes all of them.
+A convolution looks one row up and one down, so before it ranks exchange the rows at the edges of their bands. Nothing
+is computed twice but attention: it sees whole frames, at the lowest resolution, and every rank computes all of it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, Resample
 from wan.modules.vae_wrapper import VideoVAE
 from wan.parallel import shares
 
-SMALL = 32 * 32  # positions of a latent frame up to which one rank decodes sooner than rows could change places
+SMALL = 32 * 32  # positions of a latent frame up to which one rank alone is faster than an exchange of rows
 
 
 def decode_in_bands(vae: VideoVAE, latent: Tensor, mesh: DeviceMesh) -> Iterator[Tensor]:
-    """`vae.decode_stream(latent)` on all ranks of a one-dimensional mesh; only the first one gets the frames.
+    """Run `vae.decode_stream(latent)` on all ranks of a one-dimensional mesh; only the first one gets the frames.
 
-    The others yield nothing, but must be iterated: they compute as the first one asks for frames. In tiles, or when a
-    latent has small frames, the first one decodes alone: then the frames are those of one process to the last bit.
+    The others yield nothing, but must be iterated, because all compute together. The first one decodes tiles and small
+    frames alone: then frames are those of one process to the last bit.
     """
     group, rows = mesh.get_group(), shares(latent.shape[2], mesh.size())
     small = latent.shape[2:].numel() <= SMALL or rows[-1] == 0
@@ -45,7 +45,7 @@ def decode_in_bands(vae: VideoVAE, latent: Tensor, mesh: DeviceMesh) -> Iterator
 
 @contextmanager
 def exchanging_rows(decoder: nn.Module, group: ProcessGroup, rows: list[int]) -> Iterator[None]:
-    """Meanwhile `decoder` works on bands: of the rows of a latent, rank r of the group has rows[r], in order."""
+    """Let `decoder` work on bands within the block: rank r of the group has rows[r] of the latent's rows, in order."""
     hooks = []
     for module in decoder.modules():
         band = _band_of(module, group, rows)
@@ -60,7 +60,7 @@ def exchanging_rows(decoder: nn.Module, group: ProcessGroup, rows: list[int]) ->
 
 
 def _band_of(module: nn.Module, group: ProcessGroup, rows: list[int]) -> _Neighbours | _WholeFrames | None:
-    """What a module needs from other bands; None for what only looks at one position."""
+    """Make the exchange with other bands that a module needs; None for a module that looks at one position."""
     if isinstance(module, AttentionBlock):
         return _WholeFrames(group, rows)
     if isinstance(module, Resample):
@@ -79,14 +79,14 @@ class _Neighbours:
         self.residual: Tensor | None = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """Input [B, C, T, h, W] -> with the nearest row of the band above and of the band below."""
+        """Extend the input [B, C, T, h, W] by the nearest row of the band above and of the band below."""
         x, *others = args
         if "residual" in kwargs:  # is added to the result of the band alone
             self.residual, kwargs = kwargs["residual"], {**kwargs, "residual": None}
         return (self._extended(x), *others), kwargs
 
     def after(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
-        """Result without the rows that belong to the neighbours."""
+        """Cut off the rows of the result that belong to the neighbours."""
         y = y[:, :, :, self.scale * self.above : y.shape[3] - self.scale * self.below]
         residual, self.residual = self.residual, None
         return y if residual is None else y.add_(residual)
@@ -130,7 +130,7 @@ class _WholeFrames:
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """The order of x in memory, also when it is a part of something; kernels, and with them rounding, depend on it."""
+    """Order of x in memory, also of a view. Kernels depend on it, and so does rounding."""
     return torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
 
 

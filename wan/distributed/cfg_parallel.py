@@ -10,7 +10,7 @@ from wan.sampling import Branch, Condition, Pair
 
 
 def side_by_side(mesh: DeviceMesh) -> Pair:
-    """A `pair` for `sampling.guided`: of the two ranks of `mesh` each computes one branch, and both get both."""
+    """Make a `pair` for `sampling.guided`: each of the two ranks of `mesh` computes one branch, and both get both."""
     assert mesh.size() == 2, mesh
 
     def pair(branch: Branch, cond: Condition, uncond: Condition) -> tuple[Tensor, Tensor]:

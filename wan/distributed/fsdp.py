@@ -1,4 +1,4 @@
-"""Parameters spread over the ranks of a replica; those of a step are gathered whole just before they are needed."""
+"""Spread parameters over the ranks of a replica; those of a step are gathered just before it works."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def spread_parameters(model: nn.Module, mesh: DeviceMesh, **policy: Any) -> nn.M
     """Shard each step of a model's trunk, or each of its `blocks`, and the rest over a one-dimensional mesh.
 
     Apply it to an empty model and let `checkpoint.loading.load_module` fill it: then each rank reads its own rows only.
-    Parameters travel in the type they have, so bfloat16 matrices as bfloat16 and what is sensitive to rounding as
-    float32, and no input is converted: timesteps keep their value. While a step works the next one is on its way.
+    Parameters are sent in their own type: bfloat16 matrices as bfloat16, those sensitive to rounding as float32. No
+    input is converted, so that timesteps keep their value. While a step works the next one is gathered.
     `policy` are further arguments of `fully_shard`. Returns `model`.
     """
     from torch.distributed.fsdp import fully_shard  # its import takes 0.7 s, which a process alone does not need
@@ -48,11 +48,11 @@ def shard_model(
     sync_module_states: bool = True,
     use_lora: bool = False,
 ) -> nn.Module:
-    """`spread_parameters` under upstream's name and arguments, for a model that has its weights already.
+    """Do as `spread_parameters`, under upstream's name and arguments, for a model that has its weights already.
 
-    They move to GPU `device_id`, or stay on a CPU without one; with `sync_module_states` every process gets those of
-    the first. Parameters travel as `param_dtype`; no input is converted. `sharding_strategy` can only be the full one,
-    and `use_lora` changes nothing. Raises ValueError for one process.
+    They move to GPU `device_id`, or stay on the CPU without one; with `sync_module_states` every process gets those of
+    the first. Parameters are sent as `param_dtype`; no input is converted. `sharding_strategy` can only be the full
+    one, and `use_lora` changes nothing. Raises ValueError for one process.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -77,7 +77,7 @@ def shard_model(
 
 
 def free_model(model: nn.Module) -> None:
-    """Give back the memory of a model, spread or not, which cannot be used any more; upstream's name."""
+    """Free the memory of a model, spread or not; it cannot be used any more. The name is upstream's."""
     model.to("meta")
     gc.collect()
     if torch.cuda.is_available():

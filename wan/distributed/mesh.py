@@ -1,4 +1,4 @@
-"""Who works with whom: the processes of a run as a mesh with named dimensions.
+"""Mesh of the processes of a run, with named dimensions.
 
 A replica is a set of processes that make one video together. Inside it `cfg` spreads the two guidance branches and
 `ulysses` the tokens of a branch; `fsdp` spreads parameters over the whole replica. `dp` counts the replicas.
@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 @dataclass(frozen=True)
 class Mesh:
-    """The one-dimensional mesh of this process in each direction; neighbours in `ulysses` have neighbouring ranks."""
+    """One-dimensional meshes of this process, one per direction; neighbours in `ulysses` have neighbouring ranks."""
 
     dp: DeviceMesh
     cfg: DeviceMesh

@@ -1,4 +1,4 @@
-"""The processes that make one video together, as a pipeline sees them."""
+"""Replica: the processes that make one video together, as a pipeline sees them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Shard = Callable[[nn.Module], nn.Module]
 
 
 class Replica:
-    """How the work on one video is divided. For a process alone every method is the plain thing.
+    """Division of the work on one video among its processes. In a process alone no method divides anything.
 
     All processes make their replicas at the same point, and those of one replica make the same calls.
     """
@@ -38,12 +38,12 @@ class Replica:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process gets the frames, and speaks for the replica."""
+        """Tell whether this process gets the frames, and writes for the replica."""
         return self.mesh is None or self.mesh.fsdp.get_local_rank() == 0
 
     @property
     def shard_dit(self) -> Shard | None:
-        """What spreads the parameters of an empty transformer; None when each process has all of them."""
+        """Function that spreads the parameters of an empty transformer; None when each process has all of them."""
         return partial(spread_parameters, mesh=self.mesh.fsdp) if self.spreads_dit else None
 
     @property
@@ -51,21 +51,21 @@ class Replica:
         return partial(spread_parameters, mesh=self.mesh.fsdp) if self.spreads_t5 else None
 
     def pair(self) -> Pair:
-        """How the two branches of guidance are computed."""
+        """Return the function that computes the two branches of guidance."""
         divided = self.mesh is not None and self.mesh.cfg.size() == 2
         return side_by_side(self.mesh.cfg) if divided else one_after_the_other
 
     def spread_tokens(self, model: WanModel, scale: float) -> WanModel:
-        """`model` with its tokens shared out, for steps with guidance `scale`.
+        """Spread the tokens of `model` over ranks, for steps with guidance `scale`; returns it.
 
-        Without guidance there is one branch, and the ranks that would repeat it take a share of its tokens instead.
+        Without guidance there is one branch, and all ranks of the replica share its tokens.
         """
         if self.mesh is not None:
             parallelize(model, self.mesh.fsdp if scale == 1 else self.mesh.ulysses)
         return model
 
     def computed_by_first(self, compute: Callable[[], list[Tensor]], count: int, dtype: torch.dtype) -> list[Tensor]:
-        """The `count` tensors of `compute()`, of `dtype`, which one process computes for all."""
+        """Return the `count` tensors of `compute()`, of `dtype`, which one process computes for all."""
         if self.mesh is None:
             return compute()
         tensors = compute() if self.is_first else [None] * count
@@ -73,9 +73,9 @@ class Replica:
         return [broadcast_tensor(x, like, self.mesh.fsdp.get_group()) for x in tensors]
 
     def agree(self, number: int) -> int:
-        """The `number` of the first process."""
+        """Return the `number` of the first process."""
         return number if self.mesh is None else broadcast_int(number, self.device, self.mesh.fsdp.get_group())
 
     def decode(self, vae: VideoVAE, latent: Tensor) -> Iterator[Tensor]:
-        """Chunks of frames [3, f, H, W] on the first process; the others share the work and get none."""
+        """Yield chunks of frames [3, f, H, W] on the first process; the others share the work and get none."""
         return vae.decode_stream(latent) if self.mesh is None else decode_in_bands(vae, latent, self.mesh.fsdp)

@@ -1,4 +1,4 @@
-"""A model's tokens spread over ranks: each embeds, transforms and predicts its own; only attention sees the others'."""
+"""Spread a model's tokens over ranks: each embeds, transforms and predicts its own; only attention sees all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parallelize(model: WanModel, mesh: DeviceMesh) -> None:
 
 
 def sharded(run: RunBlocks, group: ProcessGroup) -> RunBlocks:
-    """`run` on this rank's share of the tokens, its result gathered from all ranks."""
+    """Wrap `run`: it gets this rank's share of the tokens, and the results of all ranks are gathered."""
 
     def run_shard(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tokens:
         x = run(steps, shard(tokens, group.rank(), group.size()), cond).x
@@ -44,9 +44,9 @@ def sharded(run: RunBlocks, group: ProcessGroup) -> RunBlocks:
 
 
 def shard(tokens: Tokens, rank: int, count: int) -> Tokens:
-    """The part of the tokens that `rank` of `count` works on: equal parts, the last ones filled up with zero tokens.
+    """Cut out the tokens of `rank` of `count`. Parts are equal, the last ones are filled up with zero tokens.
 
-    `lengths` goes on counting the real tokens of all ranks, so that attention leaves the padding out.
+    `lengths` still counts the real tokens of all ranks, so that attention ignores the filling.
     """
     batch, length = tokens.x.shape[:2]
     size = -(-length // count)
@@ -58,14 +58,14 @@ def shard(tokens: Tokens, rank: int, count: int) -> Tokens:
 
 
 def _rows(x: Tensor, start: int, size: int) -> Tensor:
-    """Rows [start, start + size) of x [B, L, ...], zeros beyond L."""
+    """Cut rows [start, start + size) of x [B, L, ...], with zeros beyond L."""
     part = x[:, start : start + size]
     missing = size - part.shape[1]
     return F.pad(part, (0, 0) * (x.ndim - 2) + (0, missing)) if missing else part
 
 
 def _cut(segments: Segments, start: int, size: int, length: int) -> Segments:
-    """Segments of the tokens [start, start + size); padding beyond `length` belongs to the last one."""
+    """Cut segments to the tokens [start, start + size); padding beyond `length` belongs to the last one."""
     parts = []
     for segment in segments:
         stop = start + size if segment.stop == length else segment.stop

@@ -1,7 +1,7 @@
 """Ulysses sequence parallelism (arXiv:2309.14509) around any attention.
 
-Outside attention every rank has some tokens with all heads; inside, all tokens with some heads. One exchange leads in,
-with q, k and v together, and one leads back.
+Outside attention every rank has some tokens with all heads; inside, all tokens with some heads. One exchange before
+attention has q, k and v together, and one after it has the result.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Attention = Callable[[Tensor, Tensor, Tensor, Sequence[int] | None], Tensor]
 
 
 def ulysses(attention: Attention, group: ProcessGroup) -> Attention:
-    """`attention` for tokens that are spread evenly over the ranks of `group`, in order.
+    """Wrap `attention` for tokens that are spread evenly over the ranks of `group`, in order.
 
-    Heads need not divide: some ranks then have one head more than others. With fewer heads than ranks some have none.
+    Heads that cannot be divided equally give some ranks one head more. With fewer heads than ranks some have none.
     """
     size, rank = group.size(), group.rank()
 
@@ -68,7 +68,7 @@ def _to_heads(q: Tensor, k: Tensor, v: Tensor, heads: list[int], group: ProcessG
 
 
 def _to_tokens(x: Tensor, heads: list[int], group: ProcessGroup) -> Tensor:
-    """[B, L, n, D] -> [B, l, N, D], the way back."""
+    """[B, L, n, D] -> [B, l, N, D]: the reverse of `_to_heads` for the result."""
     b, total, mine, d = x.shape
     size = group.size()
     length = total // size

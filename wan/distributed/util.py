@@ -1,6 +1,6 @@
-"""The processes of a run: how they join and part, and the few messages that everything else is made of.
+"""Join and leave the processes of a run, and send the few kinds of messages that all else is made of.
 
-All of it is a no-op in a program that one process runs alone.
+All of it is a no-op in a process alone.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from wan.parallel import launched_size, local_rank
 BACKENDS = {"cuda": "nccl"}  # every other device: gloo
 JOIN_SECONDS = 120
 AGENT_SECONDS = 5  # torchrun listens before it starts a process
-PATIENCE = 5  # seconds after which somebody says who is missing
-# A wait is no failure: one rank may load or write for long. The watch notices when a process is gone.
+PATIENCE = 5  # seconds after which a process logs which others are missing
+# Waiting is no failure: one rank may load or write for long. The watch notices when a process is gone.
 WAIT = timedelta(hours=6)
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def get_world_size() -> int:
 def init_distributed_group(device: torch.device | str | None = None) -> None:
     """Join the other processes of torchrun, with the backend of `device` (None: CUDA if there is one).
 
-    Nothing to do for a process alone, or when the group exists. Raises ValueError when the environment is wrong and
+    Does nothing for a process alone, or when the group exists. Raises ValueError when the environment is wrong, and
     ConnectionError when not all processes come.
     """
     size = launched_size()
@@ -101,7 +101,7 @@ def _meet(store: dist.Store, rank: int, size: int) -> None:
 
 
 def start(device: torch.device | str | None = None) -> None:
-    """Join, and from now on end with all other processes when one of them fails; `stop` when the work is done."""
+    """Join the others. From now on this process ends when one of them fails. Call `stop` when the work is done."""
     global _watch
     init_distributed_group(device)
     if _joined() and _watch is None:
@@ -109,7 +109,7 @@ def start(device: torch.device | str | None = None) -> None:
 
 
 def stop() -> None:
-    """Wait until the others are done as well, and part."""
+    """Wait until the others are done as well, and leave the group."""
     global _watch
     if _watch is not None:
         _watch.part()
@@ -118,10 +118,10 @@ def stop() -> None:
 
 
 def is_first_failure(error: BaseException) -> bool:
-    """Whether this process must show `error`: not when it only follows from what another one shows."""
+    """Tell whether this process must show `error`: not when it only follows from an error that another one shows."""
     if _watch is None:
         return True
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's request to end would come in between
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's request to end would interrupt this
     return _watch.is_first(error)
 
 
@@ -129,14 +129,14 @@ _watch: Watch | None = None
 
 
 def broadcast_int(value: int, device: torch.device | str = "cpu", group: ProcessGroup | None = None) -> int:
-    """The `value` of the first rank, -2**63 to 2**63 - 1, on every rank of the group (None: all)."""
+    """Return the `value` of the first rank, -2**63 to 2**63 - 1, on every rank of the group (None: all)."""
     if get_world_size() == 1:
         return value
     return int(_from_first(torch.tensor([value], dtype=torch.int64, device=device), group))
 
 
 def broadcast_text(text: str, device: torch.device | str = "cpu", group: ProcessGroup | None = None) -> str:
-    """The `text` of the first rank on every rank, sent as bytes."""
+    """Return the `text` of the first rank on every rank; it is sent as bytes."""
     if get_world_size() == 1:
         return text
     data = torch.tensor(list(text.encode("utf-8")), dtype=torch.uint8, device=device)
@@ -146,7 +146,7 @@ def broadcast_text(text: str, device: torch.device | str = "cpu", group: Process
 
 
 def broadcast_tensor(x: Tensor | None, like: Tensor, group: ProcessGroup) -> Tensor:
-    """The `x` of the first rank, of any shape, on every rank; type and device are those of `like`."""
+    """Return the `x` of the first rank, of any shape, on every rank; type and device are those of `like`."""
     shape = torch.zeros(MAX_DIMS, dtype=torch.int64, device=like.device)
     if x is not None:
         shape[: x.ndim + 1] = torch.tensor([x.ndim, *x.shape])
@@ -163,7 +163,7 @@ def _from_first(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def all_to_all(packed: Tensor, send: Sequence[int], receive: Sequence[int], group: ProcessGroup) -> Tensor:
-    """send[r] values of the flat `packed` go to rank r of the group, in order; receive[r] come from each."""
+    """Send send[r] values of the flat `packed` to each rank r of the group, in order; return receive[r] from each."""
     received = packed.new_empty(sum(receive))
     dist.all_to_all_single(received, packed, list(receive), list(send), group=group)
     return received

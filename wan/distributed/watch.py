@@ -1,8 +1,8 @@
-"""If one process of a run fails, all end, and its error is the one that is shown.
+"""Watch over a run: if one process fails, all end, and its error is the one that is shown.
 
-A process that waits for a message cannot look around: on a GPU it waits inside a kernel. So a thread in every process
-looks at the store of the run once a second: there the first failure is written, and every process gives signs of life.
-It also sees when the process was asked to end: a handler of signals would have to wait for the kernel.
+A process that waits for a message notices nothing else: on a GPU it waits inside a kernel. So a thread in every process
+looks at the store of the run once a second. The first failure is written there, and every process gives signs of life.
+The thread also notices signals that ask the process to end: a signal handler would have to wait for the kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FAILURE = "failure"
 
 
 class Watch:
-    """The watch of one process over all `size` of them; `store` is a connection that only the watch uses."""
+    """Watch of one process over all `size` of them; `store` is a connection that only the watch uses."""
 
     def __init__(self, store: Store, rank: int, size: int):
         self.rank = rank
@@ -44,20 +44,20 @@ class Watch:
 
     @classmethod
     def join(cls, rank: int, size: int) -> Watch:
-        """A watch over the run that the environment describes."""
+        """Start the watch over the run that the environment describes."""
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return cls(dist.PrefixStore(f"wan/{attempt}", store), rank, size)
 
     def is_first(self, error: BaseException) -> bool:
-        """Whether `error` is what ends the run and has to be shown here; else another process shows the cause of it."""
+        """Tell whether `error` ends the run and must be shown here; else another process shows the cause of it."""
         if self._cause(seconds=3 * PERIOD if is_lost_contact(error) else 0) is not None:
             return False
         return self._claim("was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}")
 
     def part(self) -> None:
-        """The work is done: wait for the others, then stop watching."""
+        """Wait for the others to finish their work as well, then stop watching."""
         dist.barrier()
         self._over.set()
         self._thread.join()
@@ -65,16 +65,16 @@ class Watch:
         os.close(self._signals)
 
     def _claim(self, what: str) -> bool:
-        """Write down a failure as the one that ends the run; False when there is one already."""
+        """Store a failure as the one that ends the run; False when there is one already."""
         mine = f"rank {self.rank} {what}"
         try:
             self._claimed = self._store.compare_set(FAILURE, "", mine).decode() == mine
-        except RuntimeError:  # the store is gone, and with it everyone who could have shown something
+        except RuntimeError:  # the store is gone, and with it every process that could have shown something
             self._claimed = True
         return self._claimed
 
     def _cause(self, seconds: float = 0) -> str | None:
-        """The failure that ends the run, waiting up to `seconds` for it."""
+        """Read the failure that ends the run, waiting up to `seconds` for it."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -115,7 +115,7 @@ class Watch:
         self._leave()
 
     def _asked_to_end(self) -> bool:
-        """Whether torchrun or the keyboard sent a signal since the last look; its handler may not have run."""
+        """Tell whether torchrun or the keyboard sent a signal since the last look; its handler may not have run."""
         try:
             received = os.read(self._signals, 64)
         except BlockingIOError:
@@ -123,13 +123,13 @@ class Watch:
         return bool(set(REQUESTS) & set(received))
 
     def _leave(self) -> None:
-        """The main thread has time to clean up and end the process; then it ends without it."""
+        """Give the main thread time to clean up and to end the process; then end it from here."""
         self._over.wait(GRACE)
         remove_partial_files()
         os._exit(1)
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Whether a message could not be sent or received; only the end of another process does that."""
+    """Tell whether `error` is a message that could not be sent or received, because another process has ended."""
     named = any(word in str(error) for word in ("gloo", "NCCL", "Connection closed", "Connection reset"))
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and named)

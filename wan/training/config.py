@@ -1,4 +1,4 @@
-"""What a training run is told, checked before anything is read: the loop, the flow objective, the data, the model."""
+"""Settings of a training run, checked before anything is read: the loop, the flow objective, the data, the model."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -16,14 +16,14 @@ READERS = {int: whole, float: real, str: text}
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Optimisation, independent of what is trained. Counts are optimiser steps."""
+    """Settings of the optimisation of any model. Counts are optimiser steps."""
 
     steps: int
     batch_size: int = 1
     accumulation: int = 1
     optimizer: str = "adamw"  # or "muon": Muon for hidden matrices, AdamW for the rest
     learning_rate: float = 1e-4
-    final_learning_rate: float = 0.0  # the cosine decay ends here
+    final_learning_rate: float = 0.0  # at the end of the cosine decay
     warmup_steps: int = 0
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
@@ -51,7 +51,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Which timesteps are trained, and how often the text is dropped. Timesteps run from 0 (data) to 1000 (noise)."""
+    """Settings of flow matching: timesteps from 0 (data) to 1000 (noise), dropped text, image mode."""
 
     shift: float = 5.0
     sigma_distribution: str = "uniform"
@@ -60,8 +60,8 @@ class FlowConfig:
     t_min: float = 0.0
     t_max: float = 1000.0
     text_dropout: float = 0.1
-    first_frame_share: float = 0.0  # samples whose first latent frame is given clean, at timestep 0: TI2V's image mode
-    channels: int | None = None  # the first latent channels, if only they carry something; the others have no loss
+    first_frame_share: float = 0.0  # of samples whose first latent frame is clean, at timestep 0: TI2V's image mode
+    channels: int | None = None  # only so many first latent channels are trained; the others have no loss
     loss_bins: int = 10
 
     def __post_init__(self):
@@ -81,7 +81,7 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A folder of videos with captions beside them (`clip.mp4`, `clip.txt`), and how they are cut."""
+    """Folder of videos with captions beside them (`clip.mp4`, `clip.txt`), and the size and length of samples."""
 
     videos: Path
     cache: Path
@@ -106,7 +106,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run of `python -m wan.training`: which part of which checkpoint, on what data, into which folder."""
+    """Settings of `python -m wan.training`: the part of a checkpoint to train, the data, the folder of the result."""
 
     checkpoint: Path  # a folder in the released layout: VAE and text encoder are read from it
     output: Path
@@ -114,7 +114,7 @@ class TrainConfig:
     loop: LoopConfig
     flow: FlowConfig = field(default_factory=FlowConfig)
     task: str = "t2v-A14B"
-    family: str = "wan2.2"  # or "nano": whose defaults apply to the text length and to previews
+    family: str = "wan2.2"  # or "nano": its defaults decide the text length and previews
     expert: str = "low_noise_model"  # sub-folder with the DiT to start from, and the name of the result
     architecture: dict[str, Any] | None = None  # a config.json as a table: train this DiT from scratch
     device: str = "cpu"
@@ -166,7 +166,7 @@ def _build(cls: type, values: Any, where: str) -> Any:
 
 
 def _typed(name: str, value: Any, kind: Any) -> Any:
-    """The value as the field of a dataclass takes it; ValueError for another type."""
+    """Convert a value to the type of a field. Raises ValueError for another type."""
     parts = get_args(kind)
     if type(None) in parts:  # TOML has no null
         return _typed(name, value, parts[0])

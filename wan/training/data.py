@@ -1,4 +1,4 @@
-"""Latents, captions and conditions on disk, encoded once and memory-mapped from then on."""
+"""Cache of latents, captions and conditions on disk: written once, then memory-mapped."""
 
 import json
 import math
@@ -20,9 +20,9 @@ MAX_INDEX_BYTES = 1_000_000_000  # of captions
 
 
 class CacheWriter:
-    """Appends samples to a folder: one raw float16 file per shape, and an index written by `close`.
+    """Writer of samples to a folder: one raw float16 file per shape, and an index that `close` writes.
 
-    A row of a file is a latent and, behind it along the channels, its conditions.
+    A row of a file is a latent, followed by its conditions along the channels.
     """
 
     def __init__(self, folder: Path):
@@ -33,9 +33,9 @@ class CacheWriter:
         self._buckets: dict[str, dict] = {}
 
     def add(self, latent: Tensor, captions: Sequence[str], conditions: Sequence[Tensor] = ()) -> None:
-        """latent [C, T, H, W]; captions that describe it; conditions [C', T, H, W] (I2V's y) that fit it.
+        """Add a latent [C, T, H, W] with its captions and conditions [C', T, H, W] (I2V's y).
 
-        One caption and, where there are any, one condition is drawn each time the sample is used.
+        One caption and, if there are conditions, one of them is drawn each time the sample is used.
         """
         if not captions:
             raise ValueError("a sample needs at least one caption (an empty one trains without text)")
@@ -48,17 +48,17 @@ class CacheWriter:
         bucket["captions"].append(list(captions))
 
     def close(self) -> None:
-        """Write the index; without it the folder is not a cache, so a killed run cannot leave half of one."""
+        """Write the index. Without it the folder is no cache, so a killed run cannot leave half of one."""
         partial = self.folder / (INDEX_FILE + ".partial")
         partial.write_text(json.dumps(self._buckets))
         os.replace(partial, self.folder / INDEX_FILE)
 
 
 class LatentCache:
-    """A folder of CacheWriter, read lazily.
+    """Reader of the folder of a CacheWriter; samples are read when they are drawn.
 
-    `weights` say how often each condition is drawn; None: all alike. With `evenness` samples of faint contrast are
-    drawn more often, in proportion to std ** -evenness of their latents: their errors count less in a squared loss.
+    `weights` are the shares with which conditions are drawn; None: equal ones. With `evenness` samples of low contrast
+    are drawn more often, in proportion to std ** -evenness of their latents: their errors count less in a squared loss.
     """
 
     def __init__(self, folder: Path, weights: Sequence[float] | None = None, evenness: float = 0.0):
@@ -98,10 +98,10 @@ class LatentCache:
         return sorted({c for bucket in self._captions for sample in bucket for c in sample})
 
     def draw(self, batch_size: int, seed: int, index: int) -> FlowBatch:
-        """Batch number `index`: samples of one shape, the shape drawn by its number of samples, each with one of its
-        captions and of its conditions.
+        """Draw batch number `index`: samples of one shape, each with one of its captions and of its conditions.
 
-        A pure function of its arguments, which is what makes training resumable (see training.loop).
+        A shape is drawn in proportion to its samples. The result depends on the arguments alone, which makes training
+        resumable (see training.loop).
         """
         rng = np.random.default_rng((seed, index))
         sizes = np.array([len(latents) for latents in self._latents])
@@ -123,7 +123,7 @@ class LatentCache:
 
 
 def _read_index(folder: Path) -> dict[str, dict]:
-    """Read what `CacheWriter.close` wrote, checked against the files beside it. Raises ValueError that names it."""
+    """Read the index of `CacheWriter.close` and check it against the files beside it. Raises ValueError."""
     path = folder / INDEX_FILE
     index = read_json(path, MAX_INDEX_BYTES)
     if not isinstance(index, dict) or not index or not all(_is_bucket(folder, *item) for item in index.items()):
@@ -149,6 +149,6 @@ def _is_bucket(folder: Path, name: str, bucket: Any) -> bool:
 
 
 def _contrast(latents: np.ndarray) -> np.ndarray:
-    """Standard deviation of each of latents [N, C, T, H, W] around its channels' means; at least a quarter of usual."""
+    """Standard deviation of each of latents [N, C, T, H, W] around its channels' means, or a quarter of the mean."""
     contrast = np.sqrt([latent.astype(np.float64).var(axis=(1, 2, 3)).mean() for latent in latents])
     return np.maximum(contrast, contrast.mean() / 4 + 1e-12)

@@ -1,4 +1,4 @@
-"""Flow matching: which noise levels are drawn, what the network is asked for, and the loss by noise level."""
+"""Flow matching: the draw of noise levels, the target of the network, and the loss by noise level."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ VelocityModel = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass
 class Loss:
-    """`total` is differentiated; `parts` are averaged and logged; `timesteps` and `errors` [B] feed the bins."""
+    """Loss of a batch: `total` is differentiated, `parts` are logged, `timesteps` and `errors` [B] go to the bins."""
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -25,8 +25,8 @@ class Loss:
 def flow_loss(model: VelocityModel, data: Tensor, config: FlowConfig, generator: torch.Generator) -> Loss:
     """Mean squared error of the predicted velocity `noise - data` at drawn noise levels; data [B, C, T, H, W] float32.
 
-    A share `config.first_frame_share` of the samples has its first latent frame as it is, at timestep 0 and without a
-    loss; timesteps are then given by frame. Of channels behind the first `config.channels` the model sees zeros.
+    A share `config.first_frame_share` of the samples has a clean first latent frame, at timestep 0 and without a loss;
+    timesteps are then given by frame. The model sees zeros in all channels but the first `config.channels`.
     """
     sigma = draw_sigmas(data.shape[0], config, generator).to(data.device)
     noise = torch.randn(data.shape, generator=generator).to(data)
@@ -52,10 +52,10 @@ def interpolate(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def draw_sigmas(count: int, config: FlowConfig, generator: torch.Generator) -> Tensor:
-    """`count` noise levels, float32 [count], of the shifted distribution conditioned on the range t_min..t_max.
+    """Draw noise levels, float32 [count], of the shifted distribution within the range t_min..t_max.
 
-    Drawn by inverse transform from stratified uniforms (one per equal slice of probability, in random order), so
-    every batch covers its range and the loss varies less; each sample alone has exactly the wanted distribution.
+    They are drawn by inverse transform from stratified uniforms: one per equal slice of probability, in random order.
+    So every batch covers the range and the loss varies less; each sample alone has exactly the wanted distribution.
     """
     low, high = (
         _cdf(_unshift(torch.tensor(t / 1000, dtype=torch.float64), config.shift), config)
@@ -86,21 +86,21 @@ def _inverse_cdf(probability: Tensor, config: FlowConfig) -> Tensor:
 
 
 class LossBins:
-    """Mean loss per equal slice of the timesteps 0..1000, over the samples added since the last reset."""
+    """Mean losses of equal slices of the timesteps 0..1000, over the samples added since the last reset."""
 
     def __init__(self, count: int):
         self.total = torch.zeros(count, dtype=torch.float64)
         self.count = torch.zeros(count, dtype=torch.float64)
 
     def add(self, timesteps: Tensor, errors: Tensor) -> None:
-        """timesteps [B] in 0..1000 and errors [B]."""
+        """Add timesteps [B] in 0..1000 and errors [B]."""
         bins = len(self.count)
         index = (timesteps.detach().cpu().double() * bins / 1000).long().clamp(0, bins - 1)
         self.total.index_add_(0, index, errors.detach().cpu().double())
         self.count.index_add_(0, index, torch.ones_like(index, dtype=torch.float64))
 
     def means(self) -> dict[int, float]:
-        """Lower edge of each bin that saw a sample -> its mean loss."""
+        """Map the lower edge of each bin that has a sample to its mean loss."""
         width = 1000 / len(self.count)
         return {round(i * width): (self.total[i] / n).item() for i, n in enumerate(self.count.tolist()) if n}
 
