@@ -73,17 +73,29 @@ class Job:
     def variants(self) -> "list[Job]":
         return [self.variant(number) for number in range(self.num_videos)]
 
+    @property
+    def pipeline(self) -> type[WanPipeline]:
+        return PIPELINES[self.config.name]
 
-def video_bytes(request: Request) -> int:
-    """About the least that the file of a request takes."""
-    frames = PIPELINES[request.task].num_frames(request)
-    return int(math.prod(request.framing.saved) * frames * VIDEO_BYTES_PER_PIXEL)
+    @property
+    def num_frames(self) -> int:
+        return self.pipeline.num_frames(self.request)
 
+    @property
+    def video_bytes(self) -> int:
+        """About the least that the file of the video takes."""
+        return int(math.prod(self.request.framing.saved) * self.num_frames * VIDEO_BYTES_PER_PIXEL)
 
-def clip_shapes(request: Request, config: TaskConfig) -> list[LatentShape]:
-    """The shapes of the latents of all clips of a video."""
-    task = PIPELINES[request.task]
-    return [task.latent_shape(config, request, index) for index in range(task.num_clips(request))]
+    @property
+    def clip_shapes(self) -> list[LatentShape]:
+        """The shapes of the latents of all clips of the video."""
+        count = self.pipeline.num_clips(self.request)
+        return [self.pipeline.latent_shape(self.config, self.request, index) for index in range(count)]
+
+    @property
+    def samples(self) -> bool:
+        """Whether any clip is not sampled yet."""
+        return self.latent is None or len(output.kept_clips(self.latent)) < len(self.clip_shapes)
 
 
 @dataclass
@@ -99,13 +111,12 @@ class Outcome:
         """Save a clip that was sampled. That it cannot be kept does not end the run: the video may fit."""
         self.clips.append(clip)
         index, before = len(self.clips) - 1, self.kept
-        count = PIPELINES[self.job.config.name].num_clips(self.job.request)
         stored = stored_request(self.job, video=self.job.video.name)
         try:
             if before is not None and index and len(output.kept_clips(before)) == index:
                 output.add_clip(clip, before, index, stored)
             else:
-                self.kept = output.keep_clips(self.clips, self.job.video, stored, count)
+                self.kept = output.keep_clips(self.clips, self.job.video, stored, len(self.job.clip_shapes))
         except OSError as error:
             log.warning("the latent could not be kept (%s): if decoding fails too, the run is lost", error)
             self.kept = None
@@ -128,10 +139,10 @@ class Outcome:
         if self.clips and not (self.kept and len(output.kept_clips(self.kept)) >= len(self.clips)):
             self.keep(self.clips.pop())  # the folder is gone or was full
         if self.kept is not None:
-            count = PIPELINES[self.job.config.name].num_clips(self.job.request)
+            kept, count = len(output.kept_clips(self.kept)), len(self.job.clip_shapes)
             what = "the sampled video is not lost; finish it"
-            if len(self.clips) < count:
-                what = f"{len(self.clips)} of {count} clips are sampled and not lost; go on"
+            if kept < count:
+                what = f"{kept} of {count} clips are sampled and not lost; go on"
             parts.append(f"{what} with: {how_to_resume(self.job, self.kept)}")
         return "; ".join(parts)
 
@@ -167,10 +178,7 @@ def _frames(outcome: Outcome, pipeline: WanPipeline, report: Callable[[Event], N
 
 def _check_written(job: Job) -> None:
     """Make sure that the file on disk is what was asked for; raises OSError, and the latent stays."""
-    found, wanted = (
-        media.written(job.video),
-        (PIPELINES[job.request.task].num_frames(job.request), job.request.framing.saved),
-    )
+    found, wanted = media.written(job.video), (job.num_frames, job.request.framing.saved)
     if found != wanted:
         raise OSError(f"{job.video} holds {found[0]} frames of {found[1]}, and {wanted[0]} of {wanted[1]} were written")
 
@@ -185,7 +193,7 @@ def how_to_resume(job: Job, latent: Path) -> str:
         words += ["--device", str(job.runtime.device)]
     if job.runtime.vae_tile is not None:
         words += ["--vae_tile", str(job.runtime.vae_tile)]
-    if len(output.kept_clips(latent)) < len(clip_shapes(job.request, job.config)):  # the others are to be sampled alike
+    if len(output.kept_clips(latent)) < len(job.clip_shapes):  # the others are to be sampled alike
         words += ["--attention", job.runtime.attention, *(["--compile"] if job.runtime.compile else [])]
     if not job.metadata:
         words += ["--no_metadata"]
@@ -203,7 +211,7 @@ def _place(job: Job) -> Path:
     replaces = job.overwrite and not job.video.is_dir()
     video = job.video if replaces else output.free_path(job.video)
     try:
-        check_writable(video, job.overwrite, video_bytes(job.request))
+        check_writable(video, job.overwrite, job.video_bytes)
     except (ValueError, OSError):
         with contextlib.suppress(OSError):
             return output.free_path(Path(tempfile.gettempdir(), video.name))
@@ -219,16 +227,17 @@ def describe(job: Job) -> None:
     """Log what is about to happen, in full: nothing that decides the result is left out."""
     request, runtime = job.request, job.runtime
     if job.latent is not None:
-        kept, count = len(output.kept_clips(job.latent)), len(clip_shapes(request, job.config))
-        what = "decoding" if kept == count else f"going on after {kept} of {count} clips in"
+        kept, count = len(output.kept_clips(job.latent)), len(job.clip_shapes)
+        what = f"going on after {kept} of {count} clips in" if job.samples else "decoding"
         log.info("%s %s with %s on %s into %s", what, job.latent, job.checkpoint, runtime.device, job.video)
-        return
+        if not job.samples:
+            return
     log.info(
         "%s (%s): %s, %s at %d fps, %s of %s, shift %g, guidance %s, seed %d",
         request.task,
         "nano" if job.config.family == "nano" else job.checkpoint,
         format_size(request.framing.used),
-        counted(PIPELINES[request.task].num_frames(request), "frame"),
+        counted(job.num_frames, "frame"),
         request.fps,
         counted(request.steps, "step"),
         request.solver,
