@@ -496,7 +496,7 @@ def test_two_requests_at_once_are_one(stub, monkeypatch, capsys):  # noqa: F811
     assert "the sampled video is not lost" in capsys.readouterr().err and files() == ["a.latent.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["build_parser", "plan", "describe", "part_from_processes"])
+@pytest.mark.parametrize("name", ["parse", "plan", "describe", "part_from_processes"])
 def test_an_interrupt_between_the_parts_has_no_traceback(stub, monkeypatch, capsys, name):  # noqa: F811
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -26,7 +26,7 @@ def remarks(*flags, task="t2v-A14B"):
         },
     )
     runtime = Runtime.from_flags(device="cpu", t5_cpu=args.t5_cpu, vae_tile=args.vae_tile)
-    return list(without_effect(args, request, runtime))
+    return list(without_effect(args, request, runtime, samples=not args.resume))
 
 
 @pytest.mark.parametrize(

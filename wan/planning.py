@@ -22,7 +22,7 @@ from wan.checkpoint.recognise import described_fields
 from wan.configs import TaskConfig, get_config, nano_checkpoint
 from wan.files import check_writable, shown, stored_name, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
-from wan.jobs import Job, clip_shapes, video_bytes
+from wan.jobs import Job
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.nano.remarks import remarks
@@ -55,44 +55,33 @@ def _plan(args: argparse.Namespace) -> Job:
     runtime = _runtime(args, stored)
     check_backend(runtime.attention, runtime.device, runtime.dtype)
     latent = Path(args.resume) if args.resume else None
-    video = _video_path(args, request, latent, stored)
     check_checkpoint(checkpoint, config)
     warn_about_files(checkpoint, config)
     weights = fingerprint(checkpoint, config)
     is_other = _is_other_checkpoint(args, stored, weights)
-    if latent is not None:
-        _check_kept(latent, request, config)
-    else:
-        _warn_about_long_prompts(request, config, checkpoint)
-        for remark in remarks(config, request) if config.family == "nano" else ():
-            log.warning("%s", remark)
-        _warn_about_other_noise(request, runtime, stored)
-        if again:
-            _warn_about_other_inputs(request, again.request)
-        if config.family != "nano" and args.device is None and runtime.device.type == "cpu":
-            log.warning(
-                "no GPU is found, and on a CPU a video of a released model takes hours or days (torch %s)",
-                torch.__version__,
-            )
-    for remark in without_effect(args, request, runtime):
-        log.warning("%s", remark)
-    progress = args.progress or ("bar" if sys.stderr.isatty() else "plain")
-    metadata = not args.no_metadata
     job = Job(
         config,
         checkpoint,
         request,
         runtime,
-        video,
+        _video_path(args, request, latent, stored),
         args.overwrite,
-        metadata,
-        progress,
-        latent,
-        args.num_videos,
-        args.ckpt_dir,
-        weights,
+        metadata=not args.no_metadata,
+        progress=args.progress or ("bar" if sys.stderr.isatty() else "plain"),
+        latent=latent,
+        num_videos=args.num_videos,
+        ckpt_dir=args.ckpt_dir,
+        fingerprint=weights,
         stays=is_other and latent is not None,
     )
+    if latent is not None:
+        _check_kept(job)
+        if job.samples:
+            job = replace(job, request=again.with_inputs(request, latent.parent))
+    if job.samples:
+        _warn_about_sampling(args, job, again)
+    for remark in without_effect(args, job.request, runtime, job.samples):
+        log.warning("%s", remark)
     if launched_rank() == 0:  # the probes of several processes would take each other for files
         _check_output(job)
     return job
@@ -102,36 +91,34 @@ def _check_output(job: Job) -> None:
     """Make sure, before hours of work, that every video and its latent can be written; sweep what killed runs left."""
     if removed := sweep(job.video.parent):
         log.info("removed %d unfinished files of runs that were killed", len(removed))
-    shapes = clip_shapes(job.request, job.config)
-    latent_bytes = sum(4 * math.prod(shape) + OVERHEAD_BYTES for shape in shapes)
+    latent_bytes = sum(4 * math.prod(shape) + OVERHEAD_BYTES for shape in job.clip_shapes)
     for variant in job.variants():
-        check_writable(variant.video, job.overwrite, job.num_videos * video_bytes(job.request) + latent_bytes)
+        check_writable(variant.video, job.overwrite, job.num_videos * job.video_bytes + latent_bytes)
     if job.latent is None:
         check_writable(output.latent_path(job.video), needed=latent_bytes)
 
 
-def _check_kept(kept: Path, request: Request, config: TaskConfig) -> None:
+def _check_kept(job: Job) -> None:
     """Refuse saved clips that their request cannot have made; the files are left as they are."""
-    files, shapes = output.kept_clips(kept), clip_shapes(request, config)
+    files, shapes, request = output.kept_clips(job.latent), job.clip_shapes, job.request
     if len(files) > len(shapes):
-        raise ValueError(f"{kept} holds {len(files)} clips, and a video of its request has {len(shapes)}")
+        raise ValueError(f"{job.latent} holds {len(files)} clips, and a video of its request has {len(shapes)}")
+    if job.samples and job.stays:
+        raise ValueError(f"{job.latent} lacks clips, and these weights would not go with those that are there")
     for path, wanted in zip(files, shapes, strict=False):
         clip = output.load_clip(path)
         if tuple(clip.latent.shape) != wanted:
             raise ValueError(
-                f"{path} holds a latent of shape {list(clip.latent.shape)}, and a {config.name} video of "
+                f"{path} holds a latent of shape {list(clip.latent.shape)}, and a {request.task} video of "
                 f"{geometry.format_size(request.framing.used)} and {request.frame_num} frames has {list(wanted)}: the "
                 "file was changed, or is of another model"
             )
         for values in (clip.latent, clip.lead) if clip.lead is not None else (clip.latent,):
-            if values.dtype not in READABLE:
-                raise ValueError(
-                    f"{path} holds values of the type {values.dtype}, and a latent has float32: sample it again"
-                )
-            if not bool(values.isfinite().all()):
-                raise ValueError(
-                    f"{path} holds values that are not finite, of which no video can be made; sample it again"
-                )
+            problem = f"of the type {values.dtype}, and a latent has float32"
+            if values.dtype in READABLE:
+                problem = "that are not finite, of which no video can be made"
+            if values.dtype not in READABLE or not bool(values.isfinite().all()):
+                raise ValueError(f"{path} holds values {problem}; sample it again")
 
 
 def _is_other_checkpoint(args: argparse.Namespace, stored: dict[str, Any], weights: str) -> bool:
@@ -271,6 +258,20 @@ def _video_path(args: argparse.Namespace, request: Request, latent: Path | None,
     return folder / output.default_name(
         request.task, request.framing.saved, request.prompt, request.seed, datetime.now()
     )
+
+
+def _warn_about_sampling(args: argparse.Namespace, job: Job, again: Stored | None) -> None:
+    _warn_about_long_prompts(job.request, job.config, job.checkpoint)
+    for remark in remarks(job.config, job.request) if job.config.family == "nano" else ():
+        log.warning("%s", remark)
+    if again:
+        _warn_about_other_noise(job.request, job.runtime, again.beside)
+        _warn_about_other_inputs(job.request, again.request)
+    if job.config.family != "nano" and args.device is None and job.runtime.device.type == "cpu":
+        log.warning(
+            "no GPU is found, and on a CPU a video of a released model takes hours or days (torch %s)",
+            torch.__version__,
+        )
 
 
 def _warn_about_long_prompts(request: Request, config: TaskConfig, checkpoint: Path) -> None:

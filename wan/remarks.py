@@ -13,10 +13,10 @@ from wan.utils.solvers import make_solver
 SAMPLING_ONLY = ("dtype", "attention", "compile", "t5_cpu", "convert_model_dtype", "t5_fsdp", "dit_fsdp", "progress")
 
 
-def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime) -> Iterator[str]:
-    """One sentence for each given flag that has no effect here."""
+def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime, samples: bool) -> Iterator[str]:
+    """One sentence for each given flag that has no effect here; `samples`: not everything is sampled already."""
     given = {flag.removeprefix("--") for flag in args.typed}
-    if args.resume:
+    if not samples:
         if idle := [f"--{flag}" for flag in SAMPLING_ONLY if flag in given]:
             yield f"{', '.join(idle)} has no effect: --resume only decodes what is sampled already"
     else:
@@ -24,7 +24,7 @@ def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime)
     if runtime.device.type == "cpu":
         if args.offload_model:
             yield "--offload_model has no effect: on the CPU there is nowhere to move a model to"
-        if args.t5_cpu and not args.resume:
+        if args.t5_cpu and samples:
             yield "--t5_cpu has no effect: everything runs on the CPU"
     if runtime.vae_tile is not None and runtime.vae_tile >= max(request.framing.used):
         yield f"--vae_tile {runtime.vae_tile} has no effect: whole frames are no larger"

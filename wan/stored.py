@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,17 @@ class Stored(NamedTuple):
             del values["size"]  # made for another fit, and hardly one of the task's
         values = {name: value for name, value in values.items() if name not in changes}
         return values | {n: _find(value, n, folder) for n, value in values.items() if isinstance(value, Input)}
+
+    def with_inputs(self, request: Request, folder: Path) -> Request:
+        """`request` with its inputs read again, for the clips that are not sampled yet. Raises as `given` does.
+
+        Raises ValueError for an input that has changed: the clips that are there were made from another.
+        """
+        inputs = {name: type(old).of(_find(old, name, folder), name) for name, old in request.inputs.items()}
+        for name, now in inputs.items():
+            if now.sha256 != request.inputs[name].sha256:
+                raise ValueError(f"{shown(now.path)} has changed since the first clips of the video were sampled")
+        return replace(request, **inputs)
 
 
 def read_stored(args: argparse.Namespace) -> Stored | None:
