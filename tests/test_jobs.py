@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.test_never_lost import resume_command
 from tests.three_clips import CLIPS, ThreeClips
@@ -18,6 +19,8 @@ from wan.configs import NANO_CONFIGS
 from wan.nano.random import write_random_checkpoint
 from wan.request import Request
 from wan.runtime import Runtime
+from wan.stored import Stored
+from wan.text2video import WanT2V
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--device", "cpu", "--progress", "none"]
@@ -189,3 +192,43 @@ def test_phases_add_up_over_clips(pipeline, monkeypatch):
 def test_grad_mode_is_the_callers_between_events(pipeline):
     for _ in pipeline.run(request_of()):
         assert torch.is_grad_enabled()
+
+
+# ---------------------------------------------------------------- going on
+
+
+def test_inputs_are_read_again_and_must_be_the_same(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    config = NANO_CONFIGS["i2v-A14B"]
+    asked = Request.create(config, prompt="a circle", image=tmp_path / "a.png", seed=1)
+    stored = Stored(Request.from_dict(asked.to_dict()), {})
+    assert stored.request.image.pixels is None
+    assert stored.with_inputs(stored.request, tmp_path).image.pixels.size == (64, 64)
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png has changed since the first clips of the video were sampled"):
+        stored.with_inputs(stored.request, tmp_path)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="which is not there"):
+        stored.with_inputs(stored.request, tmp_path)
+
+
+def test_other_weights_do_not_go_on_with_clips(three_clips, monkeypatch, tmp_path_factory, capsys):
+    def broken(self, phase, index):
+        if index == 1:
+            raise RuntimeError("encoder")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(three_clips, "die_in", broken)
+        assert cli.main(NEW) == cli.FAILED
+    other = write_random_checkpoint(tmp_path_factory.mktemp("other"), seed=5)
+    assert cli.main(["--resume", "a.clips", "--ckpt_dir", str(other), *FLAGS]) == cli.WRONG
+    assert "these weights would not go with those that are there" in capsys.readouterr().err
+
+
+def test_a_latent_of_an_earlier_version_is_resumed(three_clips, monkeypatch):
+    from safetensors.torch import save_file
+
+    monkeypatch.setitem(jobs.PIPELINES, "t2v-A14B", WanT2V)
+    request = json.dumps(request_of().to_dict() | {"checkpoint": "nano", "video": "a.mp4"})
+    save_file({"latent": torch.randn(16, 2, 8, 8)}, "a.latent.safetensors", {"wan_request": request})
+    assert cli.main(["--resume", "a.latent.safetensors", *FLAGS]) == cli.DONE and files() == ["a.mp4"]
