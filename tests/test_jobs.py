@@ -205,7 +205,7 @@ def test_inputs_are_read_again_and_must_be_the_same(tmp_path):
     assert stored.request.image.pixels is None
     assert stored.with_inputs(stored.request, tmp_path).image.pixels.size == (64, 64)
     Image.new("RGB", (64, 64), "blue").save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="a.png has changed since the first clips of the video were sampled"):
+    with pytest.raises(ValueError, match=r"a\.png has changed since the first clips of the video were sampled"):
         stored.with_inputs(stored.request, tmp_path)
     (tmp_path / "a.png").unlink()
     with pytest.raises(FileNotFoundError, match="which is not there"):
