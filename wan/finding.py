@@ -1,4 +1,4 @@
-"""Find what --ckpt_dir and --task mean together: the task of a folder, or what was probably meant."""
+"""Find the task that --ckpt_dir and --task mean together, or the flags that were probably meant."""
 
 import logging
 from pathlib import Path
@@ -16,9 +16,9 @@ DEFAULT_TASK = "t2v-A14B"
 
 
 def task_of(folder: Path, task: str | None) -> str | None:
-    """The task that a folder is used for: `task`, or without one the folder's own, None when it does not tell.
+    """Find the task for a folder: `task`, else the folder's own; None when it does not tell.
 
-    Raises ValueError or FileNotFoundError that says what the path is when it is no checkpoint of that task.
+    Raises ValueError or FileNotFoundError that describes a path that is no checkpoint of that task.
     """
     found = recognise(folder) if folder.exists() else Found("", None, folder)
     if not folder.exists() or (task is None and found.what == EMPTY):
@@ -33,7 +33,7 @@ def task_of(folder: Path, task: str | None) -> str | None:
 
 
 def warn_about_files(checkpoint: Path, config: TaskConfig) -> None:
-    """Log what a complete checkpoint makes wrong or leaves unused without a word."""
+    """Warn about equal experts, and about LoRA files that are not used."""
     if len(config.experts) == 2 and same_weights(*(checkpoint / expert for expert in config.experts)):
         log.warning(
             "%s and %s in %s hold the same weights: expect worse videos than with two experts",
@@ -45,7 +45,7 @@ def warn_about_files(checkpoint: Path, config: TaskConfig) -> None:
 
 
 def _how_to_fill(folder: Path, task: str | None) -> str:
-    """A message for a folder that is absent or empty. Its name decides nothing, but says what was probably wanted."""
+    """Write the message for a folder that is missing or empty. Its name only tells which task was probably meant."""
     names = {repository(get_config(name)).lower(): name for name in IMPLEMENTED_TASKS}
     named = names.get(folder.name.lower())
     wanted = task or named or DEFAULT_TASK
@@ -58,7 +58,7 @@ def _how_to_fill(folder: Path, task: str | None) -> str:
 
 
 def _meant(folder: Path, found: Found, task: str | None) -> str:
-    """The flags that were probably meant when a path is no checkpoint of a task."""
+    """Advise flags when a path is no checkpoint of a task."""
     if found.folder == folder:
         return f"give --task {found.task}, or with --ckpt_dir the folder of a {task} checkpoint"
     if found.folder:
@@ -74,7 +74,7 @@ def _meant(folder: Path, found: Found, task: str | None) -> str:
 
 
 def how_to_get(config: TaskConfig) -> str:
-    """The flag for the released checkpoint of a task, after its download unless it lies in the current folder."""
+    """Write the flag for the released checkpoint of a task, and its download unless it is in the current folder."""
     place = Path(repository(config))
     if place.is_dir() and recognise(place).task == config.name:
         return f"--ckpt_dir {place}"

@@ -1,6 +1,6 @@
-"""From the size that was asked to the size that is generated and the size that is saved, and images placed in it.
+"""Framing: the sizes asked, generated and saved, and the placement of images in them.
 
-The help names the fits, so torch and numpy are imported where pixels are made.
+The help imports this file, so torch and numpy are imported where pixels are made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Framing:
-    """Three sizes (width, height): what was asked, what the model generates and what the file holds."""
+    """Three sizes (width, height): that of the request, of the generated frames and of the saved ones."""
 
     asked: Size
     used: Size
@@ -31,11 +31,11 @@ class Framing:
 
     @property
     def content(self) -> Size:
-        """The part of what is generated that is saved."""
+        """Size of the part of the generated frames that is saved."""
         return min(self.used[0], self.saved[0]), min(self.used[1], self.saved[1])
 
     def finish(self, frames: Tensor) -> Tensor:
-        """Frames [..., H, W] of the used size in [-1, 1] -> of the saved size: centre cut out, black borders added."""
+        """Bring frames [..., H, W] in [-1, 1] to the saved size: cut out the centre, add black borders."""
         from torch.nn.functional import pad
 
         left, _, top, _ = _margins(self.used, self.content)
@@ -45,25 +45,25 @@ class Framing:
 
 
 def plain(size: Size, vae_stride: Stride, patch: Stride) -> Framing:
-    """A size that is generated and saved as it was asked. Raises ValueError, naming the nearest that is possible."""
+    """Frame a size that is generated and saved as it was asked. Raises ValueError that names the nearest one."""
     geometry.check_size(size, vae_stride, patch)
     geometry.check_extent(size, geometry.token_size(vae_stride, patch))
     return Framing(size, size, size)
 
 
 def within_area(image: Size, area: int, vae_stride: Stride, patch: Stride) -> Size:
-    """The size for an image in image-to-video: both sides are rounded down, and the image stretched to them."""
+    """Size for an image in image-to-video: both sides are rounded down, and the image is stretched to them."""
     rows, columns = geometry.i2v_latent_size(*image, area, vae_stride, patch)
     return columns * vae_stride[2], rows * vae_stride[1]
 
 
 def closest_aspect(image: Size, area: int, vae_stride: Stride, patch: Stride) -> Size:
-    """The size for an image in text-image-to-video: what is left over of the image is cut off."""
+    """Size for an image in text-image-to-video: the image is cut to its shape."""
     return geometry.best_output_size(*image, *geometry.token_size(vae_stride, patch), area)
 
 
 def of_area(model_type: str, area: int, image: Size, vae_stride: Stride, patch: Stride) -> Size:
-    """The size that a model generates for an image (width, height) in about `area` pixels."""
+    """Size that a model generates for an image (width, height) in about `area` pixels."""
     steps = geometry.token_size(vae_stride, patch)
     geometry.check_area(area, steps)
     used = AREA_FITS[model_type].used(image, area, vae_stride, patch)
@@ -75,7 +75,7 @@ def of_area(model_type: str, area: int, image: Size, vae_stride: Stride, patch: 
 
 
 def of_size(fit: str, asked: Size, image: Size, vae_stride: Stride, patch: Stride) -> Framing:
-    """The framing of the fits that save the size that was asked, whatever the image; odd sides grow by one pixel."""
+    """Frame an image for a fit that saves exactly the size that was asked; odd sides grow by one pixel."""
     steps = geometry.token_size(vae_stride, patch)
     geometry.check_extent(asked, steps)
     used = SIZE_FITS[fit].used(image, asked, steps)
@@ -84,7 +84,7 @@ def of_size(fit: str, asked: Size, image: Size, vae_stride: Stride, patch: Strid
 
 
 def check_together(framing: Framing, vae_stride: Stride, patch: Stride) -> None:
-    """Refuse three sizes that no fit gives: `used` is whole tokens, `saved` is as used, or as asked with even sides."""
+    """Refuse sizes that no fit gives. `used` must be whole tokens, `saved` must be as used, or as asked but even."""
     steps = geometry.token_size(vae_stride, patch)
     geometry.check_size(framing.used, vae_stride, patch)
     geometry.check_extent(framing.used, steps)
@@ -95,18 +95,18 @@ def check_together(framing: Framing, vae_stride: Stride, patch: Stride) -> None:
 
 
 def given_frame(image: Image, framing: Framing, fit: str, model_type: str, shape: Size) -> Tensor:
-    """The pixels [3, H, W] of a frame that is given, about -1 to 1; `shape` is that of the image that decides the size.
+    """Make the pixels [3, H, W], about -1 to 1, of a given frame. `shape` is that of the image that decides the size.
 
-    Another image is first cut to that shape, if the video has it.
+    With a fit that keeps the shape of that image, another image is first cut to the shape.
     """
     row = AREA_FITS[model_type] if fit == "area" else SIZE_FITS[fit]
     return row.place(crop_to_aspect(image, shape) if row.keeps_shape else image, framing)
 
 
 def place(image: Image, framing: Framing, is_cut: bool) -> Image:
-    """The image at the used size, with what is to be saved of it in the centre, and mirrored in what is cut off.
+    """Place an image in the used size: the part that is saved in the centre, mirrored pixels around it.
 
-    Cut, its centre fills what is saved; otherwise it is stretched to that.
+    With `is_cut` the centre of the image fills the saved part; else the whole image is stretched to it.
     """
     import numpy as np
     from PIL import Image
@@ -122,7 +122,7 @@ def place(image: Image, framing: Framing, is_cut: bool) -> Image:
 
 
 def crop_to_aspect(image: Image, like: Size) -> Image:
-    """The largest centred part of an image with the aspect ratio of `like`; the image itself when it has that."""
+    """Cut out the largest centred part of an image with the aspect ratio of `like`; returns an image that has it."""
     width = min(image.width, round(image.height * like[0] / like[1])) or 1
     height = min(image.height, round(image.width * like[1] / like[0])) or 1
     if (width, height) == image.size:
@@ -132,7 +132,7 @@ def crop_to_aspect(image: Image, like: Size) -> Image:
 
 
 def cover(image: Image, size: Size) -> Image:
-    """Scale (Lanczos) until the image covers `size`, to whole pixels, and cut out the centre: as upstream."""
+    """Scale (Lanczos) an image until it covers `size`, to whole pixels, and cut out the centre, as upstream does."""
     from PIL import Image
 
     width, height = size
@@ -143,7 +143,7 @@ def cover(image: Image, size: Size) -> Image:
 
 
 def resize_first_frame(image: Tensor, height: int, width: int) -> Tensor:
-    """[3, h, w] in [-1, 1] -> [3, height, width]: bicubic, neither antialiased nor clamped, as the model was trained.
+    """[3, h, w] in [-1, 1] -> [3, height, width]: bicubic, neither antialiased nor clamped, as in training.
 
     Values overshoot [-1, 1]. Large photos alias; the fits that save an exact size are antialiased.
     """
@@ -153,10 +153,10 @@ def resize_first_frame(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_picture(image: Image, height: int, width: int) -> Tensor:
-    """`resize_first_frame` of an RGB image, equal to the last bit, without a float32 copy of it, which takes gigabytes.
+    """Do `resize_first_frame` of an RGB image, to the last bit, without a float32 copy of it, which takes gigabytes.
 
-    Of the rows that are read the columns become `width`, a band at a time; then the rows become `height`. That is the
-    same sum, because the weights of an axis that keeps its length are 0, 1, 0 and 0.
+    First the columns of the rows that are read become `width`, a band at a time; then the rows become `height`. The sum
+    is the same, because the weights of an axis that keeps its length are 0, 1, 0 and 0.
     """
     import numpy as np
     import torch
@@ -175,7 +175,7 @@ def resize_picture(image: Image, height: int, width: int) -> Tensor:
 
 
 def rows_read(length: int, wanted: int) -> np.ndarray:
-    """Rows of `length` that bicubic scaling to `wanted` rows reads: four for each, and one on either side in case."""
+    """Rows of `length` that bicubic scaling to `wanted` rows reads: four for each, and one more on either side."""
     import numpy as np
 
     center = np.floor((np.arange(wanted) + 0.5) * length / wanted - 0.5).astype(int)
@@ -183,17 +183,17 @@ def rows_read(length: int, wanted: int) -> np.ndarray:
 
 
 def _even(size: Size) -> Size:
-    """A size that H.264 has as every player knows it."""
+    """Make both sides even: every player knows H.264 of such sizes."""
     return size[0] + size[0] % 2, size[1] + size[1] % 2
 
 
 def _covering(image: Size, asked: Size, steps: Size) -> Size:
-    """The next size in whole tokens."""
+    """Round a size up to whole tokens."""
     return tuple(-(-side // step) * step for side, step in zip(_even(asked), steps, strict=True))
 
 
 def _inscribed(image: Size, within: Size, steps: Size) -> Size:
-    """The largest size in whole tokens within a size, with the aspect ratio of an image up to rounding."""
+    """Find the largest size in whole tokens within a size, with the aspect ratio of an image up to rounding."""
     most = [side // step for side, step in zip(within, steps, strict=True)]  # tokens
     scale = min(side / length for side, length in zip(within, image, strict=True))
     tokens = [min(round(length * scale / step), n) for length, step, n in zip(image, steps, most, strict=True)]
@@ -203,7 +203,7 @@ def _inscribed(image: Size, within: Size, steps: Size) -> Size:
 
 
 def _margins(outer: Size, inner: Size) -> tuple[int, int, int, int]:
-    """(left, right, top, bottom) around the centre; what cannot be halved is at the right and at the bottom."""
+    """Margins (left, right, top, bottom) around the centre; an odd pixel is at the right or at the bottom."""
     wide, high = outer[0] - inner[0], outer[1] - inner[1]
     return wide // 2, wide - wide // 2, high // 2, high - high // 2
 
@@ -218,7 +218,7 @@ def _pixels(image: Image) -> Tensor:
 
 
 class Fit(NamedTuple):
-    """How an image meets the size that was asked: the rule of the size that is generated, and the image placed in it.
+    """Fit of an image to the size that was asked: the rule of the generated size, and the placement of the image.
 
     With `keeps_shape` the video has the aspect ratio of the image.
     """
@@ -228,7 +228,7 @@ class Fit(NamedTuple):
     keeps_shape: bool
 
 
-# "area", for each kind of model: the aspect ratio of the image in about the area that was asked.
+# "area", by model type: the aspect ratio of the image in about the area that was asked.
 AREA_FITS = {
     "i2v": Fit(within_area, lambda image, framing: resize_picture(image, *reversed(framing.used)), True),
     "ti2v": Fit(closest_aspect, lambda image, framing: _pixels(cover(image, framing.used)), True),

@@ -1,4 +1,4 @@
-"""Reading of pictures, also of a stranger's: few formats, a bounded size, upright, 8-bit sRGB."""
+"""Read pictures of any origin: few formats, a limited size, upright, 8-bit sRGB."""
 
 import hashlib
 import io
@@ -17,13 +17,13 @@ from wan.geometry import Size
 
 log = logging.getLogger(__name__)
 
-# What is looked for in a file, whatever its name. Others are left out because Pillow starts a program for them (EPS) or
-# because nobody keeps a first frame in them. TGA has no signature and comes last.
+# Formats that are looked for in a file of any name. Pillow starts a program for some of the others (EPS), and nobody
+# keeps a first frame in the rest. TGA has no signature and comes last.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "QOI", "TGA")
 WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # by suffix
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 MAX_JPEG_COMMENT = 65_000  # of the 65,533 bytes of a segment
-MAX_PIXELS = 178_956_970  # as Pillow, from where it takes a file for an attack
+MAX_PIXELS = 178_956_970  # beyond this, Pillow takes a file for an attack
 MAX_FILE_BYTES = 2**30
 BAND_PIXELS = 2**20  # pixels that are converted at once
 BAND_BYTES = 48 * BAND_PIXELS  # with its copies in float32
@@ -35,11 +35,11 @@ SAME = 2  # of 255: a profile that moves no colour further is sRGB
 
 
 def read_image(path: str | Path) -> Any:
-    """An upright 8-bit RGB PIL image from a picture file; what had to be decided for it is logged.
+    """Read a picture file to an upright 8-bit RGB PIL image; changes that a user may not expect are logged.
 
     EXIF orientation is applied, colours are converted from the profile to sRGB, transparent parts become white, 16-bit
     values are scaled, and of several pictures the first is taken. Raises FileNotFoundError, and ValueError with the
-    reason when there is no such picture to be had.
+    reason when the file cannot be read as a picture.
     """
     from PIL import Image
 
@@ -64,7 +64,7 @@ def read_image(path: str | Path) -> Any:
 
 
 def upright_rgb(image: Any) -> Any:
-    """`read_image` for a PIL image that is in memory, or was opened and not read yet."""
+    """Do as `read_image` for a PIL image that is in memory, or was opened and not read yet."""
     if image.format is not None and image.format not in FORMATS:  # None: made or changed in memory
         raise ValueError(f"the image is a file of the format {shown(image.format, 20)}; save it as PNG or JPEG")
     return _upright_rgb(image, "the image", in_place=False)
@@ -91,7 +91,7 @@ def write_image(pixels: np.ndarray, file: Path, kind: str, metadata: dict[str, s
 
 
 def read_metadata(path: Path) -> tuple[dict[str, str], Size]:
-    """The texts of a picture that `write_image` wrote, none of another one, and its size. Nothing is decoded."""
+    """Read the texts that `write_image` put into a picture ({} for other pictures), and its size, without decoding."""
     from PIL import Image
 
     with damage_reported(shown(path)), Image.open(path, formats=tuple(WRITTEN.values())) as image:
@@ -106,14 +106,14 @@ def read_metadata(path: Path) -> tuple[dict[str, str], Size]:
 
 
 def bands(image: Any) -> Iterator[tuple[int, Any]]:
-    """An image in parts of whole rows, each with the number of its first row: work on them takes little memory."""
+    """Yield an image in bands of whole rows, each with the number of its first row, for work in little memory."""
     rows = max(1, BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def digest(image: Any) -> str:
-    """The SHA-256 of a picture: of a file's content, or of the pixels of a PIL image."""
+    """SHA-256 of a picture: of the content of a file, or of the pixels of a PIL image."""
     state = hashlib.sha256()
     if isinstance(image, (str, Path)):
         with open(image, "rb") as file:
@@ -126,7 +126,7 @@ def digest(image: Any) -> str:
 
 
 def kept_bytes(size: Size) -> int:
-    """Memory of a picture (width, height) that was read."""
+    """Bytes that a picture (width, height) takes after it was read."""
     return size[0] * size[1] * PIXEL_BYTES
 
 
@@ -156,7 +156,7 @@ def _upright_rgb(image: Any, name: str, in_place: bool) -> Any:
 
 
 def _plain(band: Any, to_srgb: Callable[[Any], Any] | None) -> tuple[Any, bool]:
-    """RGB colours on white, and whether any of the white shows."""
+    """Put colours on white, as RGB; also tell whether any of the white shows."""
     from PIL import Image
 
     if not band.has_transparency_data:
@@ -171,7 +171,7 @@ def _plain(band: Any, to_srgb: Callable[[Any], Any] | None) -> tuple[Any, bool]:
 
 
 def _scaled_to_8_bits(image: Any) -> Any:
-    """A grey image of 16 bits, which Pillow would clip; the grey level that a PNG calls transparent becomes alpha."""
+    """Scale a grey image of 16 bits, which Pillow would clip; the transparent grey level of a PNG becomes alpha."""
     from PIL import Image
 
     values = np.asarray(image)
@@ -182,7 +182,7 @@ def _scaled_to_8_bits(image: Any) -> Any:
 
 
 def _profile(image: Any, name: str) -> Callable[[Any], Any] | None:
-    """The transform of colours to sRGB by the ICC profile of an image, None when that is sRGB, missing or of no use."""
+    """Make the transform to sRGB by the ICC profile of an image; None when it is sRGB, missing or unusable."""
     if not (content := image.info.get("icc_profile")):
         return None
     from PIL import ImageCms
@@ -210,7 +210,7 @@ def _profile(image: Any, name: str) -> Callable[[Any], Any] | None:
 
 
 def _changes_little(transform: Any, mode: str) -> bool:
-    """Tell whether a transform leaves 729 RGB colours, or all greys, as they are."""
+    """Tell whether a transform hardly changes 729 RGB colours, or all greys."""
     from PIL import Image, ImageCms
 
     levels = np.arange(0, 257, 32).clip(0, 255).astype(np.uint8)
@@ -232,12 +232,12 @@ def _too_large(name: str) -> ValueError:
 
 @contextmanager
 def damage_reported(name: str) -> Iterator[None]:
-    """Whatever Pillow stumbles over becomes a ValueError that says what to do."""
+    """Turn every error of Pillow about a file into a ValueError that says what to do."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about oddities that Pillow knows to read
+            warnings.simplefilter("ignore")  # about oddities that Pillow can read
             yield
     except UnidentifiedImageError:
         raise ValueError(f"{name} is not an image that can be read; save it as PNG or JPEG") from None
@@ -245,7 +245,7 @@ def damage_reported(name: str) -> Iterator[None]:
         raise _too_large(name) from None
     except MemoryError:
         raise
-    except Exception as error:  # the decoders raise whatever they stumble over in a damaged file
+    except Exception as error:  # decoders raise any kind of error for a damaged file
         if isinstance(error, OSError) and error.errno:  # the disk or the rights, not the content
             raise
         raise ValueError(f"{name} is damaged or incomplete ({shown(error)}); save it again") from None

@@ -1,4 +1,4 @@
-"""A parser of arguments whose errors are one line that names the mistake and its cure."""
+"""Parser of arguments whose errors are one line that names the mistake and its cure."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ from wan.program import keep_streams_open, print_error, shell_word
 from wan.typed import NO, YES, nearest, path, text
 from wan.values import quoted
 
-# What other programs call it.
+# Names of other programs -> ours.
 SYNONYMS = {
     **dict.fromkeys(("p", "text"), "prompt"),
     **dict.fromkeys(("i", "img", "input", "input_image", "first_frame", "init_image"), "image"),
@@ -40,7 +40,7 @@ TYPOGRAPHIC_QUOTES = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line with exit code 2; the full list of flags is a --help away."""
+    """Parser whose errors are one line with exit code 2; --help has the list of flags."""
 
     typed: Sequence[str] = ()
 
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
-        """As argparse; `typed` counts how often each flag was given."""
+        """Parse as argparse does; `typed` of the result counts how often each flag was given."""
         self.typed = sys.argv[1:] if args is None else list(args)
         if "-help" in self.typed:
             self.error("unrecognized arguments: -help; did you mean --help?")
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_code(main: Callable[[], int | None]) -> int:
-    """Run a program whose user's mistakes are one line and code 2, as wrong arguments are; Ctrl-C gives 130."""
+    """Run a program; return its exit code: 2 and one line for mistakes of the user, 130 for Ctrl-C."""
     keep_streams_open()
     try:
         return main() or 0
@@ -89,7 +89,7 @@ def exit_code(main: Callable[[], int | None]) -> int:
 
 
 def mistake(typed: Sequence[str], actions: Sequence[argparse.Action]) -> str | None:
-    """The first thing in a command line that cannot be read, in words; None when it lies in a value."""
+    """Describe the first part of a command line that cannot be read; None when the fault is in a value."""
     flags = _flags(actions)
     free = sum(1 for action in actions if not action.option_strings)  # arguments that no flag announces
     name, action, room = "", None, free
@@ -135,7 +135,7 @@ def _takes_no_value(name: str, value: str) -> str:
 
 
 def _stray(name: str, action: argparse.Action | None, values: Sequence[str], more: Sequence[str], flags: Flags) -> str:
-    """Words that belong to no flag, after `name` and its `values`."""
+    """Describe words that belong to no flag, after `name` and its `values`."""
     word, phrase = more[0], " ".join([*values, *more])
     if word.isspace() or word in CONTINUATIONS:
         return f"a lone {word!r} is no argument; a line goes on after the shell's own sign, with no space behind that"
@@ -177,7 +177,7 @@ def _flags(actions: Sequence[argparse.Action]) -> Flags:
 
 
 def _values(words: Sequence[str]) -> list[str]:
-    """The words up to the next flag."""
+    """List the words up to the next flag."""
     end = next((index for index, word in enumerate(words) if _is_flag(word)), len(words))
     return list(words[:end])
 

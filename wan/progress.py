@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def reporter(progress: str) -> Iterator[Callable[[Event], None]]:
-    """Give what takes the events of a run: a bar with the time left, plain lines about every tenth step, or nothing."""
+    """Give a function that shows the events of a run: as a bar, as lines for about every tenth step, or not at all."""
     if progress == "none":
         yield lambda event: None
     elif progress == "plain":
@@ -42,7 +42,7 @@ def _of_steps(show: Callable[[int, int], None]) -> Callable[[Event], None]:
 
 
 def _advance(bar: Any, done: int, total: int) -> None:
-    if bar.total is None:  # the first step includes loading; the time left is reckoned from the second on
+    if bar.total is None:  # the first step includes loading; the time left is computed from the second on
         bar.reset(total)
         bar.initial = done
     with contextlib.suppress(OSError):  # a terminal that has gone ends no run
@@ -50,7 +50,7 @@ def _advance(bar: Any, done: int, total: int) -> None:
 
 
 class _PlainLines:
-    """The first step that is seen, then about every tenth of all, with the time left."""
+    """Log lines for the first step, then for about every tenth of all, with the time left."""
 
     def __init__(self) -> None:
         self.first = 0

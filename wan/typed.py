@@ -1,4 +1,4 @@
-"""The values of flags: text as it was typed, paths, numbers and names. Each refusal says what would do."""
+"""Convert values of flags: text, paths, numbers and names. Each error names a value that would be valid."""
 
 import argparse
 import difflib
@@ -14,7 +14,7 @@ NO = ("no", "false", "f", "n", "0")
 
 
 def text(value: str) -> str:
-    """Text whose bytes are UTF-8, whatever the locale; else as the locale reads it. Raises when neither can."""
+    """Read a text as UTF-8 in any locale, else as the locale reads it. Raises ArgumentTypeError when neither can."""
     try:
         return os.fsencode(value).decode("utf-8")
     except UnicodeError:  # other bytes, or text of a Python program that the locale has no bytes for
@@ -26,7 +26,7 @@ def text(value: str) -> str:
 
 
 def path(value: str) -> str:
-    """A path with ~ resolved. Its bytes stay what they are, UTF-8 or not."""
+    """Read a path and resolve ~ in it. Its bytes stay unchanged, UTF-8 or not."""
     if not value.strip():
         raise argparse.ArgumentTypeError("the path is empty; a shell variable that is not set looks like this")
     if "\0" in value:
@@ -40,7 +40,7 @@ def path(value: str) -> str:
 
 
 def number(value: str) -> float:
-    """A finite or infinite number with a decimal point."""
+    """Read a number with a decimal point, finite or infinite."""
     try:
         return float(value)
     except ValueError:
@@ -51,7 +51,7 @@ def number(value: str) -> float:
 
 
 def whole(value: str) -> int:
-    """A whole number; 81.0 and 1e3 are pointed out, not taken."""
+    """Read a whole number; for 81.0 and 1e3 the error names it."""
     try:
         return int(value)
     except ValueError:
@@ -61,7 +61,7 @@ def whole(value: str) -> int:
 
 
 def at_least(low: int) -> Callable[[str], int]:
-    """A whole number from `low` up."""
+    """Make a reader of whole numbers from `low` up."""
 
     def convert(value: str) -> int:
         if (number := whole(value)) < low:
@@ -72,7 +72,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def str2bool(value: str | bool) -> bool:
-    """yes, true, t, y, 1 and no, false, f, n, 0 in any case. Raises ArgumentTypeError for anything else."""
+    """Read yes, true, t, y, 1 or no, false, f, n, 0 in any case. Raises ArgumentTypeError for anything else."""
     if isinstance(value, bool):
         return value
     if value.lower() in YES + NO:
@@ -81,7 +81,7 @@ def str2bool(value: str | bool) -> bool:
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:
-    """One of some names as they are; a similar one is suggested."""
+    """Make a reader of one of some names; an error suggests a similar one."""
 
     def convert(value: str) -> str:
         if value in (known := tuple(names)):
@@ -94,7 +94,7 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
 
 
 def parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Let argparse show the text of a ValueError instead of its own."""
+    """Make a reader whose ValueError argparse shows, instead of a text of its own."""
 
     def convert(value: str) -> Any:
         try:
@@ -106,7 +106,7 @@ def parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant: in other letters, a few letters apart, or with a part of its own."""
+    """Guess the known name that was meant: in another case, a few letters apart, or with a part that no other has."""
     names = {_plain(name): name for name in known}
     plain = _plain(word)
     parts = set(plain.split("_"))

@@ -1,4 +1,4 @@
-"""The values that a user gives: their types, and the names by which the errors about them go."""
+"""Check values that a user gives. Errors call a field by the name that this user knows."""
 
 import math
 import operator
@@ -16,7 +16,7 @@ _names: ContextVar[Mapping[str, str]] = ContextVar("names", default={})  # noqa:
 
 @contextmanager
 def named(names: Mapping[str, str]) -> Iterator[None]:
-    """Within the block errors call a field by the name its user knows: a flag, an argument of `generate`."""
+    """Set the names of fields in errors within the block: those of flags, or of arguments of `generate`."""
     token = _names.set(names)
     try:
         yield
@@ -25,12 +25,12 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def called(field: str) -> str:
-    """The name of a field of a request for the one who reads the error; without `named` its own."""
+    """Return the name of a field of a request for an error; without `named` its own."""
     return _names.get().get(field, field)
 
 
 def whole(field: str, value: Any) -> int:
-    """A whole number of Python, NumPy or a tensor; no bool, no text. Raises ValueError that names the field."""
+    """Convert a whole number of Python, NumPy or a tensor; no bool, no text. Raises ValueError that names the field."""
     if not _is_bool(value):
         try:
             return operator.index(value)
@@ -40,7 +40,7 @@ def whole(field: str, value: Any) -> int:
 
 
 def real(field: str, value: Any) -> float:
-    """Any finite number of Python, NumPy or a tensor; no bool, no text. Raises ValueError that names the field."""
+    """Convert a finite number of Python, NumPy or a tensor, no bool or text. Raises ValueError that names the field."""
     if not _is_bool(value) and not isinstance(value, (str, bytes, bytearray)):
         try:
             number = float(value)
@@ -52,7 +52,7 @@ def real(field: str, value: Any) -> float:
 
 
 def text(field: str, value: Any) -> str:
-    """Text that every encoding of Unicode can write. Raises ValueError that names the field."""
+    """Check a text: every encoding of Unicode must be able to write it. Raises ValueError that names the field."""
     if not isinstance(value, str):
         raise ValueError(f"{called(field)} must be text, got {quoted(value)}")
     if len(value) > LONGEST_TEXT:
@@ -65,14 +65,14 @@ def text(field: str, value: Any) -> str:
 
 
 def dictionary(name: str, value: Any) -> dict[str, Any]:
-    """A dictionary; for anything else ValueError, which names it."""
+    """Check a dictionary. Raises ValueError that names it."""
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a dictionary, got {quoted(value)}")
     return value
 
 
 def quoted(value: Any) -> str:
-    """A value as an error shows it, whatever it holds."""
+    """Show any value in an error, in a few safe characters."""
     try:
         return shown(repr(value), 60)
     except Exception:  # numbers of more digits than Python writes, nesting, a foreign __repr__

@@ -1,4 +1,4 @@
-"""The tasks and their sizes: values only, looked up by the names users type."""
+"""Configs of the tasks and their sizes: values only, by the names that users type."""
 
 from wan.configs.nano import NANO_CONFIGS, nano_checkpoint
 from wan.configs.shared_config import KNOWN_SIZES, Presets, TaskConfig, wan_shared_cfg
@@ -10,7 +10,7 @@ from wan.configs.wan_ti2v_5B import ti2v_5B
 
 WAN_CONFIGS = Presets(t2v_A14B, i2v_A14B, ti2v_5B, animate_14B, s2v_14B)
 
-# Tasks with a pipeline in this version; the others have their values above and are refused by name.
+# Tasks with a pipeline in this version; the others have configs, and are refused by name.
 IMPLEMENTED_TASKS = ["t2v-A14B", "i2v-A14B", "ti2v-5B"]
 
 # "W*H" -> (width, height) and -> pixels.
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def get_config(task: str, family: str = "wan2.2") -> TaskConfig:
-    """A copy of the config of a task, real or `family="nano"`.
+    """Return a copy of the config of a task, of the released or the "nano" family.
 
     Raises ValueError for unknown tasks and for those that come later.
     """
@@ -57,7 +57,7 @@ def check_available(task: str) -> None:
 
 
 def register(config: TaskConfig) -> None:
-    """Make a task known by the name of its config; the family decides in which table. Once for each family it has."""
+    """Add a task under the name of its config, to the table of its family. Call it once for each family."""
     (NANO_CONFIGS if config.family == "nano" else WAN_CONFIGS).add(config)
     if config.name not in IMPLEMENTED_TASKS:
         IMPLEMENTED_TASKS.append(config.name)

@@ -10,7 +10,7 @@ from wan.configs.wan_ti2v_5B import ti2v_5B
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "nano" / "checkpoints"
 
-# What all miniatures have in common. Text encoder and tokenizer are stored once, with text-to-video.
+# Values of all miniatures. Text encoder and tokenizer are stored once, with text-to-video.
 COMMON: dict[str, Any] = {
     "family": "nano",
     "prompt": "a red circle moves to the right on a navy background",
@@ -60,5 +60,5 @@ NANO_CONFIGS = Presets(
 
 
 def nano_checkpoint(task: str) -> Path:
-    """Where the embedded checkpoint of a task lies (the folder may be absent in a partial checkout)."""
+    """Return the folder of the embedded checkpoint of a task; a partial checkout may lack it."""
     return CHECKPOINTS / task

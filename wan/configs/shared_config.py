@@ -1,4 +1,4 @@
-"""TaskConfig: everything a task fixes before a user speaks. The values are in one file per task."""
+"""TaskConfig: the defaults, files and sizes of a task. The values are in one file per task."""
 
 # ruff: noqa: RUF001 - the full-width commas are data
 
@@ -26,7 +26,7 @@ KNOWN_SIZES = ("720*1280", "1280*720", "480*832", "832*480", "704*1280", "1280*7
 
 
 class Dtype:
-    """A field that holds a torch.dtype. Its default is imported when it is read: help shows configs without torch."""
+    """Field that holds a torch.dtype. Its default is imported when it is read, so that help needs no torch."""
 
     def __init__(self, default: str):
         self.default = default
@@ -47,7 +47,7 @@ def _dtype(name: str, value: Any) -> None:
         raise ValueError
 
 
-# How the type of a field is checked, by a function that raises ValueError or a class, and named.
+# Type of a field -> its check (a function that raises ValueError, or a class), and its name in errors.
 KINDS: dict[Any, tuple[Any, str]] = {
     int: (whole, "a whole number"),
     float: (real, "a finite number"),
@@ -61,8 +61,8 @@ KINDS: dict[Any, tuple[Any, str]] = {
 class Settings(MutableMapping[str, Any]):
     """Values under fixed names, read and changed as attributes or as items: `cfg.dim`, `cfg["dim"]`, `dict(cfg)`.
 
-    The base of dataclasses. A name that is no field is refused at once, with the nearest one; a value only by `check`,
-    which whoever uses the settings calls. Lists become tuples.
+    This is the base of dataclasses. A wrong name is refused at once, with the nearest one. A wrong value is refused by
+    `check`, which users of the settings call. Lists become tuples.
     """
 
     def check(self) -> None:
@@ -73,7 +73,7 @@ class Settings(MutableMapping[str, Any]):
                 raise ValueError(f"{name} of the config must be {_in_words(hint)}, got {quoted(value)}")
 
     def copy(self, **changes: Any) -> Any:
-        """A copy with some fields changed, which must fit."""
+        """Copy with some fields changed; the result must be valid."""
         other = copy.copy(self)
         if changes:
             other.update(changes)
@@ -122,7 +122,7 @@ class Settings(MutableMapping[str, Any]):
 
 @dataclass(kw_only=True)
 class SharedConfig(Settings):
-    """Values that all tasks share unless they say otherwise; `wan_shared_cfg` holds them under upstream's name."""
+    """Defaults that all tasks share; `wan_shared_cfg` holds them under upstream's name."""
 
     t5_model: str = "umt5_xxl"
     t5_dtype: Dtype = Dtype("bfloat16")
@@ -139,15 +139,15 @@ wan_shared_cfg = SharedConfig()
 
 @dataclass(kw_only=True)
 class TaskConfig(SharedConfig):
-    """Defaults and file names of one task, under the attribute names upstream's users know.
+    """Defaults and file names of one task, under upstream's attribute names.
 
     `sizes` are `W*H` texts. `vae_stride` and `patch_size` are (frames, rows, columns). `sample_guide_scale` is one
     number, or the pair (low-noise expert, high-noise expert). `boundary` is the share of `num_train_timesteps` from
     which the high-noise expert works; None for tasks with one model, which have no expert folders either.
-    Of each group in `needs` one input must be given. A clip has `frame_rest` frames beyond a multiple of the stride in
-    time: 1, as the autoencoders encode a first frame alone, or 0 where another clip goes before it. The files may lie
-    in a folder beside the checkpoint (`../name/file`); `checkpoint.layout.part` finds them. The architecture fields are
-    used when a checkpoint carries no `config.json`.
+    One input of each group in `needs` must be given. The number of frames of a clip is a multiple of the stride in time
+    plus `frame_rest`: 1, because the autoencoders encode a first frame alone, or 0 if another clip comes before it.
+    Files may be in a folder beside the checkpoint (`../name/file`); `checkpoint.layout.part` finds them. The
+    architecture fields are used when a checkpoint has no `config.json`.
     """
 
     name: str
@@ -188,7 +188,7 @@ class TaskConfig(SharedConfig):
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError for values that contradict each other, or that no released model has."""
+        """Raise ValueError for values that contradict each other, or that no model of the family has."""
         super().check()
         for name in ("t5_model", "window_size", "qk_norm", "cross_attn_norm"):
             if getattr(self, name) != getattr(type(self), name):
@@ -212,23 +212,23 @@ class TaskConfig(SharedConfig):
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """Sub-folders of the diffusion models, (low noise, high noise); one entry, ".", for a task with one model."""
+        """Folders of the diffusion models, (low noise, high noise); (".",) for a task with one model."""
         return tuple(e for e in (self.low_noise_checkpoint, self.high_noise_checkpoint) if e) or (".",)
 
     @property
     def guidance(self) -> Guidance:
-        """The default guidance of each expert, also when `sample_guide_scale` is one number."""
+        """Default guidance of each expert, also when `sample_guide_scale` is one number."""
         return Guidance.of("sample_guide_scale", self.sample_guide_scale)
 
     def architecture(self) -> dict[str, Any]:
-        """The fields of a transformer's `config.json`, for checkpoints that carry none."""
+        """Return the fields of a transformer's `config.json`, for checkpoints that have none."""
         names = ("model_type", "in_dim", "out_dim", "dim", "ffn_dim", "num_heads", "num_layers")
         names += ("freq_dim", "text_dim", "text_len", "patch_size", "eps")
         return {name: getattr(self, name) for name in names}
 
 
 class Presets(Mapping[str, TaskConfig]):
-    """Configs by the names of their tasks. Each lookup gives a copy, so that whoever changes one changes no other."""
+    """Configs by the names of their tasks. Each lookup returns a copy, so that a change stays in that copy."""
 
     def __init__(self, *configs: TaskConfig):
         self._configs = {config.name: config.copy() for config in configs}

@@ -1,4 +1,4 @@
-"""Sizes of a diffusion transformer, and the one way to them from a `config.json`."""
+"""Sizes of a diffusion transformer, read from a `config.json` or built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wan.checkpoint.loading import read_config
 from wan.files import shown
 
 MODEL_TYPES = ("t2v", "i2v", "ti2v", "s2v", "animate")
-# The largest whole number that each field may be; far beyond any model, and small enough to build one without weights.
+# The largest value of each field: far beyond any model, yet small enough to build a model without weights.
 LARGEST = {
     "dim": 1 << 16,
     "ffn_dim": 1 << 20,
@@ -29,7 +29,7 @@ RELEASED_FIELDS = 10
 
 @dataclass(frozen=True)
 class WanModelConfig:
-    """Shape of a diffusion transformer. The first ten fields are what a released `config.json` carries."""
+    """Shape of a diffusion transformer. A released `config.json` has the first ten fields."""
 
     model_type: str = "t2v"
     dim: int = 2048
@@ -79,10 +79,10 @@ class WanModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], task: Mapping[str, Any] | None = None) -> WanModelConfig:
-        """From the fields of a `config.json`: unknown entries (`_class_name`, ...) are ignored.
+        """Make it from the fields of a `config.json`. Unknown fields (`_class_name`, ...) are ignored.
 
-        Absent ones are those of the task (`TaskConfig.architecture`). When no task is known, the lack of one that
-        released files carry raises ValueError: another model would be made of the same tensors, silently.
+        Missing fields are those of the task (`TaskConfig.architecture`). Without a task, a missing field that released
+        files have raises ValueError: a default could silently make another model of the same tensors.
         """
         names = [field.name for field in fields(cls)]
         if not values.keys() & set(names):
@@ -95,7 +95,7 @@ class WanModelConfig:
 
     @classmethod
     def read(cls, path: str | Path, task: Mapping[str, Any] | None = None) -> WanModelConfig:
-        """Of a model folder or single file, by its `config.json`; `task` as in `from_dict`. Errors name the file."""
+        """Read the `config.json` of a model folder or single file; `task` as in `from_dict`. Errors name the file."""
         values = read_config(path, **({"text_len": task["text_len"]} if task else {}))
         try:
             return cls.from_dict(values, task)

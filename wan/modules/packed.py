@@ -1,7 +1,7 @@
-"""bfloat16 weights in the blocked layout that a CPU's matrix units read, with the activation fused into the product.
+"""Packed bfloat16 weights, in the blocked layout of a CPU's matrix units, with the activation fused into the product.
 
-A plain bfloat16 `F.linear` reorders its whole weight on every call and writes the product before the GELU reads it
-again; packed once after loading, neither happens. The arithmetic is the same, with one rounding less at the GELU.
+A plain bfloat16 `F.linear` reorders its whole weight on every call, and writes the product before the GELU reads it
+again. Weights that are packed once after loading need neither. The GELU then has one rounding less.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def has_bfloat16_products() -> bool:
-    """Tell whether this processor multiplies bfloat16 matrices fast; without, a product takes up to 50 times longer."""
+    """Tell whether this processor multiplies bfloat16 matrices fast; else a product takes up to 50 times as long."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -50,8 +50,8 @@ def _is_feed_forward(module: nn.Module) -> bool:
 class PackedFeedForward(nn.Module):
     """Linear, GELU-tanh, Linear, some rows at a time.
 
-    The wide intermediate of a slice is small enough for the allocator to hand out again; the whole one (35 MB at 1950
-    tokens of width 8960) comes as untouched pages from the system every time, which cost a third of the product.
+    The allocator reuses the memory of the wide intermediate of a slice. The whole one (35 MB at 1950 tokens of width
+    8960) would be new pages of the system every time, which took a third of the product's time.
     """
 
     def __init__(self, feed_forward: nn.Sequential):
@@ -68,7 +68,7 @@ SLICE_ROWS = 1024  # fewer rows read the weights too often: 1.60 TFLOP/s at 512 
 
 
 class PackedLinear(nn.Module):
-    """x @ weight.T + bias, then GELU-tanh if asked for; bfloat16 operands, float32 accumulation."""
+    """x @ weight.T + bias, then GELU-tanh with `gelu`; bfloat16 operands, float32 accumulation."""
 
     def __init__(self, linear: nn.Linear, gelu: bool = False):
         super().__init__()
@@ -88,7 +88,7 @@ def _packed_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) 
 
 @torch.library.custom_op("wan::packed_linear", mutates_args=())
 def _opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    """The product as one step of a compiled graph: the compiler has no rule for weights that are already packed."""
+    """Compute the product as one step of a compiled graph: the compiler has no rule for packed weights."""
     return _packed_product(x, weight, bias, gelu)
 
 

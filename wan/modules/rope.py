@@ -13,7 +13,7 @@ from wan.geometry import MAX_POSITION
 
 
 def axis_pairs(head_dim: int) -> tuple[int, int, int]:
-    """Complex pairs that the frame, row and column axes own in a head of `head_dim` channels (128 -> 22, 21, 21)."""
+    """Count the complex pairs of the frame, row and column axes in a head of `head_dim` channels: 128 -> 22, 21, 21."""
     if head_dim % 2:
         raise ValueError(f"head_dim must be even for rotary embedding, got {head_dim}")
     pairs = head_dim // 2
@@ -65,16 +65,16 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def rope_params(max_seq_len: int, dim: int, theta: float = 10000) -> Tensor:
-    """Upstream's table of one axis of `dim` channels, complex128 [max_seq_len, dim/2]."""
+    """Make upstream's table of one axis of `dim` channels, complex128 [max_seq_len, dim/2]."""
     exponent = torch.arange(0, dim, 2, dtype=torch.float64) / dim
     angles = torch.arange(max_seq_len, dtype=torch.float64)[:, None] * theta**-exponent
     return torch.polar(torch.ones_like(angles), angles)
 
 
 def rope_apply(x: Tensor, grid_sizes: Tensor, freqs: Tensor) -> Tensor:
-    """`rotate` under upstream's name and arguments, float32.
+    """Rotate as `rotate` does, under upstream's name and arguments; float32.
 
-    x [B, L, N, D]; grid_sizes [B, 3], patches (frames, rows, columns) of each sample, after which tokens are padding;
+    x [B, L, N, D]; grid_sizes [B, 3], patches (frames, rows, columns) of each sample, followed by padding tokens;
     freqs complex [positions, D/2], the tables of the three axes side by side.
     """
     pairs = axis_pairs(x.shape[-1])

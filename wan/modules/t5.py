@@ -19,7 +19,7 @@ from wan.checkpoint.loading import load_module
 from wan.checkpoint.source import TensorSource, open_source
 from wan.modules.tokenizers import HuggingfaceTokenizer
 
-# Far beyond any model, and small enough to build one without weights.
+# Limits far beyond any model, yet small enough to build a model without weights.
 T5_LARGEST = dict.fromkeys(("vocab_size", "dim", "dim_attn", "dim_ffn", "num_heads"), 1 << 24) | {"num_layers": 1000}
 
 
@@ -48,9 +48,9 @@ class T5Config:
 
     @classmethod
     def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> "T5Config":
-        """Infer every size from names and shapes; `max_distance` and `eps` leave no trace there and stay default.
+        """Infer every size from names and shapes; they do not tell `max_distance` and `eps`, which stay default.
 
-        Raises ValueError naming the tensors that a umT5 encoder must have and these shapes lack, or have otherwise.
+        Raises ValueError naming the tensors of a umT5 encoder that are missing or have wrong shapes.
         """
         embedding, q, fc1, bias = (
             "token_embedding.weight",
@@ -126,7 +126,7 @@ class T5Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class Packing:
-    """Drops the padding of a [B, L] batch: everything but attention runs on the R tokens that exist, as [R, C]."""
+    """Packing of a [B, L] batch without padding: all but attention runs on the R real tokens, as [R, C]."""
 
     shape: tuple[int, int]
     rows: Tensor | None  # [R] positions of the tokens in the flattened batch; None: all of them
@@ -152,11 +152,11 @@ class Packing:
 
 
 class T5EncoderModel:
-    """The text encoder with its tokenizer: prompts -> one tensor of text states per prompt.
+    """Text encoder with its tokenizer: prompts -> one tensor of text states per prompt.
 
-    Sizes come from the checkpoint's own tensors. `shard_fn` spreads the empty module over processes (FSDP), each of
-    which reads its part; `.model` is the module and `.tokenizer` counts tokens, so that a caller can warn about what
-    of a prompt is beyond `text_len`.
+    Sizes come from the checkpoint's own tensors. `shard_fn` spreads the empty module over processes (FSDP), and each
+    reads its part. `.model` is the module. `.tokenizer` counts tokens, so that a caller can warn about the end of a
+    prompt beyond `text_len`.
     """
 
     def __init__(
@@ -176,10 +176,10 @@ class T5EncoderModel:
 
     @torch.no_grad()
     def __call__(self, texts: str | Sequence[str], device: torch.device | str) -> list[Tensor]:
-        """Text states [len, dim] on `device`, one per text; len counts the end token and is at most `text_len`.
+        """Encode texts to states [len, dim] on `device`, one per text; len counts the end token, at most `text_len`.
 
-        Only real tokens are computed: positions are relative and padding is never attended, so the result equals that
-        of the padded `text_len` tokens. Several texts share one call, so that the weights are read once.
+        Only real tokens are computed. Positions are relative and padding is never attended, so the result equals that
+        of the padded `text_len` tokens. Several texts in one call read the weights once.
         """
         ids, mask = self.tokenizer(texts, return_mask=True)
         lengths = mask.sum(dim=1).tolist()
@@ -241,7 +241,7 @@ class T5FeedForward(nn.Module):
 
 
 class T5RelativeEmbedding(nn.Module):
-    """The position bias of one layer: one value per head and distance bucket."""
+    """Position bias of one layer: one value per head and distance bucket."""
 
     def __init__(self, config: T5Config):
         super().__init__()
@@ -256,7 +256,7 @@ class T5RelativeEmbedding(nn.Module):
 
 
 class T5Norm(nn.Module):
-    """RMS norm without mean or bias. Statistics in float32; rounded to the weight's dtype before the weight applies."""
+    """RMS norm without mean or bias. Statistics are float32; values take the weight's dtype before the product."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -271,8 +271,8 @@ class T5Norm(nn.Module):
 def relative_buckets(relative_position: Tensor, num_buckets: int, max_distance: int) -> Tensor:
     """Bucket of each `key index - query index`: one per small distance, logarithmic beyond (arXiv:1910.10683).
 
-    The upper half of the buckets is for keys after the query. Float32 logarithm and truncation, as the released weights
-    were trained with.
+    The upper half of the buckets is for keys after the query. The logarithm is float32 and truncated, as in the
+    training of the released weights.
     """
     half = num_buckets // 2
     exact = half // 2
@@ -283,7 +283,7 @@ def relative_buckets(relative_position: Tensor, num_buckets: int, max_distance: 
 
 
 def clamp_overflow(x: Tensor) -> Tensor:
-    """In float16 only: when a residual sum overflowed, clamp to just below the largest finite value."""
+    """Clamp float16 residual sums to just below the largest finite value if one overflowed; no other dtype."""
     if x.dtype != torch.float16:
         return x
     largest = torch.finfo(x.dtype).max
@@ -297,7 +297,7 @@ def umt5_xxl(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> T5Encoder:
-    """The encoder of the released size under upstream's name, with random weights; only `encoder_only=True` exists."""
+    """Make the encoder of the released size with random weights, under upstream's name; needs `encoder_only=True`."""
     if not encoder_only or return_tokenizer:
         raise ValueError("umt5_xxl needs encoder_only=True and no return_tokenizer: only the encoder was released")
     with torch.device("meta"):
@@ -312,14 +312,14 @@ def load_t5(
     device: torch.device | str,
     shard: Callable[[nn.Module], nn.Module] | None = None,
 ) -> T5Encoder:
-    """The encoder of a checkpoint, of whatever size its tensors say; Transformers' names are understood as well."""
+    """Load the encoder of a checkpoint, of the size that its tensors show; Transformers' names are understood too."""
     source = open_source(path)
     config = read_t5_config(source)
     return load_module(lambda: T5Encoder(config), source, dtype=dtype, device=device, shard=shard)
 
 
 def read_t5_config(source: TensorSource) -> T5Config:
-    """The sizes that the tensors of a checkpoint show. Errors name the file."""
+    """Read the sizes off the tensors of a checkpoint. Errors name the file."""
     names, _ = released_names(source.names())
     try:
         return T5Config.from_state({name: source.shape(stored) for name, stored in names.items()})

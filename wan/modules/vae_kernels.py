@@ -1,11 +1,10 @@
 """Faster float32 inference of the VAE's convolutions on a CPU; same results up to rounding.
 
 A causal 3x3x3 convolution spends its time in multiplications. Winograd's minimal filtering F(4, 3) (Lavin and Gray,
-arXiv:1509.09308) needs 6 instead of 12 for four outputs of a filter with three taps. Applied along time to groups of
-four frames and along columns to groups of four rows, it leaves a quarter of the multiplications, as convolutions of
-rows. The transforms are 6x6 matrices applied across frames and across rows. Rows are processed in bands that stay in
-the cache, and norm, SiLU, history, bias and residual are part of the same pass, so that no padded or concatenated copy
-exists.
+arXiv:1509.09308) needs 6 instead of 12 for four outputs of a filter with three taps. It is applied to groups of four
+frames and, within them, to groups of four rows. A quarter of the multiplications is left, as convolutions of rows. The
+transforms are 6x6 matrices across frames and across rows. Rows are processed in bands that stay in the cache. Norm,
+SiLU, history, bias and residual are part of the same pass, so that there is no padded or concatenated copy.
 
 Measured on one core with AVX-512, in GFLOP/s of the plain convolution, against conv3d alone: 452 and 262 with 96
 channels, 579 and 222 with 256, 495 and 203 with 1024.
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from wan.modules.vae_blocks import NORM_FLOOR, CausalConv3d, FrameCache, OutputHead, Resample, ResidualBlock, RMS_norm
 
 MIN_CHANNELS = 64  # below, the transforms cost more than they save
-MIN_POSITIONS = 512  # below, the transformed kernels do
+MIN_POSITIONS = 512  # below, transforming the kernels costs more than it saves
 BAND_BYTES = 3 << 20  # of one frame's rows
 
 
@@ -47,9 +46,9 @@ class FusedConv3d(CausalConv3d):
         residual: Tensor | None = None,
         overwrite: bool = False,
     ) -> Tensor:
-        """The convolution of x, or with `norm` of SiLU(norm(x)), plus `residual`.
+        """Convolve x, or with `norm` SiLU(norm(x)), and add `residual`.
 
-        With `overwrite` the caller gives up x, whose memory may then hold the result.
+        With `overwrite` the memory of x may be used for the result.
         """
         if not suits(x, self.weight):
             y = super().forward(x if norm is None else F.silu(norm(x)), cache)
@@ -86,7 +85,7 @@ class FusedUpsample(nn.Sequential):
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether the kernels are meant for a convolution of `x` [B, C, ..., H, W]: inference on a CPU in float32."""
+    """Tell whether the kernels are faster for a convolution of `x` [B, C, ..., H, W]: inference on a CPU, float32."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -111,7 +110,7 @@ EYE3 = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 FILTERS = {4: (B4, G4, A4), 2: (B2, G2, A2), 1: (EYE3, EYE3, ((1, 1, 1),))}  # outputs -> (B, G, A)
 ONLY_FRAME = (((0, 0, 1),), ((0, 0, 1),), ((1,),))  # one frame after nothing: the last tap alone
 ROWS = 4  # outputs per group of rows
-COMMON = 1  # the point that every output of F(2, 3) and F(4, 3) contains once
+COMMON = 1  # index of the point that every output of F(2, 3) and F(4, 3) contains once: the bias is added there
 
 
 def causal_conv3d(
@@ -128,7 +127,7 @@ def causal_conv3d(
 
     history [B, C, 2, H, W] holds the two input frames before the chunk (None: there are none) and is updated in place.
     With `gain` [C], the input is SiLU(x / max(|x|, 1e-12) * gain), norm over channels. `residual` is added to the
-    result. `overwrite` lets the result take the place of x.
+    result. With `overwrite` the memory of x is used for the result.
     """
     first = history is None
     source = _frames_last(x)  # [B, T, H, W, C]
@@ -155,15 +154,15 @@ def _filter(
     x: Tensor, past: Tensor, taps: Tensor, bias: Tensor, time: list[Tensor], gain: Tensor | None, out: Tensor,
     residual: Tensor | None,
 ) -> None:  # fmt: skip
-    """One group of frames x [n, H, W, C] after past [2, H, W, C], into out [n, H, W, C']; past moves on.
+    """Filter a group of frames x [n, H, W, C] after past [2, H, W, C] into out [n, H, W, C']; updates past.
 
-    `out` may be `x`: the input of row r + 1 is read before row r is written, and no row twice.
+    `out` may be `x`: the input of row r + 1 is read before row r is written, and no row is read twice.
     """
     n, h, w, c = x.shape
     back, _, forth = time
     band = _band_rows(h, w, max(c, out.shape[3]), taps.nbytes)
     kernels = _kernels(taps, time[1], keep=band < h)
-    frames = x.new_empty(n + 2, (band + 1) * w * c)  # rows as they enter: history, then the chunk
+    frames = x.new_empty(n + 2, (band + 1) * w * c)  # input rows: history, then the chunk
     points = x.new_zeros(len(back), band + 2, w * c)  # their points, with a row above and one below
     results = x.new_empty(len(back), band * w * out.shape[3])
     for top in range(0, h, band):
@@ -192,7 +191,7 @@ def _filter(
 
 
 def _filter_rows(image: Tensor, kernels: Tensor, bias: Tensor | None, width: int, out: Tensor) -> None:
-    """Rows [R + 2, W * C], R a multiple of ROWS, by kernels [6, C', C, 1, 3] into out [R * W * C']."""
+    """Filter rows [R + 2, W * C], R a multiple of ROWS, by kernels [6, C', C, 1, 3] into out [R * W * C']."""
     back, _, forth = _matrices(FILTERS[ROWS])
     count, step, row = len(image) // ROWS, len(back), image.shape[1]
     groups = image.as_strided((count, step, row), (ROWS * row, row, 1), image.storage_offset())
@@ -207,7 +206,7 @@ def _filter_rows(image: Tensor, kernels: Tensor, bias: Tensor | None, width: int
 
 
 def _taps_first(weight: Tensor) -> Tensor:
-    """[C', C, 3, 3, 3] -> [9, C', 3, C]: frames and rows, then what a convolution over columns reads."""
+    """[C', C, 3, 3, 3] -> [9, C', 3, C]: frames and rows first, then the taps of a convolution over columns."""
     out, c = weight.shape[:2]
     taps = weight.new_empty(9, out, 3, c)
     for part, target in zip(weight.split(32), taps.split(32, dim=1), strict=True):  # pieces that stay in the cache
@@ -216,7 +215,7 @@ def _taps_first(weight: Tensor) -> Tensor:
 
 
 def _kernels(taps: Tensor, time: Tensor, keep: bool) -> Callable[[int], Tensor]:
-    """k -> kernels [6, C', C, 1, 3] of point k in time. All of them are large: only with `keep` they are kept."""
+    """Return a function from k to the kernels [6, C', C, 1, 3] of point k in time, which keeps them with `keep`."""
     rows = _matrices(FILTERS[ROWS])[1]
 
     def transformed(k: int, into: Tensor) -> Tensor:
@@ -235,7 +234,7 @@ def _matrices(filter: Sequence[Matrix]) -> list[Tensor]:
 
 
 def _activate(x: Tensor, gain: Tensor | None, out: Tensor) -> None:
-    """SiLU of the RMS-normalised x [..., C] into `out`; a copy without `gain`."""
+    """Write SiLU of the RMS-normalised x [..., C] to `out`; without `gain` copy x."""
     if gain is None:
         out.copy_(x)
         return
@@ -245,7 +244,7 @@ def _activate(x: Tensor, gain: Tensor | None, out: Tensor) -> None:
 
 
 def _band_rows(height: int, width: int, channels: int, weight_bytes: int) -> int:
-    """Rows per band, a multiple of ROWS: nearly equal bands of about BAND_BYTES, or of what weighs like the kernels."""
+    """Rows per band, a multiple of ROWS: nearly equal bands of about BAND_BYTES, or an eighth of the weights' bytes."""
     most = max(ROWS, max(BAND_BYTES, weight_bytes // 8) // (4 * width * channels))
     rows = -(-height // -(-height // most))
     return -(-rows // ROWS) * ROWS
@@ -259,8 +258,8 @@ def _frames_last(x: Tensor) -> Tensor:
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """3x3 convolution (padding 1) of frames [N, C, H, W] after nearest-neighbour doubling, without the doubled image.
 
-    Per axis, even outputs see inputs (i - 1, i) with taps (w0, w1 + w2), odd ones (i, i + 1) with (w0 + w1, w2): four
-    2x2 convolutions, 16 multiplications instead of 36.
+    Along an axis, even outputs see inputs (i - 1, i) with taps (w0, w1 + w2), odd ones (i, i + 1) with (w0 + w1, w2).
+    This makes four 2x2 convolutions, with 16 multiplications instead of 36.
     """
     n, _, h, w = x.shape
     fold = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [parity, tap, original tap]

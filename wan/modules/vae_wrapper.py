@@ -1,4 +1,4 @@
-"""The public face of a video autoencoder: lists in, lists out, with the published scaling of the latents."""
+"""Public wrapper of a video autoencoder: lists in, lists out, with the published scaling of the latents."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from wan.modules.vae_kernels import install
 
 
 class VideoVAE:
-    """Lists of videos [3, T, H, W] in [-1, 1] <-> lists of scaled float32 latents [z, T', h, w].
+    """Coder from lists of videos [3, T, H, W] in [-1, 1] to lists of scaled float32 latents [z, T', h, w], and back.
 
-    A list may be any iterable, also a stacked 5-D tensor; its elements may differ in size and are processed one by one.
+    A list may be any iterable, also a stacked 5-D tensor. Its elements may differ in size; they are coded one by one.
     """
 
     network: ClassVar[type[CausalVAE]]
     file: ClassVar[str]  # the name of the released weights
-    latent_mean: ClassVar[tuple[float, ...]]  # statistics of the released model's latents, per channel:
-    latent_std: ClassVar[tuple[float, ...]]  # constants of the system, in no checkpoint
+    latent_mean: ClassVar[tuple[float, ...]]  # per channel, of the released model's latents; no checkpoint has these
+    latent_std: ClassVar[tuple[float, ...]]
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class VideoVAE:
         tiling: int | None = None,
         model: CausalVAE | None = None,
     ):
-        """Load `vae_pth`, or wrap `model`. Computes in `dtype`, whatever autocast region the caller is in.
+        """Load `vae_pth`, or wrap `model`. Computes in `dtype`, in any autocast region.
 
-        `z_dim` can only be the published number of latent channels. `tiling` is the edge in pixels of the tiles that
-        frames are cut into when memory is short; None: whole frames. Rounding differs; small tiles cost time,
-        because each is computed with a margin of 13 latent pixels around it.
+        `z_dim` can only be the published number of latent channels. `tiling` is the edge of tiles in pixels, for short
+        memory; None: whole frames. Rounding differs. Small tiles cost time, because each is computed with a margin of
+        13 latent pixels around it.
         """
         title, channels = self.network.config_class.title, len(self.latent_mean)
         if z_dim not in (None, channels):
@@ -62,20 +62,20 @@ class VideoVAE:
         self.inverse_std = 1.0 / torch.tensor(self.latent_std, device=self.device).view(-1, 1, 1, 1)
 
     def encode(self, videos: Iterable[Tensor]) -> list[Tensor]:
-        """Videos [3, T, H, W] -> latents [z, 1 + (T - 1) // 4, h, w], float32, deterministic.
+        """Encode videos [3, T, H, W] to latents [z, 1 + (T - 1) // 4, h, w], float32, deterministic.
 
         Any float dtype and device. Frames after the last full group of 4 are ignored.
         """
         return [self._encode_one(video) for video in videos]
 
     def decode(self, latents: Iterable[Tensor]) -> list[Tensor]:
-        """Latents [z, T', h, w] -> videos [3, 4T' - 3, H, W], float32, clamped to [-1, 1]."""
+        """Decode latents [z, T', h, w] to videos [3, 4T' - 3, H, W], float32, clamped to [-1, 1]."""
         return [self._decode_one(latent).to(self.device) for latent in latents]
 
     def decode_stream(self, latent: Tensor) -> Iterator[Tensor]:
-        """Decode [z, T', h, w] into consecutive chunks [3, f, H, W] as `decode` would, one at a time.
+        """Decode [z, T', h, w] as `decode` does, and yield consecutive chunks [3, f, H, W].
 
-        Chunks are on the device, those of a video in tiles on the CPU, where it was put together.
+        Chunks are on the device. With tiles they are on the CPU, where the video is put together.
         Raises FloatingPointError for values that are not finite.
         """
         if latent.ndim != 4 or latent.shape[0] != self.model.z_dim:
@@ -83,7 +83,7 @@ class VideoVAE:
         latent = latent.to(self.device, torch.float32) / self.inverse_std + self.mean
         steps = self.model.decode_chunks(latent[None], tile=self._tile())
         while (chunk := self._next(steps)) is not None:
-            require_finite(chunk, "decoding")  # before the clamp, which would make white of infinity
+            require_finite(chunk, "decoding")  # before the clamp, which would turn infinity into white
             yield chunk[0].float().clamp_(-1, 1)
 
     def _encode_one(self, video: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class VideoVAE:
     def _decode_one(self, latent: Tensor) -> Tensor:
         video, start = None, 0
         for chunk in self.decode_stream(latent):
-            if video is None:  # written in place: joining at the end would hold every frame twice
+            if video is None:  # chunks are written into it: joining them at the end would hold every frame twice
                 time, height, width = self.model.config.stride
                 t, h, w = latent.shape[1:]
                 video = chunk.new_empty(PIXEL_CHANNELS, (t - 1) * time + 1, h * height, w * width)
@@ -107,7 +107,7 @@ class VideoVAE:
         return video
 
     def _next(self, steps: Iterator[Tensor]) -> Tensor | None:
-        # Entered for each chunk: a region held open across `yield` would leak into the consumer.
+        # Entered for each chunk: a region that is open across `yield` would also apply to the caller.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return next(steps, None)
 
@@ -127,7 +127,7 @@ def load_vae(network: type[CausalVAE], path: str | Path, dtype: torch.dtype, dev
 
 
 def open_vae(network: type[CausalVAE], path: str | Path) -> tuple[TensorSource, VAEConfig]:
-    """The tensors of a VAE, compared with their checksums, and the architecture that they show."""
+    """Open the tensors of a VAE, compare their checksums, and read the architecture off them."""
     source = open_source(path, checksums=True)
     stored, _ = released_names(source.names())
     try:

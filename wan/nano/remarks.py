@@ -1,4 +1,4 @@
-"""Remarks of the nano family on a request that it cannot serve well: words, sizes and times of a toy."""
+"""Remarks on a request that is too much for a nano model: unknown words, large sizes, long times."""
 
 import math
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from wan.files import shown
 from wan.nano import worlds
 from wan.request import Request
 
-LONG = 120  # seconds from which a run is said to be long
-STEP_FLOPS = 5e9  # a second, of one core
-STEP_SECONDS = 0.08  # of a model call, however small
-PIXELS = 250_000  # decoded a second, by one core
+LONG = 120  # seconds from which a remark calls a run long
+STEP_FLOPS = 5e9  # per second and core
+STEP_SECONDS = 0.08  # of the smallest model call
+PIXELS = 250_000  # decoded per second and core
 
 
 def remarks(config: TaskConfig, request: Request) -> Iterator[str]:
-    """Lines for who asks a toy for too much."""
+    """Yield remarks on a request that is too much for a toy model."""
     if unknown := unknown_words(request.prompt):
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         yield (
@@ -33,13 +33,13 @@ def remarks(config: TaskConfig, request: Request) -> Iterator[str]:
 
 
 def unknown_words(prompt: str) -> list[str]:
-    """The words of a prompt that no caption of the small world has, each once."""
+    """List the words of a prompt that no caption of the small world has, each once."""
     words = worlds.words_of(prompt)
     return [shown(word, 30) for word in dict.fromkeys(words) if word not in worlds.WORDS]
 
 
 def vocabulary() -> str:
-    """The words that a prompt can name, in a line."""
+    """List the words that a prompt can use, in a line."""
     named = {
         "the shapes": worlds.SHAPES,
         "colours": worlds.COLORS,
@@ -50,7 +50,7 @@ def vocabulary() -> str:
 
 
 def expected_seconds(config: TaskConfig, request: Request) -> float:
-    """Rough time of a run on two cores, from the counted work; the small default takes a few seconds."""
+    """Estimate the time of a run on two cores from the counted work; the default takes a few seconds."""
     shape = geometry.latent_shape(request.framing.used, request.frame_num, config.vae_stride, config.z_dim)
     tokens = geometry.token_count(shape, config.patch_size)
     width, hidden = config.dim, config.ffn_dim

@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def add_noise(data: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
-    """The point at `sigma` of the path from data (0) to noise (1); sigma is a number or one per sample [B]."""
+    """Return the point at `sigma` of the path from data (0) to noise (1); sigma is a number or one per sample [B]."""
     sigma = _per_sample(sigma, data)
     return (1 - sigma) * data + sigma * noise
 
 
 def to_data(x: Tensor, sigma: Tensor | float, velocity: Tensor) -> Tensor:
-    """The data that a velocity at x_sigma points to; sigma is a number or one per sample [B]."""
+    """Return the data to which a velocity at x_sigma points; sigma is a number or one per sample [B]."""
     return x - _per_sample(sigma, x) * velocity
 
 
@@ -29,9 +29,9 @@ def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
 
 
 class Solver(Protocol):
-    """Integrates the flow from noise to data. It counts its own steps: truncated timesteps may coincide."""
+    """Solver that integrates the flow from noise to data. It counts its steps: truncated timesteps may coincide."""
 
-    timesteps: Tensor  # int64 [N], what the network is given
+    timesteps: Tensor  # int64 [N], for the network
     sigmas: Tensor  # float32 [N + 1] on the CPU, the last one 0
     step_index: int  # steps taken since set_timesteps
 
@@ -40,15 +40,15 @@ class Solver(Protocol):
     ): ...
 
     def step(self, model_output: Tensor, timestep: Tensor | int, sample: Tensor) -> Tensor:
-        """Latent at the next sigma from the velocity at the current one; same shape, dtype and device as `sample`."""
+        """Compute the latent at the next sigma from the velocity at this one; shape, dtype, device stay."""
         ...
 
 
 class FlowScheduler:
-    """What all solvers share: the schedule and the step counter. A solver adds its start and its `_advance`.
+    """Base of all solvers: the schedule and the step counter. A solver adds its start and its `_advance`.
 
-    `shift` is used where `set_timesteps` is given none. `use_dynamic_shifting` is for upstream's scripts, which pass
-    False; a schedule that depends on the image does not exist in this family.
+    `shift` is the default of `set_timesteps`. `use_dynamic_shifting` is for upstream's scripts, which pass False; this
+    family has no schedule that depends on the image.
     """
 
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0, *, use_dynamic_shifting: bool = False):
@@ -66,7 +66,7 @@ class FlowScheduler:
 
     @property
     def start_sigma(self) -> float:
-        """Where the unshifted schedule starts."""
+        """Start of the unshifted schedule."""
         return 1.0
 
     def set_timesteps(
@@ -76,9 +76,9 @@ class FlowScheduler:
         shift: float | None = None,
         sigmas: Sequence[float] | np.ndarray | None = None,
     ) -> None:
-        """Start anew with that many steps; `sigmas`, falling and without the final 0, replaces the linear schedule.
+        """Start again with that many steps; `sigmas`, falling and without the final 0, replaces the linear schedule.
 
-        Everything is float64 until stored, and timesteps are truncated, not rounded: both decide the exact integers.
+        Values are float64 until they are stored, and timesteps are truncated, not rounded: both decide the integers.
         """
         if sigmas is not None:
             base = _checked_sigmas(sigmas)
@@ -105,10 +105,10 @@ class FlowScheduler:
         return_dict: bool | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor | tuple[Tensor]:
-        """One step from `sample` with the velocity `model_output`; computed in float32 at least.
+        """Take one step from `sample` with the velocity `model_output`, in float32 at least.
 
-        The position is the number of steps taken, so `timestep` is only for callers of the usual interface. So are the
-        last two: `return_dict=False` wraps the result in a tuple of one, and no solver here draws from `generator`.
+        The number of steps taken is the position; `timestep` is only there for callers of the usual interface. So are
+        the last two: `return_dict=False` wraps the result in a tuple of one, and no solver here draws from `generator`.
         Raises RuntimeError after the last step.
         """
         if return_dict:
@@ -123,14 +123,14 @@ class FlowScheduler:
         return x if return_dict is None else (x,)
 
     def _forget(self) -> None:
-        """Drop what was kept of earlier steps; called by `set_timesteps`."""
+        """Drop the history of earlier steps; `set_timesteps` calls it."""
 
     def _advance(self, i: int, velocity: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 class FlowEulerScheduler(FlowScheduler):
-    """First order: follow the velocity to the next sigma. For distilled models of few steps."""
+    """Euler steps (first order): follow the velocity to the next sigma. For distilled models of few steps."""
 
     def _advance(self, i: int, velocity: Tensor, x: Tensor) -> Tensor:
         return x + (self._sigmas[i + 1] - self._sigmas[i]) * velocity

@@ -1,4 +1,4 @@
-"""DPM-Solver++ (arXiv:2211.01095) for flow matching, and the old helpers around a schedule."""
+"""DPM-Solver++ (arXiv:2211.01095) for flow matching, and upstream's helpers for schedules."""
 
 import math
 from collections.abc import Sequence
@@ -42,6 +42,6 @@ def retrieve_timesteps(
     device: torch.device | str | None = None,
     sigmas: Sequence[float] | np.ndarray | None = None,
 ) -> tuple[Tensor, int]:
-    """Set a scheduler up by step count or by explicit sigmas -> (its timesteps, their number)."""
+    """Set a scheduler up by a number of steps or by sigmas; return its timesteps and their number."""
     scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas)
     return scheduler.timesteps, len(scheduler.timesteps)

@@ -9,9 +9,9 @@ from wan.utils.flow import FlowScheduler, to_data
 
 
 class FlowUniPCMultistepScheduler(FlowScheduler):
-    """Two data estimates of history; each step first corrects the sample it was given, then predicts the next one.
+    """UniPC with a history of two data estimates. A step first corrects its sample, then predicts the next one.
 
-    The data estimate is not recomputed from the corrected sample: one network call per step.
+    The data estimate is not computed again from the corrected sample: there is one network call per step.
     """
 
     def _forget(self) -> None:
@@ -21,12 +21,12 @@ class FlowUniPCMultistepScheduler(FlowScheduler):
 
     @property
     def start_sigma(self) -> float:
-        """Just below pure noise; the float32 rounding is part of the published schedule."""
+        """Start just below pure noise; the float32 rounding is part of the published schedule."""
         return float(np.float32(1 - 1 / self.num_train_timesteps))
 
     def _advance(self, i: int, velocity: Tensor, x: Tensor) -> Tensor:
         estimate = to_data(x, self._sigmas[i], velocity)
-        if self._sigmas[i + 1] == 0:  # the prediction is the estimate itself, whatever a correction would change
+        if self._sigmas[i + 1] == 0:  # the prediction is the estimate itself, with or without a correction
             self._estimates, self._start = [], None
             return estimate
         if i > 0:
@@ -38,7 +38,7 @@ class FlowUniPCMultistepScheduler(FlowScheduler):
         return predicted
 
     def _predict(self, i: int, estimate: Tensor) -> Tensor:
-        """Sample at i + 1 from the corrected one at i; the second-order weight 1/2 is the paper's simplification."""
+        """Predict the sample at i + 1 from the corrected one at i; the second-order weight 1/2 is the paper's."""
         scale, weight, h = self._interval(i, i + 1)
         x = scale * self._start - weight * estimate
         if self._order == 2:
@@ -47,7 +47,7 @@ class FlowUniPCMultistepScheduler(FlowScheduler):
         return x
 
     def _correct(self, i: int, estimate: Tensor) -> Tensor:
-        """Sample at i again, from i - 1, now that its data estimate is known; the order is that of the prediction."""
+        """Compute the sample at i again from i - 1, with its data estimate known, in the order of the prediction."""
         scale, weight, h = self._interval(i - 1, i)
         previous = self._estimates[-1]
         x = scale * self._start - weight * previous
