@@ -1,6 +1,10 @@
 """Runs of a pipeline as tests need them: the latent alone, or the frames of one."""
 
+import torch
+from torch import Tensor
+
 from wan.clips import ClipSampled, StepDone
+from wan.modules.model import time_features
 
 
 def sample(pipeline, request, on_step=None):
@@ -10,3 +14,9 @@ def sample(pipeline, request, on_step=None):
             on_step(event.step, event.steps, event.latent)
         elif isinstance(event, ClipSampled):
             return event.clip.latent
+
+
+def timesteps_of(features: Tensor) -> Tensor:
+    """The timesteps, whole numbers [S], that a model was given as features [S, freq_dim]."""
+    known = time_features(torch.arange(1001), features.shape[1], features.device)
+    return (features[:, None] == known).all(dim=2).int().argmax(dim=1)

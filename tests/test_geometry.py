@@ -1,19 +1,15 @@
 """Sizes are legal for the models and keep the aspect ratio; errors name the nearest legal choice."""
 
 import pytest
-import torch
 
 from wan.geometry import (
     best_output_size,
     check_frame_num,
     check_size,
-    first_frame_mask,
     i2v_latent_size,
     latent_shape,
-    padded_seq_len,
     parse_size,
     token_count,
-    token_timesteps,
 )
 
 IMAGES = [(w, h) for w in (64, 333, 720, 1280, 4000) for h in (50, 480, 777, 1080, 3000)]
@@ -35,9 +31,7 @@ def test_latent_shape_and_tokens_of_released_sizes():
     shape = latent_shape((1280, 720), 81)
     assert shape == (16, 21, 90, 160)
     assert token_count(shape) == 75_600
-    assert padded_seq_len(shape, sp_size=8) == 75_600
     assert latent_shape((1280, 704), 121, (4, 16, 16), z_dim=48) == (48, 31, 44, 80)
-    assert padded_seq_len((16, 2, 8, 6), sp_size=5) == 25
 
 
 def test_one_frame_is_one_latent_frame():
@@ -106,18 +100,3 @@ def test_extreme_images_are_refused_in_words(width, height):
 def test_empty_image_is_refused(function):
     with pytest.raises(ValueError, match="at least one pixel"):
         function(0, 10)
-
-
-def test_token_timesteps_hold_the_first_frame_at_zero():
-    mask = first_frame_mask((48, 3, 4, 6))
-    t = torch.tensor(995)
-    rows = token_timesteps(mask, t, seq_len=20)
-    assert rows.shape == (1, 20) and rows.dtype == torch.float32
-    assert not rows[0, :6].any()
-    assert (rows[0, 6:] == 995).all(), "the tokens of later frames, and the padding, carry t"
-    assert (token_timesteps(first_frame_mask((48, 3, 4, 6), zero=False), t, 18) == 995).all()
-
-
-def test_token_timesteps_do_not_cut_tokens_off():
-    with pytest.raises(ValueError, match="seq_len 17 is shorter than the 18 tokens"):
-        token_timesteps(first_frame_mask((48, 3, 4, 6)), 5, seq_len=17)

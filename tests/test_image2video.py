@@ -110,7 +110,9 @@ def test_the_model_sees_what_is_saved_of_the_image(fit):
 def test_experts_and_branches_get_the_same_condition(pipeline):
     seen = []
     handles = [
-        pipeline.weights.get(name).register_forward_pre_hook(lambda _, args, name=name: seen.append((name, args[4][0])))
+        pipeline.weights.get(name).register_forward_pre_hook(
+            lambda _, args, name=name: seen.append((name, args[2].y[0]))
+        )
         for name in CONFIG.experts
     ]
     asked = request(steps=3, boundary=0.875)

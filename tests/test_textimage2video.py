@@ -9,8 +9,8 @@ from tests.runs import sample
 from wan import WanTI2V
 from wan.configs import NANO_CONFIGS
 from wan.framing import cover
-from wan.geometry import padded_seq_len
 from wan.media import to_uint8
+from wan.modules.model import time_features
 from wan.nano.random import write_random_checkpoint
 from wan.request import Request
 from wan.runtime import Runtime
@@ -64,10 +64,11 @@ def test_tokens_of_the_image_are_clean_and_the_others_carry_the_timestep(pipelin
     for step in range(3):
         positive, negative = calls[2 * step : 2 * step + 2]
         assert torch.equal(positive[1], negative[1]) and torch.equal(positive[0][0], negative[0][0])
-        times, seq_len = positive[1], positive[3]
-        assert seq_len == padded_seq_len(tuple(latent.shape)) and times.shape == (1, seq_len)
-        assert not times[0, : rows * columns].any()
-        assert times[0, rows * columns :].unique().numel() == 1 and times[0, -1] > 0
+        features, prepared = positive[1:]
+        assert torch.equal(features[1:], time_features(torch.tensor([0]), 256, features.device))
+        assert (features[0] != features[1]).any() and prepared.num_timesteps == 2
+        places = [(start, stop, rows.tolist()) for start, stop, rows in prepared.segments]
+        assert places == [(0, rows * columns, [1]), (rows * columns, 3 * rows * columns, [0])]
 
 
 def test_the_noise_of_an_image_is_that_of_a_text(pipeline):
@@ -79,12 +80,8 @@ def test_the_noise_of_an_image_is_that_of_a_text(pipeline):
 
 def test_text_mode_is_an_ordinary_run(pipeline):
     calls, latent = calls_of(pipeline, request())
-    assert all(times.shape == (1,) for _, times, *_ in calls)
-    assert all(y is None for *_, y in calls)
-    model = pipeline.weights.get(".")
-    [x], t, [context], seq_len, _ = calls[0]
-    per_token = model([x], t[:, None].float().expand(1, seq_len), [context], seq_len)[0]
-    torch.testing.assert_close(model([x], t, [context], seq_len)[0], per_token)
+    assert all(prepared.num_timesteps == len(prepared.segments) == 1 for *_, prepared in calls)
+    assert all(prepared.y is None for *_, prepared in calls)
     assert latent.shape == (48, 3, 4, 6)
 
 

@@ -24,7 +24,7 @@ class Clip:
     seed: int
     y: Tensor | None = None  # channels [C, T, H, W] that are appended to every latent
     keep: Callable[[Tensor], Tensor] = lambda latent: latent  # re-imposes known content before and after each step
-    timesteps: Callable[[Tensor], Tensor] = lambda t: t[None]  # t [] -> [1], or per token [1, L]
+    segments: tuple[tuple[int, int], ...] | None = None  # (tokens, row) in order: row 0 has a step's timestep, 1 has 0
     positive: Mapping[str, Any] = field(default_factory=dict)
     negative: Mapping[str, Any] = field(default_factory=dict)
     lead: Tensor | None = None  # [z, t, H, W]

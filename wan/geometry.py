@@ -109,11 +109,6 @@ def token_count(latent: LatentShape, patch: Stride = PATCH_SIZE) -> int:
     return math.prod(length // step for length, step in zip(latent[1:], patch, strict=True))
 
 
-def padded_seq_len(latent: LatentShape, patch: Stride = PATCH_SIZE, sp_size: int = 1) -> int:
-    """Token count rounded up to a multiple of the sequence-parallel size."""
-    return math.ceil(token_count(latent, patch) / sp_size) * sp_size
-
-
 def i2v_latent_size(
     width: int, height: int, max_area: int, vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE
 ) -> Size:
@@ -155,17 +150,6 @@ def first_frame_mask(shape: LatentShape, zero: bool = True) -> Tensor:
     if zero:
         mask[:, 0] = 0
     return mask
-
-
-def token_timesteps(mask: Tensor, t: Tensor | float, seq_len: int, patch: Stride = PATCH_SIZE) -> Tensor:
-    """Mask [C, F, H, W], one timestep -> float32 [1, seq_len]: t where the mask is 1 and in the padding, else 0."""
-    import torch
-
-    per_token = mask[0, :: patch[0], :: patch[1], :: patch[2]].flatten().float() * t
-    if len(per_token) > seq_len:
-        raise ValueError(f"seq_len {seq_len} is shorter than the {len(per_token)} tokens of the mask")
-    padding = torch.ones(seq_len - len(per_token), device=mask.device) * t
-    return torch.cat([per_token, padding])[None]
 
 
 def _floor(length: float, step: int) -> int:

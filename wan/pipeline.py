@@ -7,9 +7,9 @@ weights, timing, noise, the velocity and the loop are here and in the modules be
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ from wan.finite import FiniteCheck, require_finite
 from wan.geometry import LatentShape
 from wan.memory import PhaseStats, Weights, measured
 from wan.modules.attention import check_backend
-from wan.modules.model import WanModel
+from wan.modules.model import Prepared, WanModel, time_features
 from wan.modules.t5 import T5EncoderModel
 from wan.modules.vae2_1 import Wan2_1_VAE
 from wan.modules.vae2_2 import Wan2_2_VAE
@@ -233,9 +233,8 @@ class WanPipeline:
 
     def denoise(self, request: Request, contexts: Contexts, clip: Clip) -> Iterator[Tensor]:
         """From noise to the latent [z, T, H, W] of one clip; yields the latent after every step."""
-        schedule = request.steps, request.shift, self.runtime.device, self.config.num_train_timesteps
-        solver = make_solver(request.solver, *schedule)
-        velocity = self.velocity(request, contexts, clip)
+        solver = make_solver(request.solver, request.steps, request.shift, self.config.num_train_timesteps)
+        velocity = self.velocity(request, contexts, clip, solver.timesteps.tolist())
         start, check = clip.keep(self.noise(request, clip)), FiniteCheck()
         for done, latent in enumerate(denoise(start, solver, velocity, clip.keep), start=1):
             check.read()  # of the step before, while the device computes this one
@@ -269,17 +268,30 @@ class WanPipeline:
         both = frames if tail is None else torch.cat([tail, frames], dim=1)
         return both[:, -wanted:] if wanted else None
 
-    def velocity(self, request: Request, contexts: Contexts, clip: Clip) -> Velocity:
-        """Guided velocity; with two experts the high-noise one works from the boundary on, the other below it."""
-        seq_len = geometry.padded_seq_len(clip.shape, self.config.patch_size)
-        y = None if clip.y is None else [clip.y]
+    def velocity(self, request: Request, contexts: Contexts, clip: Clip, timesteps: Sequence[int]) -> Velocity:
+        """Guided velocity; with two experts the high-noise one works from the boundary on, the other below it.
+
+        What no timestep changes, and the features of all `timesteps`, are made when an expert takes its first step.
+        """
+        common = {"sizes": [clip.shape[1:]], "segments": clip.segments, "y": None if clip.y is None else [clip.y]}
+        with_zero = torch.tensor([[t, 0] for t in timesteps]).flatten()
 
         def expert(name: str, scale: float) -> Velocity:
-            def forward(latent: Tensor, t: Tensor, context: Tensor) -> Tensor:
-                model = self.replica.spread_tokens(self.weights.use(name), scale)
-                return model([latent], clip.timesteps(t), [context], seq_len, y)[0]
+            @cache
+            def features() -> dict[int, Tensor]:
+                rows = time_features(with_zero, self.weights.use(name).config.freq_dim, self.runtime.device)
+                return dict(zip(timesteps, rows.unflatten(0, (-1, 2)), strict=True))
 
-            return guided(forward, *contexts, scale, self.replica.pair())
+            @cache
+            def prepared(branch: int) -> Prepared:
+                others = (clip.positive, clip.negative)[branch]
+                return self.weights.use(name).prepare([contexts[branch]], **common, **others)
+
+            def forward(latent: Tensor, t: int, branch: int) -> Tensor:
+                model = self.replica.spread_tokens(self.weights.use(name), scale)
+                return model([latent], features()[t], prepared(branch))[0]
+
+            return guided(forward, 0, 1, scale, self.replica.pair())
 
         low, *high = map(expert, self.config.experts, request.guidance)
         if not high:

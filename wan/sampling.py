@@ -9,7 +9,7 @@ from wan.utils.flow import Solver
 from wan.utils.solvers import make_solver as make_solver
 
 Condition = TypeVar("Condition")
-Velocity = Callable[[Tensor, Tensor], Tensor]  # latent, t (0-dim int64) -> velocity of the shape of latent
+Velocity = Callable[[Tensor, int], Tensor]  # latent, timestep 0..1000 -> velocity of the shape of latent
 Keep = Callable[[Tensor], Tensor]  # latent -> latent with known content re-imposed
 Branch = Callable[[Condition], Tensor]
 Pair = Callable[[Branch, Condition, Condition], tuple[Tensor, Tensor]]
@@ -27,7 +27,7 @@ def denoise(latent: Tensor, solver: Solver, velocity: Velocity, keep: Keep = ide
     """
     if solver.step_index >= len(solver.timesteps):
         raise ValueError("the solver has no steps left; call its set_timesteps first")
-    for t in solver.timesteps[solver.step_index :]:
+    for t in solver.timesteps[solver.step_index :].tolist():
         latent = keep(solver.step(velocity(latent, t), t, latent))
         yield latent
 
@@ -37,7 +37,7 @@ def one_after_the_other(branch: Branch, cond: Condition, uncond: Condition) -> t
 
 
 def guided(
-    model: Callable[[Tensor, Tensor, Condition], Tensor],
+    model: Callable[[Tensor, int, Condition], Tensor],
     cond: Condition,
     uncond: Condition,
     scale: float,
@@ -48,10 +48,10 @@ def guided(
     `pair` is how the two calls of a step are made.
     """
 
-    def plain(latent: Tensor, t: Tensor) -> Tensor:
+    def plain(latent: Tensor, t: int) -> Tensor:
         return model(latent, t, cond)
 
-    def with_guidance(latent: Tensor, t: Tensor) -> Tensor:
+    def with_guidance(latent: Tensor, t: int) -> Tensor:
         positive, negative = pair(lambda condition: model(latent, t, condition), cond, uncond)
         return negative + scale * (positive - negative)
 

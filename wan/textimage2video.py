@@ -84,9 +84,5 @@ class WanTI2V(WanPipeline):
             return plain
         latent = self.vae.encode([request.given_frame(request.image)[:, None]])[0]
         mask = geometry.first_frame_mask(plain.shape).to(latent)
-        seq_len = geometry.padded_seq_len(plain.shape, self.config.patch_size)
-        return replace(
-            plain,
-            keep=keep_first_frame(latent, mask),
-            timesteps=lambda t: geometry.token_timesteps(mask, t, seq_len, self.config.patch_size),
-        )
+        clean, total = (geometry.token_count(shape, self.config.patch_size) for shape in (latent.shape, plain.shape))
+        return replace(plain, keep=keep_first_frame(latent, mask), segments=((clean, 1), (total - clean, 0)))

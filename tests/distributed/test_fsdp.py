@@ -13,7 +13,7 @@ from tests.distributed.tiny import CASES, CONFIG, tiny_model
 from wan.checkpoint.loading import save_safetensors_folder
 from wan.distributed.fsdp import free_model, shard_model, spread_parameters
 from wan.distributed.sequence_parallel import parallelize
-from wan.modules.model import WanModel
+from wan.modules.model import WanModel, time_features
 from wan.modules.t5 import T5Config, T5Encoder, load_t5
 
 TIMES = torch.tensor([[0.0] * 4 + [999.0] * 12])  # bfloat16 would round 999 to 1000
@@ -69,6 +69,24 @@ def test_a_model_that_is_spread_over_processes_equals_a_whole_one(folder, size, 
         assert held < 1.5 * total / size and free_again
         held_by_all += held
     assert held_by_all == total
+
+
+def prepared_forward(folder):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = load(folder, None, mesh)
+    parallelize(model, mesh)
+    prepared = model.prepare(CONTEXT, [LATENT[0].shape[1:]], [(4, 1), (12, 0)])
+    assert all(hasattr(parameter, "placements") for parameter in model.parameters()), "given back after preparing"
+    features = time_features(torch.tensor([999, 0]), CONFIG.freq_dim, model.device)
+    return [model(LATENT, features, prepared)[0] for _ in range(2)]
+
+
+def test_a_spread_model_prepares(folder):
+    with torch.no_grad():
+        expected = load(folder, None)(LATENT, TIMES, CONTEXT)[0]
+    for results in launch(2, prepared_forward, folder):
+        for found in results:
+            assert (torch.from_numpy(found) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def rows_read(folder):

@@ -5,7 +5,7 @@ from tests.distributed.launch import launch
 from tests.distributed.tiny import CONFIG, randn, tiny_model
 from wan.checkpoint.loading import save_safetensors_folder
 from wan.distributed.replica import Replica
-from wan.geometry import first_frame_mask, token_timesteps
+from wan.geometry import first_frame_mask
 from wan.modules.model import WanModel
 from wan.parallel import Parallel
 from wan.sampling import denoise, guided, identity, keep_first_frame, make_solver, switch_at
@@ -23,7 +23,7 @@ def sample(replica, experts, scales, keeps_first_frame):
     def velocity(model, scale):
         def forward(latent, t, context):
             calls.append(1)
-            times = token_timesteps(mask, t, 9) if keeps_first_frame else t[None]
+            times = torch.tensor([[0] * 3 + [t] * 6] if keeps_first_frame else [t])
             return replica.spread_tokens(model, scale)([latent], times, [context])[0]
 
         return guided(forward, *CONTEXTS, scale, replica.pair())

@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from wan.checkpoint.loading import save_safetensors_folder
-from wan.modules.model import WanModel, WanModelConfig, segment_timesteps
+from wan.modules.model import WanModel, WanModelConfig, segment_timesteps, time_features
 
 CONFIG = WanModelConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=2, in_dim=16, out_dim=16, text_len=12, text_dim=10, freq_dim=16
@@ -92,6 +93,29 @@ def test_the_time_mlp_runs_once_per_distinct_timestep(model):
     model([x, x], torch.tensor([[9.0] * 12] * 2), [context, context])
     hook.remove()
     assert rows == [2, 2]
+
+
+@pytest.mark.parametrize("segments", [None, [(4, 1), (8, 0)], [(12, 1), (0, 0)]])
+def test_a_loop_prepares_once_and_gets_the_velocities_of_the_public_call(model, segments):
+    size = (3, 4, 4)
+    context, y, rows = randn(7, 10), randn(4, *size), []
+    model_with_y = WanModel(replace(CONFIG, in_dim=20))
+    model_with_y.init_weights(torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model_with_y.head.head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    hook = model_with_y.text_embedding.register_forward_hook(lambda *call: rows.append(1))
+    with torch.no_grad():
+        prepared = model_with_y.prepare([context], [size], segments, [y])
+        features = time_features(torch.tensor([900, 0, 250, 0]), CONFIG.freq_dim, torch.device("cpu")).unflatten(
+            0, (2, 2)
+        )
+        for t, rows_of_step in zip((900, 250), features, strict=True):
+            x = randn(16, *size, seed=t)
+            found = model_with_y([x], rows_of_step, prepared)[0]
+            clean = 0 if segments is None else segments[0][0]
+            per_token = torch.tensor([[0] * clean + [t] * (12 - clean)])
+            hook.remove()
+            torch.testing.assert_close(found, model_with_y([x], per_token, [context], y=[y])[0])
+    assert len(rows) == 1
 
 
 def test_padding_beyond_the_tokens_is_never_computed(model):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.parity import assert_equal, assert_near, numbered, under
-from tests.runs import sample
+from tests.runs import sample, timesteps_of
 from wan import framing, geometry, sampling
 from wan.conditioning import condition_clip, condition_mask
 from wan.configs import WAN_CONFIGS
@@ -22,7 +22,7 @@ from wan.image2video import WanI2V
 from wan.media import from_uint8, to_uint8
 from wan.memory import Weights
 from wan.modules.layers import sinusoidal_embedding_1d
-from wan.modules.model import WanModel, WanModelConfig
+from wan.modules.model import Prepared, WanModel, WanModelConfig
 from wan.modules.rope import grid_positions, rope_table, rotate
 from wan.pipeline import WanPipeline
 from wan.request import Request
@@ -113,19 +113,26 @@ def loop_i2v(case: dict, tensors: Tensors) -> None:
     i2v_conditioning(case, tensors)
     calls = check_pipeline(case, tensors, WanI2V, image=to_image(tensors["in/image"]), max_area=case["max_area"])
     for call in calls:  # every expert and both branches
-        assert_equal(call.y[0], tensors["out/y"])
+        assert_equal(call.prepared.y[0], tensors["out/y"])
 
 
 def loop_ti2v_t2v(case: dict, tensors: Tensors) -> None:
     calls = check_pipeline(case, tensors, WanTI2V, size=case["size_w_h"])
-    for call, expected in zip(calls, tensors["out/token_timesteps"].repeat_interleave(2, dim=0), strict=True):
-        assert_equal(call.t.float().expand(case["seq_len"]), expected)
+    check_token_timesteps(case, tensors, calls)
 
 
 def loop_ti2v_i2v(case: dict, tensors: Tensors) -> None:
     calls = check_pipeline(case, tensors, WanTI2V, image=to_image(tensors["in/image"]), max_area=case["max_area"])
+    check_token_timesteps(case, tensors, calls)
+
+
+def check_token_timesteps(case: dict, tensors: Tensors, calls: list["Call"]) -> None:
+    """The timestep of every token, in both branches."""
     for call, expected in zip(calls, tensors["out/token_timesteps"].repeat_interleave(2, dim=0), strict=True):
-        assert_equal(call.t[0], expected[: call.seq_len])
+        counts = torch.tensor([segment.stop - segment.start for segment in call.prepared.segments])
+        rows = torch.cat([segment.rows for segment in call.prepared.segments])
+        times = timesteps_of(call.features)[rows].repeat_interleave(counts)
+        assert_equal(times.float(), expected[: len(times)])
 
 
 class Call(NamedTuple):
@@ -133,10 +140,8 @@ class Call(NamedTuple):
 
     expert: str
     x: list[Tensor]
-    t: Tensor
-    context: list[Tensor]
-    seq_len: int
-    y: list[Tensor] | None
+    features: Tensor
+    prepared: Prepared
 
 
 def check_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], **values: Any) -> list[Call]:
@@ -154,9 +159,11 @@ def check_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], **valu
 
     check_noise(case, tensors, tuple(states[0].shape))
     assert_near(torch.stack(states), tensors["out/x"], 1e-4)
-    assert [call.context[0] is tensors["in/context"] for call in calls] == [True, False] * case["steps"]
+    assert len(calls) == 2 * case["steps"]
+    for call, name in zip(calls, ["in/context", "in/context_null"] * case["steps"], strict=True):
+        assert_equal(call.prepared.context, pipeline.weights.get(call.expert).embed_text([tensors[name]]))
     if "out/timesteps" in tensors:
-        assert [int(call.t) for call in calls[::2]] == tensors["out/timesteps"].tolist()
+        assert [int(timesteps_of(call.features)[0]) for call in calls[::2]] == tensors["out/timesteps"].tolist()
         assert [int("high" in call.expert) for call in calls[::2]] == tensors["out/expert"].tolist()
     return calls
 
@@ -196,7 +203,11 @@ def check_noise(case: dict, tensors: Tensors, shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(case["seed"])
     assert_equal(torch.randn(tuple(shape), generator=generator), tensors["in/noise"])
     patch = case["config"]["patch_size"] if "config" in case else geometry.PATCH_SIZE
-    assert geometry.padded_seq_len(tuple(shape), patch, case["sp_size"]) == case["seq_len"]
+    assert padded(geometry.token_count(tuple(shape), patch), case["sp_size"]) == case["seq_len"]
+
+
+def padded(tokens: int, sp_size: int) -> int:
+    return -(-tokens // sp_size) * sp_size
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,7 +230,7 @@ def i2v_conditioning(case: dict, tensors: Tensors) -> None:
     assert_equal(torch.cat([mask, latent]), tensors["out/y"])
     if "out/mask" in tensors:
         assert_equal(mask, tensors["out/mask"])
-    assert geometry.padded_seq_len(latent.shape, sp_size=case.get("sp_size", 1)) == case["seq_len"]
+    assert padded(geometry.token_count(latent.shape), case.get("sp_size", 1)) == case["seq_len"]
 
 
 def ti2v_conditioning(case: dict, tensors: Tensors) -> None:
@@ -229,8 +240,9 @@ def ti2v_conditioning(case: dict, tensors: Tensors) -> None:
     mask = geometry.first_frame_mask(noise.shape)
     assert_equal(sampling.keep_first_frame(tensors["in/vae_latent"], mask)(noise), tensors["out/initial_latent"])
     solver = sampling.make_solver(case["solver"], case["steps"], case["shift"])
-    rows = [geometry.token_timesteps(mask, t, case["seq_len"]) for t in solver.timesteps]
-    assert_equal(torch.cat(rows), tensors["out/token_timesteps"])
+    tokens = mask[0, :, ::2, ::2].flatten()
+    rows = torch.stack([torch.cat([tokens * t, t.expand(case["seq_len"] - len(tokens))]) for t in solver.timesteps])
+    assert_equal(rows, tensors["out/token_timesteps"])
 
 
 def check_ti2v_image(case: dict, tensors: Tensors) -> None:

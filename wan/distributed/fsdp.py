@@ -23,7 +23,8 @@ def spread_parameters(model: nn.Module, mesh: DeviceMesh, **policy: Any) -> nn.M
     input is converted, so that timesteps keep their value. While a step works the next one is gathered.
     `policy` are further arguments of `fully_shard`. Returns `model`.
     """
-    from torch.distributed.fsdp import fully_shard  # its import takes 0.7 s, which a process alone does not need
+    # its import takes 0.7 s, which a process alone does not need
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     if isinstance(model, WanModel):
         units = [list(step.modules) for step in model.trunk() if step.modules]
@@ -32,6 +33,8 @@ def spread_parameters(model: nn.Module, mesh: DeviceMesh, **policy: Any) -> nn.M
     for unit in units:
         fully_shard(unit, mesh=mesh, **policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, **policy)
+    if isinstance(model, WanModel):
+        register_fsdp_forward_method(model, "prepare")
     for (unit, *_), (following, *_) in pairwise([[model], *units]):
         unit.set_modules_to_forward_prefetch([following])
     return model

@@ -41,8 +41,8 @@ def attention(
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, kv_lens: Sequence[int] | None) -> Tensor:
     mask = None
     if kv_lens is not None:
-        lens = torch.as_tensor(kv_lens, device=k.device)
-        mask = (torch.arange(k.shape[1], device=k.device) < lens[:, None])[:, None, None]  # [B, 1, 1, Lk]
+        keys = torch.arange(k.shape[1], device=k.device)
+        mask = torch.stack([keys < length for length in kv_lens])[:, None, None]  # [B, 1, 1, Lk], made on the device
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 

@@ -10,8 +10,11 @@ without knowing the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,12 +61,28 @@ class Tokens(NamedTuple):
     start: int = 0  # place of the first of these tokens in the whole sequence, of which they may be a part
 
 
+Size = Sequence[int]  # frames, rows, columns of a latent
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Made once for a clip and branch of guidance, before the first step; models of other tasks add fields."""
+
+    context: Tensor  # [B, text_len, C] text states
+    rope: Tensor  # as in Tokens, like the next three
+    segments: Segments
+    num_timesteps: int  # rows of time features that the segments use
+    lengths: tuple[int, ...] | None
+    sizes: tuple[Size, ...]  # of the latents
+    y: Sequence[Tensor] | None  # channels [C', F, H, W] that are appended to each latent
+
+
 class Conditioning(NamedTuple):
-    """What every block sees besides the tokens. S is the number of rows of the timestep table."""
+    """What every step sees besides the tokens. S is the number of timesteps."""
 
     time: Tensor  # [S, C] float32, for the head
     modulation: Tensor  # [S, 6, C] float32, for the blocks
-    context: Tensor  # [B, text_len, C] text states
+    prepared: Prepared
 
 
 class Step(NamedTuple):
@@ -173,7 +192,7 @@ class WanAttentionBlock(nn.Module):
 
         h = by_segment(modulated, segments, attn[:, :2], x, dtype=half)
         x = by_segment(gated_add, segments, attn[:, 2:], x, self.self_attn(h, tokens.rope, tokens.lengths))
-        x = x + self.cross_attn(self.norm3(x), cond.context)
+        x = x + self.cross_attn(self.norm3(x).to(half), cond.prepared.context)
         h = by_segment(modulated, segments, ffn[:, :2], x, dtype=half)
         x = by_segment(gated_add, segments, ffn[:, 2:], x, self.ffn(h))
         return tokens._replace(x=x)
@@ -237,7 +256,7 @@ class WanModel(nn.Module):
         self,
         x: Sequence[Tensor],
         t: Tensor,
-        context: Sequence[Tensor],
+        context: Sequence[Tensor] | Prepared,
         seq_len: int | None = None,
         y: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
@@ -246,11 +265,59 @@ class WanModel(nn.Module):
         x: latents [C, F, H, W], which may differ in size; t: timesteps [B] or [B, seq_len] in 0..1000; context: text
         states [len, text_dim], len <= text_len; seq_len: padded token count, at least the longest sample's (tokens
         beyond it are never computed); y: condition channels [C', F, H, W] appended to each x.
+
+        A loop gives what `prepare` returned as `context`, and `time_features` of its timestep and of 0 as `t`; then
+        nothing moves between host and device. With timesteps per token the device is asked for their values.
         """
-        latents = self._check(x, t, context, seq_len, y)
-        tokens, cond = self.embed(latents, t, context)
-        tokens = self.run_blocks(self.trunk(), tokens, cond)
-        return self.unembed(tokens, [latent.shape[1:] for latent in latents])
+        if isinstance(context, Prepared):
+            prepared, features = context, t[: context.num_timesteps]
+        else:
+            prepared, features = self._prepare_call(x, t, context, seq_len, y)
+        tokens, cond = self.embed(x, features, prepared)
+        return self.unembed(self.run_blocks(self.trunk(), tokens, cond), prepared.sizes)
+
+    def prepare(
+        self,
+        context: Sequence[Tensor],
+        sizes: Sequence[Size],
+        segments: Sequence[tuple[int, int]] | None = None,
+        y: Sequence[Tensor] | None = None,
+    ) -> Prepared:
+        """All that depends on no timestep, for latents of these sizes (frames, rows, columns); `forward` takes it.
+
+        segments: (tokens, row) one after the other, where row 0 has the timestep of a step and row 1 timestep 0; None:
+        row 0 for all. context and y: as in `forward`. Models of other tasks take more, and return more.
+        """
+        for c in context:
+            if c.shape[0] > self.config.text_len:
+                raise ValueError(f"a context has {c.shape[0]} rows; the model reads at most {self.config.text_len}")
+        grids = tuple(self.grid(size) for size in sizes)
+        lengths = tuple(map(math.prod, grids))
+        rope = self.rope(grids, self.device)
+        padding = lengths if len(set(lengths)) > 1 else None
+        parts = [part for part in segments or [(max(lengths), 0)] if part[0]]
+        stops = list(accumulate(count for count, _ in parts))
+        laid = tuple(
+            Segment(stop - count, stop, torch.full((len(sizes),), row, device=self.device))
+            for stop, (count, row) in zip(stops, parts, strict=True)
+        )
+        num_timesteps = 1 + max(row for _, row in parts)
+        return Prepared(self.embed_text(context), rope, laid, num_timesteps, padding, tuple(sizes), y)
+
+    def _prepare_call(self, x, t, context, seq_len, y) -> tuple[Prepared, Tensor]:
+        """Prepare what the public `forward` was given, and the features of its timesteps; mistakes are named here."""
+        if len(context) != len(x) or t.shape[0] != len(x):
+            raise ValueError(f"{len(x)} samples need as many contexts and timesteps, got {len(context)}, {t.shape[0]}")
+        sizes = [latent.shape[1:] for latent in x]
+        longest = max(math.prod(self.grid(size)) for size in sizes)
+        if seq_len is not None and seq_len < longest:
+            raise ValueError(f"seq_len {seq_len} is shorter than the longest sample, {longest} tokens")
+        if t.ndim == 2 and t.shape[1] < longest:
+            raise ValueError(f"t has {t.shape[1]} timesteps per sample for {longest} tokens")
+        segments, timesteps = segment_timesteps(t, longest)
+        # the plain method: FSDP's would give the weights away that this forward has gathered
+        prepared = replace(type(self).prepare(self, context, sizes, None, y), segments=segments)
+        return prepared, time_features(timesteps, self.config.freq_dim, self.device)
 
     def trunk(self) -> Sequence[Step]:
         """All that is computed per token, as steps; models of other tasks insert adapters here."""
@@ -267,27 +334,20 @@ class WanModel(nn.Module):
     def predict_patches(self, tokens: Tokens, cond: Conditioning) -> Tokens:
         return tokens._replace(x=self.head(tokens.x, tokens.segments, cond.time))
 
-    def embed(self, latents: Sequence[Tensor], t: Tensor, context: Sequence[Tensor]) -> tuple[Tokens, Conditioning]:
-        """Raw patches, rotary rows, timestep segments and text states of a batch."""
-        grids = [self.grid(latent.shape[1:]) for latent in latents]
-        lengths = tuple(f * h * w for f, h, w in grids)
-        longest, patch = max(lengths), self.config.patch_size
-        if len(set(grids)) == 1:
-            patches = patchify(torch.stack(list(latents)), patch)
-        else:
-            patches = nn.utils.rnn.pad_sequence([patchify(x[None], patch)[0] for x in latents], batch_first=True)
-        segments, timesteps = segment_timesteps(t, longest)
-        time, modulation = self.embed_time(timesteps)
-        padding = None if min(lengths) == longest else lengths
-        cond = Conditioning(time, modulation, self.embed_text(context))
-        return Tokens(patches, self.rope(tuple(grids), patches.device), segments, padding), cond
-
-    def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps [S] -> time embedding [S, C] and block modulation [S, 6, C], float32."""
-        # the features are float64 on the CPU because not every device has float64; S is one to three
-        features = sinusoidal_embedding_1d(self.config.freq_dim, t.cpu()).float().to(t.device)
+    def embed(self, x: Sequence[Tensor], features: Tensor, prepared: Prepared) -> tuple[Tokens, Conditioning]:
+        """Raw patches and what every step sees, from latents and rows of time features [S, freq_dim]."""
+        if prepared.y is not None:
+            x = [torch.cat(pair) for pair in zip(x, prepared.y, strict=True)]
+        for latent in x:
+            if latent.shape[0] != self.config.in_dim:
+                lacks = prepared.y is None and latent.shape[0] < self.config.in_dim
+                hint = " (is y, the image condition, missing?)" if lacks else ""
+                raise ValueError(f"the model takes {self.config.in_dim} channels, got {latent.shape[0]}{hint}")
+        patches = [patchify(latent[None], self.config.patch_size)[0] for latent in x]
         time = self.time_embedding(features)
-        return time, self.time_projection(time).unflatten(1, (6, -1))
+        cond = Conditioning(time, self.time_projection(time).unflatten(1, (6, -1)), prepared)
+        batch = nn.utils.rnn.pad_sequence(patches, batch_first=True)
+        return Tokens(batch, prepared.rope, prepared.segments, prepared.lengths), cond
 
     def embed_text(self, context: Sequence[Tensor]) -> Tensor:
         """Text states of B prompts -> [B, text_len, C]; rows beyond a prompt are zero before the MLP, not after."""
@@ -309,7 +369,7 @@ class WanModel(nn.Module):
             cached = self.__dict__["_rope_cache"] = (key, batch.to(device))
         return cached[1]
 
-    def unembed(self, tokens: Tokens, sizes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+    def unembed(self, tokens: Tokens, sizes: Sequence[Size]) -> list[Tensor]:
         """Predicted patches back to latents of the given (frames, rows, columns), padding dropped."""
         f, h, w = self.config.patch_size
         out = []
@@ -319,33 +379,13 @@ class WanModel(nn.Module):
             out.append(rearrange(row, "F H W (f h w c) -> c (F f) (H h) (W w)", f=f, h=h, w=w))
         return out
 
-    def grid(self, size: Sequence[int]) -> tuple[int, int, int]:
+    def grid(self, size: Size) -> tuple[int, int, int]:
         """Patches (frames, rows, columns) of a latent of that size."""
-        f, h, w = (n // p for n, p in zip(size, self.config.patch_size, strict=True))
+        patch = self.config.patch_size
+        if any(n % p for n, p in zip(size, patch, strict=True)):
+            raise ValueError(f"latent size {tuple(size)} is no multiple of patch {patch}")
+        f, h, w = (n // p for n, p in zip(size, patch, strict=True))
         return f, h, w
-
-    def _check(self, x, t, context, seq_len, y) -> list[Tensor]:
-        """The latents to embed, y appended; every mistake a caller can make is named here."""
-        config = self.config
-        if len(context) != len(x) or t.shape[0] != len(x):
-            raise ValueError(f"{len(x)} samples need as many contexts and timesteps, got {len(context)}, {t.shape[0]}")
-        if y is not None:
-            x = [torch.cat([a, b]) for a, b in zip(x, y, strict=True)]
-        for latent in x:
-            if latent.shape[0] != config.in_dim:
-                hint = " (is y, the image condition, missing?)" if y is None and latent.shape[0] < config.in_dim else ""
-                raise ValueError(f"the model takes {config.in_dim} channels, got {latent.shape[0]}{hint}")
-            if any(n % p for n, p in zip(latent.shape[1:], config.patch_size, strict=True)):
-                raise ValueError(f"latent size {tuple(latent.shape[1:])} is no multiple of patch {config.patch_size}")
-        for c in context:
-            if c.shape[0] > config.text_len:
-                raise ValueError(f"a context has {c.shape[0]} rows; the model reads at most {config.text_len}")
-        longest = max(latent[0].numel() for latent in x) // _patch_volume(config)
-        if seq_len is not None and seq_len < longest:
-            raise ValueError(f"seq_len {seq_len} is shorter than the longest sample, {longest} tokens")
-        if t.ndim == 2 and t.shape[1] < longest:
-            raise ValueError(f"t has {t.shape[1]} timesteps per sample for {longest} tokens")
-        return list(x)
 
     @staticmethod
     def keeps_float32(name: str) -> bool:
@@ -424,6 +464,11 @@ class WanModel(nn.Module):
             else:
                 with torch.no_grad():
                     nn.init.xavier_uniform_(parameter.flatten(1), generator=generator)
+
+
+def time_features(t: Tensor, dim: int, device: torch.device) -> Tensor:
+    """Sinusoidal features of timesteps [S], float32 [S, dim] on `device`; made in float64, which MPS has not."""
+    return sinusoidal_embedding_1d(dim, t.cpu() if t.device.type == "mps" else t).float().to(device)
 
 
 def segment_timesteps(t: Tensor, length: int) -> tuple[Segments, Tensor]:

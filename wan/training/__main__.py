@@ -223,14 +223,14 @@ def previewer(
     y = None if first is None else [first[0].to(config.device)]
     scale = settings.guidance[config.expert == settings.high_noise_checkpoint]
 
-    def forward(latent: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return model([latent], t.reshape(1), [context], y=y)[0]
+    def forward(latent: Tensor, t: int, context: Tensor) -> Tensor:
+        return model([latent], latent.new_full((1,), t), [context], y=y)[0]
 
     @torch.no_grad()
     def preview(step: int) -> None:
         for i, prompt in enumerate(config.preview_prompts):
             latent = torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(config.device)
-            solver = make_solver("unipc", settings.sample_steps, settings.sample_shift, config.device)
+            solver = make_solver("unipc", settings.sample_steps, settings.sample_shift)
             context, empty = text([prompt, ""])
             for latent in denoise(latent, solver, guided(forward, context, empty, scale)):  # noqa: B007, B020
                 pass

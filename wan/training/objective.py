@@ -151,7 +151,7 @@ def matmul_attention(
         repeats = F.pad(scores.new_zeros(k.shape[2] - 1), (0, 1), value=math.log(total_keys - k.shape[2] + 1))
         scores = scores + repeats
     if kv_lens is not None:
-        lengths = torch.as_tensor(kv_lens, device=k.device)
-        padding = torch.arange(k.shape[2], device=k.device) >= lengths[:, None]
+        keys = torch.arange(k.shape[2], device=k.device)
+        padding = torch.stack([keys >= length for length in kv_lens])
         scores = scores.masked_fill(padding[:, None, None], float("-inf"))
     return (F.softmax(scores, -1).to(v.dtype) @ v).transpose(1, 2)

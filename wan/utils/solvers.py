@@ -1,22 +1,14 @@
 """A solver by its name, with its schedule set."""
 
-import torch
-
 from wan import utils
 from wan.choices import SOLVERS
 from wan.utils.flow import Solver
 
 
-def make_solver(
-    name: str,
-    num_steps: int,
-    shift: float,
-    device: torch.device | str | None = None,
-    num_train_timesteps: int = 1000,
-) -> Solver:
-    """The named solver with its schedule set; its timesteps are on `device`."""
+def make_solver(name: str, num_steps: int, shift: float, num_train_timesteps: int = 1000) -> Solver:
+    """The named solver with its schedule set, which stays on the host."""
     if name not in SOLVERS:
         raise ValueError(f"unknown solver {name!r}; choose one of {', '.join(SOLVERS)}")
     solver = getattr(utils, SOLVERS[name])(num_train_timesteps)
-    solver.set_timesteps(num_steps, device=device, shift=shift)
+    solver.set_timesteps(num_steps, shift=shift)
     return solver

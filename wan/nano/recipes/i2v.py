@@ -132,8 +132,8 @@ def score(high: WanModel, low: WanModel, text: TextStates, source: Path, count: 
     shape = (count, 16, *y[0].shape[1:])
 
     def velocity_of(dit: WanModel) -> Velocity:
-        def forward(latent: Tensor, t: Tensor, context: list[Tensor]) -> Tensor:
-            return torch.stack(dit(list(latent), t.expand(len(latent)), context, y=y))
+        def forward(latent: Tensor, t: int, context: list[Tensor]) -> Tensor:
+            return torch.stack(dit(list(latent), torch.full((len(latent),), t), context, y=y))
 
         return guided(forward, text(prompts), text([""] * count), 3.0)
 

@@ -139,8 +139,8 @@ def score(high: WanModel, low: WanModel, text: TextStates, folder: Path, count: 
     shape = (count, 16, (FRAMES - 1) // 4 + 1, SIZE // 8, SIZE // 8)
 
     def velocity_of(dit: WanModel) -> Velocity:
-        def forward(latent: Tensor, t: Tensor, context: list[Tensor]) -> Tensor:
-            return torch.stack(dit(list(latent), t.expand(len(latent)), context))
+        def forward(latent: Tensor, t: int, context: list[Tensor]) -> Tensor:
+            return torch.stack(dit(list(latent), torch.full((len(latent),), t), context))
 
         return guided(forward, text(prompts), text([""] * count), 3.0)
 

@@ -150,7 +150,7 @@ def score(dit: WanModel, text: TextStates, folder: Path, image: bool, count: int
     mask = first_frame_mask(noise.shape[1:], zero=image)
     by_token = mask[0, :, ::2, ::2].flatten()
 
-    def forward(latent: Tensor, t: Tensor, context: Sequence[Tensor]) -> Tensor:
+    def forward(latent: Tensor, t: int, context: Sequence[Tensor]) -> Tensor:
         return torch.stack(dit(list(latent), (by_token * t).expand(count, -1), context))
 
     velocity = guided(forward, text(prompts), text([""] * count), 3.0)
