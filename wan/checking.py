@@ -21,6 +21,7 @@ from wan.modules.vae2_1 import Wan2_1_VAE
 from wan.modules.vae2_2 import Wan2_2_VAE
 from wan.modules.vae_wrapper import open_vae
 
+MODELS = {"t2v": WanModel, "i2v": WanModel, "ti2v": WanModel}  # by model_type
 VAES = {16: Wan2_1_VAE, 48: Wan2_2_VAE}  # by latent channels
 # What decides the task of a model; a contradiction with the preset means that it is another task's.
 TASK_FIELDS = ("model_type", "in_dim", "out_dim", "patch_size")
@@ -40,7 +41,7 @@ def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
         raise
     models = {expert: expert_config(checkpoint_dir, config, expert) for expert in config.experts}
     for expert, model in models.items():
-        check_fits(lambda model=model: WanModel(model), open_source(checkpoint_dir / expert))
+        check_fits(lambda model=model: MODELS[config.model_type](model), open_source(checkpoint_dir / expert))
     _check_vae(part(checkpoint_dir, config.vae_checkpoint), config)
     text = part(checkpoint_dir, config.t5_checkpoint)
     source = open_source(text)
@@ -62,7 +63,7 @@ def expert_config(checkpoint_dir: Path, config: TaskConfig, expert: str) -> WanM
     A released model must be what its preset says in all it tells; of others, what decides the task.
     """
     needed = config.architecture()
-    model = WanModelConfig.read(checkpoint_dir / expert, needed)
+    model = MODELS[config.model_type].config_class.read(checkpoint_dir / expert, needed)
     for field in needed if config.family == "wan2.2" else TASK_FIELDS:
         if getattr(model, field) != needed[field]:
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from wan.checking import expert_config
+from wan.checking import MODELS, expert_config
 from wan.checkpoint.loading import Change
 from wan.configs import TaskConfig
 from wan.distributed.replica import Shard
@@ -31,7 +31,7 @@ def load_expert(
     """
     # several processes would each keep a host copy of what they converted
     stays = shard is not None or (runtime.parallel.world_size > 1 and offload is Offload.NONE)
-    model = WanModel.from_pretrained(
+    model = MODELS[config.model_type].from_pretrained(
         checkpoint_dir,
         name,
         runtime.dtype,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -175,12 +175,12 @@ class WanCrossAttention(WanSelfAttention):
 class WanAttentionBlock(nn.Module):
     """Modulated self-attention, cross-attention to the text, modulated feed-forward."""
 
-    def __init__(self, config: WanModelConfig):
+    def __init__(self, config: WanModelConfig, cross_attention: type[WanCrossAttention]):
         super().__init__()
         dim, self.eps = config.dim, config.eps
         self.self_attn = WanSelfAttention(config)
         self.norm3 = WanLayerNorm(dim, config.eps, elementwise_affine=True) if config.cross_attn_norm else nn.Identity()
-        self.cross_attn = WanCrossAttention(config)
+        self.cross_attn = cross_attention(config)
         self.ffn = nn.Sequential(Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), Linear(config.ffn_dim, dim))
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
 
@@ -232,14 +232,18 @@ class WanModel(nn.Module):
     """The transformer of T2V, I2V and TI2V, with the parameter names of the released checkpoints.
 
     Build it as `WanModel(config)` or, as upstream's users do, `WanModel(model_type=..., dim=..., ...)`. Weights are
-    zero until they are loaded (`from_pretrained`) or drawn (`init_weights`).
+    zero until they are loaded (`from_pretrained`) or drawn (`init_weights`). Models of other tasks replace the classes.
     """
+
+    config_class: ClassVar[type[WanModelConfig]] = WanModelConfig
+    block_class: ClassVar[type[WanAttentionBlock]] = WanAttentionBlock
+    cross_attention_class: ClassVar[type[WanCrossAttention]] = WanCrossAttention
 
     def __init__(self, config: WanModelConfig | str | None = None, **options: Any):
         super().__init__()
         if isinstance(config, str):  # upstream's first positional argument is model_type
             options["model_type"], config = config, None
-        self.config = config = WanModelConfig(**options) if config is None else config
+        self.config = config = self.config_class(**options) if config is None else config
         vars(self).update(vars(config))  # model.dim, model.num_layers, ...: what upstream's scripts read
         dim = config.dim
         self.patch_embedding = PatchEmbedding(
@@ -248,7 +252,8 @@ class WanModel(nn.Module):
         self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), nn.GELU("tanh"), Linear(dim, dim))
         self.time_embedding = nn.Sequential(Float32Linear(config.freq_dim, dim), nn.SiLU(), Float32Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), Float32Linear(dim, 6 * dim))
-        self.blocks = nn.ModuleList(WanAttentionBlock(config) for _ in range(config.num_layers))
+        blocks = (self.block_class(config, self.cross_attention_class) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(blocks)
         self.head = Head(config)
         self.run_blocks = run_blocks  # a seam: see the module docstring
 
@@ -417,7 +422,7 @@ class WanModel(nn.Module):
 
         path = Path(folder) / (subfolder or "")
         try:
-            config = config or WanModelConfig.read(path)
+            config = config or cls.config_class.read(path)
         except FileNotFoundError as error:
             if not path.is_dir():
                 raise

@@ -6,29 +6,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from wan.checking import MODELS, VAES
 from wan.checkpoint.layout import own_name
 from wan.checkpoint.loading import save_safetensors_folder
 from wan.configs import NANO_CONFIGS
-from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.t5 import T5Config, T5Encoder
-from wan.modules.vae import VAEConfig
-from wan.modules.vae2_1 import CausalVAE2_1
-from wan.modules.vae2_2 import CausalVAE2_2, VAE2_2Config
 from wan.nano.worlds import BACKGROUNDS, COLORS, MOTIONS, SHAPES
 
 TEXT_DIM = 16
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
-VAES = {  # by latent channels
-    16: lambda: CausalVAE2_1(VAEConfig(dim=8, dim_mult=(1, 1, 1, 1), num_res_blocks=1)),
-    48: lambda: CausalVAE2_2(VAE2_2Config(dim=8, dec_dim=8, dim_mult=(1, 1, 1, 1), num_res_blocks=1)),
-}
+VAE_SIZES = {"dim": 8, "dec_dim": 8, "dim_mult": (1, 1, 1, 1), "num_res_blocks": 1}  # of those that a network has
 
 
 def write_random_checkpoint(folder: Path, task: str = "t2v-A14B", seed: int = 0) -> Path:
     """Write a checkpoint of the nano family with random weights, the same for the same seed; returns `folder`."""
     config = NANO_CONFIGS[task]
     generator = torch.Generator().manual_seed(seed)
-    model = WanModelConfig(
+    kind = MODELS[config.model_type]
+    model = kind.config_class(
         model_type=config.model_type,
         in_dim=config.in_dim,
         out_dim=config.out_dim,
@@ -40,12 +35,14 @@ def write_random_checkpoint(folder: Path, task: str = "t2v-A14B", seed: int = 0)
         text_len=config.text_len,
     )
     for expert in config.experts:
-        module = _filled(WanModel(model), generator)
+        module = _filled(kind(model), generator)
         save_safetensors_folder(module.state_dict(), folder / expert, model.to_dict() | {"family": "nano"})
     vocab_size = _write_tokenizer(folder / own_name(config.t5_tokenizer))
     text = T5Config(vocab_size, dim=TEXT_DIM, dim_attn=TEXT_DIM, dim_ffn=32, num_heads=2, num_layers=1)
     torch.save(_filled(T5Encoder(text), generator).state_dict(), folder / own_name(config.t5_checkpoint))
-    vae = _filled(VAES[config.z_dim](), generator)
+    network = VAES[config.z_dim].network
+    sizes = {name: size for name, size in VAE_SIZES.items() if hasattr(network.config_class, name)}
+    vae = _filled(network(network.config_class(**sizes)), generator)
     torch.save(vae.state_dict(), folder / own_name(config.vae_checkpoint))
     return folder
 

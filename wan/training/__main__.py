@@ -13,13 +13,13 @@ if __name__ == "__main__":  # before torch is imported
 import torch
 from torch import Tensor
 
+from wan.checking import MODELS, VAES
 from wan.checkpoint.layout import part
 from wan.conditioning import condition
 from wan.configs import get_config
 from wan.configs.shared_config import TaskConfig
 from wan.modules.vae_wrapper import VideoVAE
 from wan.parser import Parser, exit_code
-from wan.pipeline import VAES
 from wan.runtime import resolve_device
 from wan.training.config import DataConfig, TrainConfig
 from wan.training.data import CacheWriter, LatentCache
@@ -97,12 +97,11 @@ def warn_about_range(config: TrainConfig, boundary: float | None) -> None:
 
 def build_model(config: TrainConfig) -> torch.nn.Module:
     """The expert of the checkpoint, or a new one of the given architecture; float32 for training."""
-    from wan.modules.model import WanModel, WanModelConfig
-
+    kind = MODELS[get_config(config.task, config.family).model_type]
     if config.architecture is None:
-        model = WanModel.from_pretrained(config.checkpoint, config.expert, dtype=torch.float32)
+        model = kind.from_pretrained(config.checkpoint, config.expert, dtype=torch.float32)
     else:
-        model = WanModel(WanModelConfig.from_dict(config.architecture))
+        model = kind(kind.config_class.from_dict(config.architecture))
         model.init_weights(torch.Generator().manual_seed(config.loop.seed))
     return model.to(config.device, torch.float32).requires_grad_(True)
 
