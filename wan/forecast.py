@@ -92,10 +92,8 @@ def decode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, o
 
     In tiles it keeps the features of all latent frames, and the video in the memory of the CPU.
     """
-    widths, entered = vae.decoder_widths[1:], vae.decoder_widths[:-1]
-    if vae.patch == 1:  # the way to a stage halves the channels
-        entered = [entered[0], *(width // 2 for width in entered[1:])]
-    caches = _cached(entered[::-1], widths[::-1], vae.num_res_blocks + 1) + HISTORY * widths[-1]
+    widths = vae.decoder_widths[1:]
+    caches = _cached(vae.decoder_inputs[::-1], widths[::-1], vae.num_res_blocks + 1) + HISTORY * widths[-1]
     values = caches + _alive(DECODING[vae.stride[1]], widths[-1], frame_num, on_cpu)
     collected = _collected(vae, widths[0], size, frame_num) if tile else 0
     if tile and on_cpu:

@@ -58,7 +58,7 @@ def block(case: dict, tensors: Tensors) -> None:
 
 def run_block(module: nn.Module, x: Tensor, cache: FrameCache) -> Tensor:
     if isinstance(module, UpStage):
-        return torch.cat(list(run_stages([module.stage(), Stage([], None)], x, cache)), dim=2)
+        return torch.cat(list(run_stages([Stage.of([module]), Stage([], None)], x, cache)), dim=2)
     return module(x, cache)
 
 

@@ -1,10 +1,8 @@
-"""What both video autoencoders share: the configuration, and encoding and decoding in chunks of frames."""
+"""The video autoencoder: encoding and decoding in chunks of frames, and in tiles."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -12,145 +10,32 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wan.checkpoint.formats import describe_contents
-from wan.files import shown
 from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, FrameCache, Resample, RMS_norm
-from wan.modules.vae_coders import Decoder3d, Encoder3d, join
+from wan.modules.vae_coders import PIXEL_CHANNELS, Decoder3d, Encoder3d, StageLayers, VAEConfig, join
 
-PIXEL_CHANNELS = 3
-MAX_WIDTH, MAX_STAGES, MAX_BLOCKS = 1 << 16, 8, 32  # far beyond any VAE, and small enough to build one without weights
 LATENTS_AT_ONCE = 4  # latent frames decoded together: enough to filter in groups of 4, few enough to be small
 
 
-@dataclass(frozen=True)
-class VAEConfig:
-    """Architecture of a causal video autoencoder; the defaults are the released VAE 2.1."""
-
-    dim: int = 96  # channels at full resolution
-    z_dim: int = 16  # latent channels
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)  # width of each stage, in units of dim
-    num_res_blocks: int = 2  # per encoder stage; the decoder has one more
-    temporal_downsample: tuple[bool, ...] = (False, True, True)  # at each transition between stages
-    dropout: float = 0.0
-
-    title: ClassVar[str] = "VAE 2.1"
-    patch: ClassVar[int] = 1  # rows and columns of pixels that are folded into channels before the first convolution
-    layer_pattern: ClassVar[str] = r"encoder\.downsamples\.(\d+)\."  # the numbers of a layer, in order
-
-    def __post_init__(self):
-        object.__setattr__(self, "dim_mult", tuple(self.dim_mult))
-        object.__setattr__(self, "temporal_downsample", tuple(bool(flag) for flag in self.temporal_downsample))
-        if min(self.dim, self.z_dim, self.num_res_blocks, *self.dim_mult) < 1:
-            raise ValueError(f"dim, z_dim, num_res_blocks and every dim_mult must be at least 1, got {self}")
-        widest = max(self.z_dim, self.dim * max(self.dim_mult))
-        if widest > MAX_WIDTH or len(self.dim_mult) > MAX_STAGES or self.num_res_blocks > MAX_BLOCKS:
-            raise ValueError(
-                f"a VAE has at most {MAX_WIDTH} channels, {MAX_STAGES} stages and {MAX_BLOCKS} blocks in each, got "
-                f"{widest}, {len(self.dim_mult)} and {self.num_res_blocks}"
-            )
-        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
-            raise ValueError(
-                f"temporal_downsample needs one flag per transition between stages: {len(self.dim_mult) - 1} "
-                f"for dim_mult {self.dim_mult}, got {len(self.temporal_downsample)}"
-            )
-
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        """Pixels per latent element: frames, rows, columns."""
-        space = self.patch * 2 ** len(self.temporal_downsample)
-        return 2 ** sum(self.temporal_downsample), space, space
-
-    @property
-    def folded_channels(self) -> int:
-        return PIXEL_CHANNELS * self.patch**2
-
-    @property
-    def encoder_widths(self) -> list[int]:
-        """Channels before the first stage and after each."""
-        return [self.dim * mult for mult in (1, *self.dim_mult)]
-
-    @property
-    def decoder_dim(self) -> int:
-        return self.dim
-
-    @property
-    def decoder_widths(self) -> list[int]:
-        """Channels before the decoder's first stage, the lowest resolution, and after each."""
-        return [self.decoder_dim * mult for mult in (self.dim_mult[-1], *self.dim_mult[::-1])]
-
-    @property
-    def encoder_halo(self) -> int:
-        """Latent pixels beyond a tile that reach it through the encoder's stages (9 for the released VAEs)."""
-        stages = len(self.dim_mult)
-        reach = 1 / 2 ** (stages - 1)  # the stem; then per stage two convolutions a block, and downsampling's
-        reach += sum(2 * self.num_res_blocks / 2**i for i in range(stages)) + sum(1 / 2**i for i in range(1, stages))
-        return math.ceil(reach)
-
-    @property
-    def decoder_halo(self) -> int:
-        """Latent pixels beyond a tile that reach it through the decoder's stages (13 for the released VAEs)."""
-        stages = len(self.dim_mult)
-        reach = 1 / 2 ** (stages - 1)  # the head; then per stage two convolutions a block, and upsampling's
-        blocks = self.num_res_blocks + 1
-        reach += sum(2 * blocks / 2**i for i in range(stages)) + sum(1 / 2**i for i in range(1, stages))
-        return math.ceil(reach)
-
-    @classmethod
-    def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> VAEConfig:
-        """Read the architecture of such a VAE off its tensor names and shapes.
-
-        Raises ValueError when the names are not those of this kind of VAE, and says what they look like.
-        """
-        pattern = re.compile(cls.layer_pattern + r"(?:residual\.6|resample\.1)\.weight")
-        matches = [match for match in map(pattern.fullmatch, shapes) if match]
-        names = [match[0] for match in sorted(matches, key=lambda match: [int(n) for n in match.groups()])]
-        if not names or not ENDS <= shapes.keys():
-            contents = describe_contents(shapes) or "nothing that this version knows"
-            raise ValueError(
-                f"not the tensors of {cls.title}; they look like {contents}: "
-                f"{len(shapes)}, such as {', '.join(shown(name, 80) for name in list(shapes)[:3]) or 'none'}"
-            )
-        if odd := [name for name in (*ENDS, *names) if len(shapes[name]) not in (4, 5) or 0 in shapes[name]]:
-            raise ValueError(f"not the tensors of {cls.title}: {odd[0]} has shape {list(shapes[odd[0]])}")
-        dim, z_dim = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
-        widths, blocks, temporal = [], [0], []
-        for name in names:
-            if "residual" in name:
-                blocks[-1] += 1
-            else:
-                widths.append(shapes[name][0])
-                blocks.append(0)
-                temporal.append(name.replace("resample.1", "time_conv") in shapes)
-        widths.append(shapes[names[-1]][0])
-        if len(set(blocks)) > 1 or any(width % dim for width in widths):
-            raise ValueError(
-                f"unsupported VAE: stage widths {shown(widths, 80)} on base width {dim}, residual blocks "
-                f"{shown(blocks, 80)}"
-            )
-        return cls(dim, z_dim, tuple(width // dim for width in widths), blocks[0], tuple(temporal))
-
-
-ENDS = {"encoder.conv1.weight", "conv2.weight", "decoder.head.2.weight"}
-
-
 class CausalVAE(nn.Module):
-    """Encode and decode around an `encoder` and a `decoder`, both cut in two at the middle block.
+    """Encode and decode under the released parameter names. A subclass says what a stage consists of.
 
-    A subclass sets `encoder` (`local`, then `context`) and `decoder` (`context`, then `local`, which yields its result
-    in parts): `local` is the part that is local in space, `context` the part at latent resolution whose attention sees
-    whole frames. Latents are raw here; the published scaling belongs to the wrappers.
+    The encoder (`local`, then `context`) and the decoder (`context`, then `local`) are cut in two at the middle block:
+    `local` is local in space, `context` is at latent resolution and its attention sees whole frames. Latents are raw
+    here; the published scaling belongs to the wrappers.
     """
 
     config_class: ClassVar[type[VAEConfig]] = VAEConfig
-    encoder: Encoder3d
-    decoder: Decoder3d
+    down_stage: ClassVar[StageLayers]
+    up_stage: ClassVar[StageLayers]
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig | None = None):
         super().__init__()
-        self.config = config
+        self.config = config = config or self.config_class()
         self.z_dim = config.z_dim
         self.conv1 = CausalConv3d(config.z_dim * 2, config.z_dim * 2, 1)
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)
+        self.encoder = Encoder3d(config, self.down_stage)
+        self.decoder = Decoder3d(config, self.up_stage)
 
     def encode_moments(self, video: Tensor, chunk: int | None = None, tile: int | None = None) -> tuple[Tensor, Tensor]:
         """[B, 3, T, H, W] -> mean and log-variance, each [B, z, T', h, w]; frames after the last group are ignored.
@@ -236,7 +121,7 @@ class CausalVAE(nn.Module):
         return video
 
     def _folded(self, pixels: Tensor) -> Tensor:
-        """What the encoder takes."""
+        """Pixels as the encoder takes them."""
         return self._to_compute(fold(pixels, self.config.patch))
 
     def _pixels(self, features: Tensor, cache: FrameCache | None) -> Iterator[Tensor]:

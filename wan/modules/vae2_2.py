@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from wan.modules.vae import MAX_WIDTH, CausalVAE, VAEConfig
-from wan.modules.vae_blocks import AvgDown3D, DupUp3D, FrameCache, Resample, ResidualBlock, run_chunk
+from wan.modules.vae import CausalVAE
 from wan.modules.vae_blocks import CausalConv3d as CausalConv3d  # where upstream's scripts look for it
-from wan.modules.vae_coders import Decoder3d, Encoder3d, Stage
+from wan.modules.vae_blocks import DownStage, UpStage
+from wan.modules.vae_coders import MAX_WIDTH, VAEConfig
 from wan.modules.vae_wrapper import VideoVAE
 
 LATENT_MEAN = (
@@ -69,6 +68,10 @@ class VAE2_2Config(VAEConfig):
     def decoder_dim(self) -> int:
         return self.dec_dim
 
+    @property
+    def decoder_inputs(self) -> list[int]:
+        return self.decoder_widths[:-1]
+
     @classmethod
     def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> VAE2_2Config:
         config = super().from_state(shapes)
@@ -80,14 +83,13 @@ class CausalVAE2_2(CausalVAE):
 
     config_class = VAE2_2Config
 
-    def __init__(self, config: VAE2_2Config | None = None):
-        super().__init__(config or VAE2_2Config())
-        config = self.config
-        z_dim, channels, temporal = config.z_dim, config.folded_channels, config.temporal_downsample
-        self.encoder = StagedEncoder3d(
-            channels, config.encoder_widths, downsamples(config), temporal, z_dim, config.dropout
-        )
-        self.decoder = StagedDecoder3d(z_dim, config.decoder_widths, upsamples(config), channels, config.dropout)
+    @staticmethod
+    def down_stage(*sizes: Any) -> list[nn.Module]:
+        return [DownStage(*sizes)]
+
+    @staticmethod
+    def up_stage(*sizes: Any) -> list[nn.Module]:
+        return [UpStage(*sizes)]
 
     def _usable_frames(self, video: Tensor) -> Tensor:
         frames = super()._usable_frames(video)
@@ -109,77 +111,3 @@ class Wan2_2_VAE(VideoVAE):
 
     network, file = CausalVAE2_2, "Wan2.2_VAE.pth"
     latent_mean, latent_std = LATENT_MEAN, LATENT_STD
-
-
-def downsamples(config: VAE2_2Config) -> nn.Sequential:
-    """The encoder's stages."""
-    temporal = (*config.temporal_downsample, None)
-    return nn.Sequential(
-        *(
-            DownStage(width, out, config.num_res_blocks, doubles, config.dropout)
-            for (width, out), doubles in zip(pairwise(config.encoder_widths), temporal, strict=True)
-        )
-    )
-
-
-def upsamples(config: VAE2_2Config) -> nn.Sequential:
-    """The decoder's stages."""
-    temporal = (*config.temporal_downsample[::-1], None)
-    return nn.Sequential(
-        *(
-            UpStage(width, out, config.num_res_blocks + 1, doubles, config.dropout)
-            for (width, out), doubles in zip(pairwise(config.decoder_widths), temporal, strict=True)
-        )
-    )
-
-
-def residual_blocks(width: int, out: int, count: int, dropout: float) -> list[nn.Module]:
-    return [ResidualBlock(width if block == 0 else out, out, dropout) for block in range(count)]
-
-
-class DownStage(nn.Module):
-    """Residual blocks and half the resolution, plus the average of the input.
-
-    temporal: whether the frame rate is halved, too; None when the resolution stays.
-    """
-
-    def __init__(self, width: int, out: int, blocks: int, temporal: bool | None, dropout: float = 0.0):
-        super().__init__()
-        layers = residual_blocks(width, out, blocks, dropout)
-        if temporal is not None:
-            layers.append(Resample(out, "downsample3d" if temporal else "downsample2d"))
-        self.downsamples = nn.Sequential(*layers)
-        self.shortcut = AvgDown3D(width, out, 2 if temporal else 1, 1 if temporal is None else 2)
-
-    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
-        return run_chunk(self.downsamples, x, cache) + self.shortcut(x)
-
-
-class UpStage(nn.Module):
-    """Residual blocks and double the resolution, plus the repeated input. `vae_coders.run_stages` runs it.
-
-    temporal: whether the frame rate is doubled, too; None when the resolution stays, and then without a shortcut.
-    """
-
-    def __init__(self, width: int, out: int, blocks: int, temporal: bool | None, dropout: float = 0.0):
-        super().__init__()
-        layers = residual_blocks(width, out, blocks, dropout)
-        if temporal is not None:
-            layers.append(Resample(out, "upsample3d" if temporal else "upsample2d"))
-        self.upsamples = nn.Sequential(*layers)
-        self.shortcut = None if temporal is None else DupUp3D(width, out, 2 if temporal else 1, 2)
-
-    def stage(self) -> Stage:
-        if self.shortcut is None:
-            return Stage(list(self.upsamples), None)
-        return Stage(list(self.upsamples[:-1]), self.upsamples[-1], self.shortcut)
-
-
-class StagedEncoder3d(Encoder3d):
-    def stages(self) -> list[list[nn.Module]]:
-        return [[stage] for stage in self.downsamples]
-
-
-class StagedDecoder3d(Decoder3d):
-    def stages(self) -> list[Stage]:
-        return [part.stage() for part in self.upsamples]

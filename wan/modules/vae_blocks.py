@@ -241,3 +241,37 @@ def run_chunk(layers: Iterable[nn.Module], x: Tensor, cache: FrameCache | None) 
     for layer in layers:
         x = layer(x, cache)
     return x
+
+
+def stage_layers(
+    way: str, width: int, out: int, blocks: int, temporal: bool | None, dropout: float, resampled: int | None = None
+) -> list[nn.Module]:
+    """Build the residual blocks of one resolution, then the way "up" or "down" to the next, with `resampled` channels.
+
+    temporal: whether the frame rate changes, too; None when the resolution stays.
+    """
+    layers: list[nn.Module] = [ResidualBlock(out if block else width, out, dropout) for block in range(blocks)]
+    if temporal is not None:
+        layers.append(Resample(out, f"{way}sample{'3d' if temporal else '2d'}", resampled))
+    return layers
+
+
+class DownStage(nn.Module):
+    """`stage_layers` down, plus the average of the input."""
+
+    def __init__(self, width: int, out: int, blocks: int, temporal: bool | None, dropout: float = 0.0):
+        super().__init__()
+        self.downsamples = nn.Sequential(*stage_layers("down", width, out, blocks, temporal, dropout))
+        self.shortcut = AvgDown3D(width, out, 2 if temporal else 1, 1 if temporal is None else 2)
+
+    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
+        return run_chunk(self.downsamples, x, cache) + self.shortcut(x)
+
+
+class UpStage(nn.Module):
+    """`stage_layers` up, plus the repeated input where the resolution changes. `vae_coders.run_stages` runs it."""
+
+    def __init__(self, width: int, out: int, blocks: int, temporal: bool | None, dropout: float = 0.0):
+        super().__init__()
+        self.upsamples = nn.Sequential(*stage_layers("up", width, out, blocks, temporal, dropout))
+        self.shortcut = None if temporal is None else DupUp3D(width, out, 2 if temporal else 1, 2)

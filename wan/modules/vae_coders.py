@@ -1,13 +1,19 @@
-"""The encoder and the decoder around any list of stages. Tensors are [B, C, T, H, W]."""
+"""Encoder, decoder and the configuration of a causal video autoencoder. Tensors are [B, C, T, H, W]."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, pairwise
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from wan.checkpoint.formats import describe_contents
+from wan.files import shown
 from wan.modules.vae_blocks import (
     AttentionBlock,
     CausalConv3d,
@@ -16,32 +22,151 @@ from wan.modules.vae_blocks import (
     OutputHead,
     Resample,
     ResidualBlock,
+    UpStage,
     run_chunk,
 )
 
+PIXEL_CHANNELS = 3
 FRAMES_AT_ONCE = 4  # frames that a decoder stage processes together when streaming
+MAX_WIDTH, MAX_STAGES, MAX_BLOCKS = 1 << 16, 8, 32  # far beyond any VAE, and small enough to build one without weights
+ENDS = {"encoder.conv1.weight", "conv2.weight", "decoder.head.2.weight"}
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Architecture of a causal video autoencoder; the defaults are the released VAE 2.1."""
+
+    dim: int = 96  # channels at full resolution
+    z_dim: int = 16  # latent channels
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)  # width of each stage, in units of dim
+    num_res_blocks: int = 2  # per encoder stage; the decoder has one more
+    temporal_downsample: tuple[bool, ...] = (False, True, True)  # at each transition between stages
+    dropout: float = 0.0
+
+    title: ClassVar[str] = "VAE 2.1"
+    patch: ClassVar[int] = 1  # rows and columns of pixels that are folded into channels before the first convolution
+    layer_pattern: ClassVar[str] = r"encoder\.downsamples\.(\d+)\."  # the numbers of a layer, in order
+
+    def __post_init__(self):
+        object.__setattr__(self, "dim_mult", tuple(self.dim_mult))
+        object.__setattr__(self, "temporal_downsample", tuple(bool(flag) for flag in self.temporal_downsample))
+        if min(self.dim, self.z_dim, self.num_res_blocks, *self.dim_mult) < 1:
+            raise ValueError(f"dim, z_dim, num_res_blocks and every dim_mult must be at least 1, got {self}")
+        widest = max(self.z_dim, self.dim * max(self.dim_mult))
+        if widest > MAX_WIDTH or len(self.dim_mult) > MAX_STAGES or self.num_res_blocks > MAX_BLOCKS:
+            raise ValueError(
+                f"a VAE has at most {MAX_WIDTH} channels, {MAX_STAGES} stages and {MAX_BLOCKS} blocks in each, got "
+                f"{widest}, {len(self.dim_mult)} and {self.num_res_blocks}"
+            )
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
+            raise ValueError(
+                f"temporal_downsample needs one flag per transition between stages: {len(self.dim_mult) - 1} "
+                f"for dim_mult {self.dim_mult}, got {len(self.temporal_downsample)}"
+            )
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Pixels per latent element: frames, rows, columns."""
+        space = self.patch * 2 ** len(self.temporal_downsample)
+        return 2 ** sum(self.temporal_downsample), space, space
+
+    @property
+    def folded_channels(self) -> int:
+        return PIXEL_CHANNELS * self.patch**2
+
+    @property
+    def encoder_widths(self) -> list[int]:
+        """Channels before the first stage and after each."""
+        return [self.dim * mult for mult in (1, *self.dim_mult)]
+
+    @property
+    def decoder_dim(self) -> int:
+        return self.dim
+
+    @property
+    def decoder_widths(self) -> list[int]:
+        """Channels before the decoder's first stage, the lowest resolution, and after each."""
+        return [self.decoder_dim * mult for mult in (self.dim_mult[-1], *self.dim_mult[::-1])]
+
+    @property
+    def decoder_inputs(self) -> list[int]:
+        """Channels that each stage of the decoder is given: the way to it halves them."""
+        first, *later = self.decoder_widths[:-1]
+        return [first, *(width // 2 for width in later)]
+
+    @property
+    def encoder_halo(self) -> int:
+        """Latent pixels beyond a tile that reach it through the encoder's stages (9 for the released VAEs)."""
+        return self._reach(self.num_res_blocks)
+
+    @property
+    def decoder_halo(self) -> int:
+        """Latent pixels beyond a tile that reach it through the decoder's stages (13 for the released VAEs)."""
+        return self._reach(self.num_res_blocks + 1)
+
+    def _reach(self, blocks: int) -> int:
+        """Of two convolutions a block, one a change of resolution, and the outermost one; each reaches one position."""
+        stages = len(self.dim_mult)
+        inner = sum(2 * blocks / 2**i for i in range(stages)) + sum(1 / 2**i for i in range(1, stages))
+        return math.ceil(inner + 1 / 2 ** (stages - 1))
+
+    @classmethod
+    def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> VAEConfig:
+        """Read the architecture of such a VAE off its tensor names and shapes.
+
+        Raises ValueError when the names are not those of this kind of VAE, and says what they look like.
+        """
+        pattern = re.compile(cls.layer_pattern + r"(?:residual\.6|resample\.1)\.weight")
+        matches = [match for match in map(pattern.fullmatch, shapes) if match]
+        names = [match[0] for match in sorted(matches, key=lambda match: [int(n) for n in match.groups()])]
+        if not names or not ENDS <= shapes.keys():
+            contents = describe_contents(shapes) or "nothing that this version knows"
+            raise ValueError(
+                f"not the tensors of {cls.title}; they look like {contents}: "
+                f"{len(shapes)}, such as {', '.join(shown(name, 80) for name in list(shapes)[:3]) or 'none'}"
+            )
+        if odd := [name for name in (*ENDS, *names) if len(shapes[name]) not in (4, 5) or 0 in shapes[name]]:
+            raise ValueError(f"not the tensors of {cls.title}: {odd[0]} has shape {list(shapes[odd[0]])}")
+        dim, z_dim = shapes["encoder.conv1.weight"][0], shapes["conv2.weight"][0]
+        widths, blocks, temporal = [], [0], []
+        for name in names:
+            if "residual" in name:
+                blocks[-1] += 1
+            else:
+                widths.append(shapes[name][0])
+                blocks.append(0)
+                temporal.append(name.replace("resample.1", "time_conv") in shapes)
+        widths.append(shapes[names[-1]][0])
+        if len(set(blocks)) > 1 or any(width % dim for width in widths):
+            raise ValueError(
+                f"unsupported VAE: stage widths {shown(widths, 80)} on base width {dim}, residual blocks "
+                f"{shown(blocks, 80)}"
+            )
+        return cls(dim, z_dim, tuple(width // dim for width in widths), blocks[0], tuple(temporal))
+
+
+StageLayers = Callable[[int, int, int, "bool | None", float], "list[nn.Module]"]
 
 
 class Encoder3d(nn.Module):
     """[B, channels, T, H, W] -> moments [B, 2z, T', h, w] through `downsamples`, in two steps: `local`, then `context`.
 
-    `temporal` says for each change of resolution whether it halves the frame rate, too.
+    `down_stage` builds the layers of a stage from its input and output channels, number of residual blocks, whether it
+    halves the frame rate (None when the resolution stays), and dropout.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        widths: Sequence[int],
-        downsamples: nn.Sequential,
-        temporal: Sequence[bool],
-        z_dim: int,
-        dropout: float,
-    ):
+    def __init__(self, config: VAEConfig, down_stage: StageLayers):
         super().__init__()
-        self.conv1 = CausalConv3d(channels, widths[0], 3, padding=1)
-        self.downsamples = downsamples
-        self.middle = middle(widths[-1], dropout)
-        self.head = OutputHead(widths[-1], z_dim * 2)
+        widths, temporal = config.encoder_widths, config.temporal_downsample
+        self.conv1 = CausalConv3d(config.folded_channels, widths[0], 3, padding=1)
+        stages = [
+            down_stage(width, out, config.num_res_blocks, halves, config.dropout)
+            for (width, out), halves in zip(pairwise(widths), (*temporal, None), strict=True)
+        ]
+        self.downsamples = nn.Sequential(*chain(*stages))
+        self.layers_per_stage = [len(layers) for layers in stages]
+        self.middle = middle(widths[-1], config.dropout)
+        self.head = OutputHead(widths[-1], config.z_dim * 2)
         # frames of the video that reach each stage as FRAMES_AT_ONCE
         self.frames_at_once = [FRAMES_AT_ONCE * 2 ** sum(temporal[:stage]) for stage in range(len(temporal) + 1)]
 
@@ -50,14 +175,10 @@ class Encoder3d(nn.Module):
 
     def local(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         """The last stage takes all of x; earlier ones a few frames at a time if there is a cache: theirs are larger."""
-        return self._through(self.stages(), x, cache)
+        return self._through(cut(self.downsamples, self.layers_per_stage), x, cache)
 
     def context(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         return self.head(run_chunk(self.middle, x, cache), cache)
-
-    def stages(self) -> list[list[nn.Module]]:
-        """The layers of each resolution; the last one of a stage leads to the next."""
-        raise NotImplementedError
 
     def _through(self, stages: list[list[nn.Module]], x: Tensor, cache: FrameCache | None) -> Tensor:
         *earlier, last = stages
@@ -71,31 +192,42 @@ class Encoder3d(nn.Module):
 class Decoder3d(nn.Module):
     """[B, z, T', h, w] -> [B, channels, T, H, W] through `upsamples`, in two steps: `context`, then `local`."""
 
-    def __init__(self, z_dim: int, widths: Sequence[int], upsamples: nn.Sequential, channels: int, dropout: float):
+    def __init__(self, config: VAEConfig, up_stage: StageLayers):
         super().__init__()
-        self.conv1 = CausalConv3d(z_dim, widths[0], 3, padding=1)
-        self.middle = middle(widths[0], dropout)
-        self.upsamples = upsamples
-        self.head = OutputHead(widths[-1], channels)
+        widths, temporal = config.decoder_widths, (*config.temporal_downsample[::-1], None)
+        self.conv1 = CausalConv3d(config.z_dim, widths[0], 3, padding=1)
+        self.middle = middle(widths[0], config.dropout)
+        stages = [
+            up_stage(width, out, config.num_res_blocks + 1, doubles, config.dropout)
+            for width, out, doubles in zip(config.decoder_inputs, widths[1:], temporal, strict=True)
+        ]
+        self.upsamples = nn.Sequential(*chain(*stages))
+        self.layers_per_stage = [len(layers) for layers in stages]
+        self.head = OutputHead(widths[-1], config.folded_channels)
 
     def context(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         return run_chunk(self.middle, self.conv1(x, cache), cache)
 
     def local(self, x: Tensor, cache: FrameCache | None) -> Iterator[Tensor]:
         """Yield the frames of [B, C, T', h, w] in order, at most FRAMES_AT_ONCE at a time if there is a cache."""
-        for part in run_stages(self.stages(), x, cache):
+        stages = [Stage.of(layers) for layers in cut(self.upsamples, self.layers_per_stage)]
+        for part in run_stages(stages, x, cache):
             yield self.head(part, cache)
-
-    def stages(self) -> list[Stage]:
-        raise NotImplementedError
 
 
 class Stage(NamedTuple):
-    """What happens at one resolution of a decoder, and the way to the next."""
+    """The blocks at one resolution of a decoder, and the way to the next."""
 
     blocks: Sequence[nn.Module]
     resample: Resample | None  # None: the last stage
     shortcut: DupUp3D | None = None  # from the input of the stage to its resampled result
+
+    @classmethod
+    def of(cls, layers: Sequence[nn.Module]) -> Stage:
+        if isinstance(layers[0], UpStage):
+            return cls.of(layers[0].upsamples)._replace(shortcut=layers[0].shortcut)
+        *blocks, last = layers
+        return cls(blocks, last) if isinstance(last, Resample) else cls(layers, None)
 
     def finish(self, y: Tensor, x: Tensor | None, cache: FrameCache | None) -> Tensor:
         """The end of the stage for some of its frames: y after the blocks, x before them."""
@@ -121,6 +253,12 @@ def run_stages(stages: Sequence[Stage], x: Tensor, cache: FrameCache | None) -> 
         frames = slice(start, start + size)
         before = None if given is None else given[:, :, frames]
         yield from run_stages(later, stage.finish(x[:, :, frames], before, cache), cache)
+
+
+def cut(layers: nn.Sequential, counts: Sequence[int]) -> list[list[nn.Module]]:
+    """The layers of each stage."""
+    rest = iter(layers)
+    return [list(islice(rest, count)) for count in counts]
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
