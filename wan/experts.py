@@ -31,14 +31,9 @@ def load_expert(
     """
     # several processes would each keep a host copy of what they converted
     stays = shard is not None or (runtime.parallel.world_size > 1 and offload is Offload.NONE)
+    device, sizes = runtime.device if stays else CPU, expert_config(checkpoint_dir, config, name)
     model = MODELS[config.model_type].from_pretrained(
-        checkpoint_dir,
-        name,
-        runtime.dtype,
-        runtime.device if stays else CPU,
-        shard=shard,
-        config=expert_config(checkpoint_dir, config, name),
-        change=change,
+        checkpoint_dir, name, runtime.dtype, device, shard=shard, config=sizes, change=change
     )
     for step in (convert, pack, choose_attention, compile_blocks):
         model = step(model, runtime)

@@ -52,29 +52,24 @@ class T5Config:
 
         Raises ValueError naming the tensors of a umT5 encoder that are missing or have wrong shapes.
         """
-        embedding, q, fc1, bias = (
-            "token_embedding.weight",
-            "blocks.0.attn.q.weight",
-            "blocks.0.ffn.fc1.weight",
-            "blocks.0.pos_embedding.embedding.weight",
-        )
-        missing = [name for name in (embedding, q, fc1, bias) if name not in shapes]
-        if missing:
+        named = ("token_embedding", "blocks.0.attn.q", "blocks.0.ffn.fc1", "blocks.0.pos_embedding.embedding")
+        names = [f"{name}.weight" for name in named]
+        if missing := [name for name in names if name not in shapes]:
             raise ValueError(f"not a umT5 text encoder in the Wan layout: the checkpoint has no {', '.join(missing)}")
-        for name in (embedding, q, fc1, bias):
-            if len(shapes[name]) != 2 or 0 in shapes[name]:
-                raise ValueError(
-                    f"not a umT5 text encoder: {name} has shape {list(shapes[name])}, not rows and columns"
-                )
+        if odd := [name for name in names if len(shapes[name]) != 2 or 0 in shapes[name]]:
+            raise ValueError(
+                f"not a umT5 text encoder: {odd[0]} has shape {list(shapes[odd[0]])}, not rows and columns"
+            )
+        embedding, q, fc1, bias = (shapes[name] for name in names)
         numbers = {int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d{1,3})\.", name))}
         return cls(
-            vocab_size=shapes[embedding][0],
-            dim=shapes[embedding][1],
-            dim_attn=shapes[q][0],
-            dim_ffn=shapes[fc1][0],
-            num_heads=shapes[bias][1],
+            vocab_size=embedding[0],
+            dim=embedding[1],
+            dim_attn=q[0],
+            dim_ffn=fc1[0],
+            num_heads=bias[1],
             num_layers=max(numbers) + 1,  # a larger number is an unexpected name
-            num_buckets=shapes[bias][0],
+            num_buckets=bias[0],
         )
 
 
@@ -269,7 +264,7 @@ class T5Norm(nn.Module):
 
 
 def relative_buckets(relative_position: Tensor, num_buckets: int, max_distance: int) -> Tensor:
-    """Bucket of each `key index - query index`: one per small distance, logarithmic beyond (arXiv:1910.10683).
+    """Find the bucket of each `key index - query index`: one per small distance, logarithmic beyond (arXiv:1910.10683).
 
     The upper half of the buckets is for keys after the query. The logarithm is float32 and truncated, as in the
     training of the released weights.

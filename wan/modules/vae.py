@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, FrameCache, Resample, RMS_norm
@@ -40,9 +41,9 @@ class CausalVAE(nn.Module):
     def encode_moments(self, video: Tensor, chunk: int | None = None, tile: int | None = None) -> tuple[Tensor, Tensor]:
         """[B, 3, T, H, W] -> mean and log-variance, each [B, z, T', h, w]; frames after the last group are ignored.
 
-        `chunk` is how many frames (a multiple of the temporal stride) pass the lowest resolution together; higher ones
-        take 4 at a time. None encodes everything at once. `tile` is the edge of a tile in latent pixels, None for whole
-        frames. Neither changes more than rounding.
+        `chunk` frames, a multiple of the temporal stride, pass the lowest resolution together; higher resolutions take
+        4 at a time. None encodes everything at once. `tile` is the edge of a tile in latent pixels, None for whole
+        frames. Both change rounding alone.
         """
         frames = self._usable_frames(video)
         if chunk is not None and (chunk < 1 or chunk % self.config.stride[0]):
@@ -70,9 +71,9 @@ class CausalVAE(nn.Module):
     ) -> Iterator[Tensor]:
         """Decode consecutive parts [B, 3, t, H, W] of the video, in memory that does not depend on its length.
 
-        `chunk` is how many latent frames pass the lowest resolution at a time; higher ones take at most 4 frames. None
-        decodes everything at once. With `tile`, the edge of a tile in latent pixels, the memory is that of one tile.
-        The whole video is then collected on the CPU before the first part is yielded, and the parts stay there.
+        `chunk` latent frames pass the lowest resolution together; higher resolutions take at most 4 frames. None
+        decodes everything at once. With `tile`, the edge of a tile in latent pixels, the device holds one tile at a
+        time, and the video is put together on the CPU before its first part is yielded from there.
         """
         if z.ndim != 5 or z.shape[1] != self.z_dim or 0 in z.shape:
             raise ValueError(f"a latent must be [B, {self.z_dim}, T, h, w] with T, h, w >= 1, got {list(z.shape)}")
@@ -88,8 +89,10 @@ class CausalVAE(nn.Module):
             yield from chunks(video, chunk and chunk * self.config.stride[0])
 
     def _encode_tiles(self, frames: Tensor, chunk: int | None, tile: int) -> Tensor:
-        """The encoder up to its middle block, [B, 3, T, H, W] -> [B, C, T', h, w]; time inside, so that one tile's
-        cache lives at a time."""
+        """Run the encoder up to its middle block, [B, 3, T, H, W] -> [B, C, T', h, w].
+
+        Each tile passes with all of its frames, so that there is one cache at a time.
+        """
         strides, halo = self.config.stride[1:], self.config.encoder_halo
         grid = [tile_axis(size // stride, tile, halo) for size, stride in zip(frames.shape[3:], strides, strict=True)]
         rows = []
@@ -104,7 +107,7 @@ class CausalVAE(nn.Module):
         return torch.cat(rows, dim=3)
 
     def _decode_tiles(self, features: Tensor, chunk: int | None, tile: int) -> Tensor:
-        """The decoder after its middle block, [B, C, T', h, w] -> [B, 3, T, H, W] on the CPU."""
+        """Run the decoder after its middle block, [B, C, T', h, w] -> [B, 3, T, H, W] on the CPU."""
         time, *strides = self.config.stride
         b, _, t, h, w = features.shape
         shape = (b, PIXEL_CHANNELS, (t - 1) * time + 1, h * strides[0], w * strides[1])
@@ -121,20 +124,20 @@ class CausalVAE(nn.Module):
         return video
 
     def _folded(self, pixels: Tensor) -> Tensor:
-        """Pixels as the encoder takes them."""
+        """Make of pixels what the encoder takes."""
         return self._to_compute(fold(pixels, self.config.patch))
 
     def _pixels(self, features: Tensor, cache: FrameCache | None) -> Iterator[Tensor]:
-        """The decoder after its middle block, frame by frame or a few at a time."""
+        """Run the decoder after its middle block and yield a few frames [B, 3, t, H, W] at a time."""
         return (unfold(part, self.config.patch) for part in self.decoder.local(features, cache))
 
     def _to_compute(self, x: Tensor) -> Tensor:
-        """Device and type of the weights, and on a CPU the layout in which channels are neighbours."""
+        """Give x the device and type of the weights, and on a CPU the layout in which channels are neighbours."""
         layout = torch.channels_last_3d if self.conv1.weight.device.type == "cpu" else torch.contiguous_format
         return x.to(self.conv1.weight).contiguous(memory_format=layout)
 
     def _usable_frames(self, video: Tensor) -> Tensor:
-        """The video without the frames after its last complete group."""
+        """Check a video [B, 3, T, H, W] and leave out the frames after its last complete group."""
         frames, height, width = self.config.stride
         if video.ndim != 5 or video.shape[1] != PIXEL_CHANNELS or video.shape[0] < 1:
             raise ValueError(f"a video must be [B, 3, T, H, W], got {list(video.shape)}")
@@ -146,7 +149,7 @@ class CausalVAE(nn.Module):
         return video[:, :, : (t - 1) // frames * frames + 1]
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Random weights to train from. Attention starts as a no-op, temporal resampling as nearest neighbour."""
+        """Draw weights to train from. Attention starts as a no-op, temporal resampling as nearest neighbour."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 fan_in = module.weight[0].numel()
@@ -174,7 +177,7 @@ class Tile:
     size: int
 
     def pixels(self, stride: int) -> slice:
-        """`read` in pixels; the last tile takes the pixels that fill no latent pixel along, as the whole would."""
+        """Give `read` in pixels. The last tile includes the pixels at the edge that fill no latent pixel."""
         return slice(self.read.start * stride, None if self.read.stop == self.size else self.read.stop * stride)
 
 
@@ -192,6 +195,7 @@ def tile_axis(size: int, tile: int, halo: int) -> list[Tile]:
 
 
 def scaled(part: slice, factor: int) -> slice:
+    """Give a slice of latent pixels in pixels."""
     return slice(part.start * factor, part.stop * factor)
 
 
@@ -210,16 +214,9 @@ def fold(x: Tensor, patch: int) -> Tensor:
 
     Channels are in the order (channel, column within the patch, row within the patch), as released weights expect.
     """
-    if patch == 1:
-        return x
-    b, c, t, h, w = x.shape
-    x = x.reshape(b, c, t, h // patch, patch, w // patch, patch)
-    return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+    return rearrange(x, "b c t (h j) (w k) -> b (c k j) t h w", j=patch, k=patch) if patch > 1 else x
 
 
 def unfold(x: Tensor, patch: int) -> Tensor:
-    """The inverse of `fold`."""
-    if patch == 1:
-        return x
-    x = x.unflatten(1, (-1, patch, patch))  # [B, C, column, row, T, H, W]
-    return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+    """Undo `fold`."""
+    return rearrange(x, "b (c k j) t h w -> b c t (h j) (w k)", j=patch, k=patch) if patch > 1 else x

@@ -1,7 +1,7 @@
 """VAE 2.2: 4 x 16 x 16 compression into 48 channels. Used by TI2V-5B.
 
-Beside what VAE 2.1 does, pixels are folded 2x2 into channels, and every stage that changes the resolution has a
-shortcut without parameters around it.
+Unlike in VAE 2.1, pixels are folded 2x2 into channels, and every stage that changes the resolution has a shortcut
+without parameters around it.
 """
 
 from __future__ import annotations

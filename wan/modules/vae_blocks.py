@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 HISTORY = 2  # frames a temporal kernel of 3 looks back
@@ -25,7 +26,7 @@ class FrameCache:
         self._frames: dict[nn.Module, Tensor] = {}
 
     def get(self, module: nn.Module) -> Tensor | None:
-        """Frames left by the previous chunk, None before the first."""
+        """Look up the frames that the previous chunk left, None before the first."""
         return self._frames.get(module)
 
     def put(self, module: nn.Module, frames: Tensor) -> None:
@@ -33,7 +34,7 @@ class FrameCache:
 
 
 def with_history(x: Tensor, module: nn.Module, cache: FrameCache | None) -> Tensor:
-    """[B, C, T, H, W] -> [B, C, 2 + T, H, W]: the two frames before the chunk in front, zeros before a video."""
+    """Put the two frames before a chunk, or zeros, in front of it: [B, C, T, H, W] -> [B, C, 2 + T, H, W]."""
     state = None if cache is None else cache.get(module)
     x = F.pad(x, (0, 0, 0, 0, HISTORY, 0)) if state is None else torch.cat([state, x], dim=2)
     if cache is not None:
@@ -42,10 +43,10 @@ def with_history(x: Tensor, module: nn.Module, cache: FrameCache | None) -> Tens
 
 
 class CausalConv3d(nn.Conv3d):
-    """3-D convolution that sees no future frame: twice the time padding in front, none behind; zeros."""
+    """3-D convolution that sees no future frame: all padding in time, twice that of one side, stands in front."""
 
     def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
-        """[B, C, T, H, W] -> [B, C', T, H', W']; a kernel without time padding has no history and no state."""
+        """[B, C, T, H, W] -> [B, C', T, H', W']; a kernel without padding in time has no history."""
         return self._conv_with_history(x, cache) if self.padding[0] else self._conv(x, self.weight)
 
     def _conv_with_history(self, x: Tensor, cache: FrameCache | None) -> Tensor:
@@ -137,8 +138,8 @@ class AttentionBlock(nn.Module):
 class Resample(nn.Module):
     """Halve or double the rows and columns, and for the 3d modes the frame rate.
 
-    mode is "downsample2d", "downsample3d", "upsample2d" or "upsample3d". The first frame of a video stays one frame and
-    passes the temporal convolution by; upsampling also keeps it out of the history of the frames that follow.
+    mode is "downsample2d", "downsample3d", "upsample2d" or "upsample3d". The first frame of a video stays one frame:
+    it goes around the temporal convolution. Upsampling also keeps it out of the history of the frames that follow.
     """
 
     def __init__(self, dim: int, mode: str, out_dim: int | None = None):
@@ -176,9 +177,7 @@ class Resample(nn.Module):
 
     def _pairs(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         """[B, C, m, H, W] -> [B, C, 2m, H, W]: the first half of the channels is the earlier frame of each pair."""
-        b, c, t, h, w = x.shape
-        pairs = self.time_conv(x, cache).unflatten(1, (2, c))  # [B, 2, C, m, H, W]
-        return pairs.permute(0, 2, 3, 1, 4, 5).reshape(b, c, 2 * t, h, w)
+        return rearrange(self.time_conv(x, cache), "b (pair c) t h w -> b c (t pair) h w", pair=2)
 
     def _halve_frames(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         """2m + 1 first frames -> m + 1, 2m later frames -> m."""
@@ -192,7 +191,7 @@ class Resample(nn.Module):
 
 
 class AvgDown3D(nn.Module):
-    """A shortcut past a stage that lowers the resolution: averages of groups of values, no parameters.
+    """Average groups of values: the shortcut past a stage that lowers the resolution. It has no parameters.
 
     The values of each `time` frames x `space` rows x `space` columns, in the order (channel, frame, row, column), are
     cut into out_dim groups of equal size. A number of frames that is no multiple of `time` gets zero frames in front.
@@ -205,16 +204,15 @@ class AvgDown3D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_dim, T, H, W] -> [B, out_dim, T / time, H / space, W / space]."""
-        if (time := self.time) == (space := self.space) == 1 and x.shape[1] == self.out_dim:
+        if self.time == self.space == 1 and x.shape[1] == self.out_dim:
             return x
-        x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
-        x = x.unflatten(4, (-1, space)).unflatten(3, (-1, space)).unflatten(2, (-1, time))
-        x = x.permute(0, 1, 3, 5, 7, 2, 4, 6)  # [B, C, time, space, space, T, H, W]
-        return x.flatten(1, 4).unflatten(1, (self.out_dim, -1)).mean(dim=2)
+        x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % self.time, 0))
+        x = rearrange(x, "b c (t i) (h j) (w k) -> b (c i j k) t h w", i=self.time, j=self.space, k=self.space)
+        return x.unflatten(1, (self.out_dim, -1)).mean(dim=2)
 
 
 class DupUp3D(nn.Module):
-    """A shortcut past a stage that raises the resolution: repeated values, no parameters.
+    """Repeat values: the shortcut past a stage that raises the resolution. It has no parameters.
 
     Each channel is repeated until there are out_dim * time * space * space of them, which are then spread over
     `time` frames x `space` rows x `space` columns: the inverse of the order of `AvgDown3D`.
@@ -226,13 +224,12 @@ class DupUp3D(nn.Module):
         assert self.repeats * in_dim == out_dim * time * space * space
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """y [B, out_dim, T', H * space, W * space] plus x [B, in_dim, T, H, W] repeated.
+        """Add x [B, in_dim, T, H, W], repeated, to y [B, out_dim, T', H * space, W * space].
 
         Where y starts a video, it has T' = T * time - (time - 1) frames: the first frame of x is not repeated in time.
         """
-        time, space = self.time, self.space
-        x = x.repeat_interleave(self.repeats, dim=1).unflatten(1, (-1, time, space, space))
-        x = x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        x = x.repeat_interleave(self.repeats, dim=1)
+        x = rearrange(x, "b (c i j k) t h w -> b c (t i) (h j) (w k)", i=self.time, j=self.space, k=self.space)
         return y + x[:, :, -y.shape[2] :]
 
 

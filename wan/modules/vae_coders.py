@@ -105,14 +105,14 @@ class VAEConfig:
         return self._reach(self.num_res_blocks + 1)
 
     def _reach(self, blocks: int) -> int:
-        """Of two convolutions a block, one a change of resolution, and the outermost one; each reaches one position."""
+        """Add up two convolutions a block, one a change of resolution, and the outermost; each reaches one position."""
         stages = len(self.dim_mult)
         inner = sum(2 * blocks / 2**i for i in range(stages)) + sum(1 / 2**i for i in range(1, stages))
         return math.ceil(inner + 1 / 2 ** (stages - 1))
 
     @classmethod
     def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> VAEConfig:
-        """Read the architecture of such a VAE off its tensor names and shapes.
+        """Read the architecture off the names and shapes of a VAE's tensors.
 
         Raises ValueError when the names are not those of this kind of VAE, and says what they look like.
         """
@@ -174,7 +174,7 @@ class Encoder3d(nn.Module):
         return self.context(self.local(x, cache), cache)
 
     def local(self, x: Tensor, cache: FrameCache | None) -> Tensor:
-        """The last stage takes all of x; earlier ones a few frames at a time if there is a cache: theirs are larger."""
+        """Run all stages: the last one on all of x, with a cache the earlier ones on a few frames, which are larger."""
         return self._through(cut(self.downsamples, self.layers_per_stage), x, cache)
 
     def context(self, x: Tensor, cache: FrameCache | None) -> Tensor:
@@ -224,21 +224,22 @@ class Stage(NamedTuple):
 
     @classmethod
     def of(cls, layers: Sequence[nn.Module]) -> Stage:
+        """Read the layers of VAE 2.1, or the one `UpStage` of VAE 2.2."""
         if isinstance(layers[0], UpStage):
             return cls.of(layers[0].upsamples)._replace(shortcut=layers[0].shortcut)
         *blocks, last = layers
         return cls(blocks, last) if isinstance(last, Resample) else cls(layers, None)
 
     def finish(self, y: Tensor, x: Tensor | None, cache: FrameCache | None) -> Tensor:
-        """The end of the stage for some of its frames: y after the blocks, x before them."""
+        """End the stage for some of its frames: y after the blocks, x before them."""
         y = self.resample(y, cache)
         return y if self.shortcut is None else self.shortcut(x, y)
 
 
 def run_stages(stages: Sequence[Stage], x: Tensor, cache: FrameCache | None) -> Iterator[Tensor]:
-    """The first stage on all of x, the later ones on a few frames at a time if there is a cache: theirs are larger.
+    """Run the first stage on all of x; with a cache the later ones take a few frames at a time: theirs are larger.
 
-    A tensor is let go as soon as nothing needs it, which the names below see to.
+    No name here holds a tensor longer than it is needed.
     """
     stage, *later = stages
     given = None if stage.shortcut is None else x
@@ -256,16 +257,16 @@ def run_stages(stages: Sequence[Stage], x: Tensor, cache: FrameCache | None) -> 
 
 
 def cut(layers: nn.Sequential, counts: Sequence[int]) -> list[list[nn.Module]]:
-    """The layers of each stage."""
+    """Cut consecutive layers into stages of so many."""
     rest = iter(layers)
     return [list(islice(rest, count)) for count in counts]
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
-    """Consecutive parts of a video -> the whole."""
+    """Join consecutive parts of a video [B, C, t, H, W]."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def middle(dim: int, dropout: float) -> nn.Sequential:
-    """The layers at latent resolution; the only ones that see a whole frame."""
+    """Build the layers at latent resolution, the only ones that see a whole frame."""
     return nn.Sequential(ResidualBlock(dim, dim, dropout), AttentionBlock(dim), ResidualBlock(dim, dim, dropout))

@@ -1,4 +1,4 @@
-"""Faster float32 inference of the VAE's convolutions on a CPU; same results up to rounding.
+"""Faster float32 inference of the VAE's convolutions on a CPU. Results differ by rounding.
 
 A causal 3x3x3 convolution spends its time in multiplications. Winograd's minimal filtering F(4, 3) (Lavin and Gray,
 arXiv:1509.09308) needs 6 instead of 12 for four outputs of a filter with three taps. It is applied to groups of four
@@ -26,7 +26,10 @@ BAND_BYTES = 3 << 20  # of one frame's rows
 
 
 def install(network: nn.Module) -> None:
-    """Let the blocks of a VAE use the kernels below where these are faster. Parameters and their names stay."""
+    """Let the blocks of a VAE use the kernels below where these are faster. Parameters and their names stay.
+
+    With several threads beside busy programs they need `program.share_cores`: docs/log.md, 2026-11-25.
+    """
     for module in network.modules():
         if isinstance(module, Resample) and module.mode.startswith("upsample"):
             module.resample.__class__ = FusedUpsample
@@ -256,7 +259,7 @@ def _frames_last(x: Tensor) -> Tensor:
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """3x3 convolution (padding 1) of frames [N, C, H, W] after nearest-neighbour doubling, without the doubled image.
+    """Double frames [N, C, H, W] by nearest neighbours and convolve them, 3x3 with padding 1, without a doubled image.
 
     Along an axis, even outputs see inputs (i - 1, i) with taps (w0, w1 + w2), odd ones (i, i + 1) with (w0 + w1, w2).
     This makes four 2x2 convolutions, with 16 multiplications instead of 36.
