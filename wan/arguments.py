@@ -1,6 +1,6 @@
-"""The flags of `generate.py`, a row each. None means "not given": the stored request, then the task's config, fill it.
+"""Flags of `generate.py`, one row each. None means "not given": then the stored request or the task's config decides.
 
-Nothing here imports torch, so that help and errors about arguments are there at once.
+Nothing here imports torch, so that help and errors about arguments appear at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from wan.typed import number, one_of, parsed, path, str2bool, text, whole
 
 
 class Kind(NamedTuple):
-    """A way to read a value, and its name in the help: a word, or the names to choose from. A switch has neither."""
+    """Reader of a value, and its name in the help: a word, or the names to choose from. A switch has neither."""
 
     read: Callable[[str], Any] | None
     metavar: str | Iterable[str] | None
@@ -33,12 +33,13 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag, `--name`.
+    """Flag `--name`.
 
-    `group` is its place in the help, and says whose `field` it fills: the runtime's in RUN, that of its processes in
-    SEVERAL, the request's elsewhere; without a field the program uses it. `tasks` know it, all if there are none, and
-    have a group of their own. For other tasks an input is refused, because the result would not be what was asked for,
-    and a setting is ignored with a warning. `instead` says what to do until the flag is available.
+    `group` is its place in the help. It also tells whose `field` the flag fills: the runtime's in RUN, that of its
+    processes in SEVERAL, the request's elsewhere. A flag without a field is used by the program itself. `tasks` are the
+    tasks that know the flag, all if there are none; they have a group of their own in the help. For other tasks an
+    input is refused, because the video would not be the one asked for, and a setting is ignored with a warning.
+    `instead` is the advice for a flag that is not available yet.
     """
 
     group: str
@@ -53,12 +54,12 @@ class Flag:
 
 
 def choice(names: Iterable[str]) -> Kind:
-    """One of some names; `choices` of argparse would not suggest a similar one."""
+    """Make the kind of a flag that takes one of some names; `choices` of argparse would not suggest a similar one."""
     return Kind(one_of(names), names)
 
 
 def defaults(value: Callable[[TaskConfig], Any]) -> str:
-    """The default values of the tasks in words: `default: 81, for ti2v-5B 121`."""
+    """Write the default values of the tasks: `default: 81, for ti2v-5B 121`."""
     tasks: dict[str, list[str]] = {}
     for name in IMPLEMENTED_TASKS:
         if (found := value(WAN_CONFIGS[name])) is not None:
@@ -86,7 +87,7 @@ MAKE, OUTPUT, RUN, SEVERAL = "what to make", "output", "how to run", "several GP
 LATER = " (comes later)"
 EXTENSION = f"prompt extension{LATER}"
 IMAGES, SPEECH, ANIMATE = ("i2v-A14B", "ti2v-5B", "s2v-14B"), ("s2v-14B",), ("animate-14B",)
-# The titles of the groups of tasks, by the first task that knows a flag.
+# Titles of the groups of tasks in the help, by the first task that knows a flag.
 TITLES = {"i2v-A14B": "image-to-video (i2v-A14B, ti2v-5B)", "s2v-14B": "speech-to-video", "animate-14B": "animate"}
 
 # fmt: off
@@ -188,28 +189,28 @@ FLAGS = [
 
 
 def flags_of(args: argparse.Namespace, group: str) -> dict[str, Any]:
-    """The values of all flags of a group, by name."""
+    """Return the values of all flags of a group, by name."""
     return {flag.name: getattr(args, flag.name) for flag in FLAGS if flag.group == group}
 
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:
-    """The values that were given for fields of the request, by field."""
+    """Return the values that were given for fields of the request, by field."""
     fields = {flag.field: getattr(args, flag.name) for flag in FLAGS if flag.field}
     return {field: value for field, value in fields.items() if value is not None and value is not False}
 
 
 def flag_names() -> dict[str, str]:
-    """The fields of a request under the names of their flags, for errors."""
+    """Map the fields of a request to the names of their flags, for errors."""
     return {"task": "--task"} | {flag.field: f"--{flag.name}" for flag in FLAGS if flag.field}
 
 
 def tasks_with(field: str) -> tuple[str, ...]:
-    """The tasks that know the input of a field of the request."""
+    """Return the tasks that know the input of a field of the request."""
     return next((flag.tasks for flag in FLAGS if flag.field == field), ())
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Every flag, grouped as the help shows them. Each help text names the default."""
+    """Build the parser of all flags, in the groups of the help. Each help text names the default."""
     parser = Parser(
         prog=program_name(),
         usage="%(prog)s [--task TASK] [--ckpt_dir DIR] --prompt TEXT [flags]",
@@ -227,9 +228,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of the command line. Raises SystemExit after help (0) and after a line about an error (2).
+    """Parse the command line. Raises SystemExit after help (0) and after a line about an error (2).
 
-    Of several processes only the first one prints them.
+    Of several processes only the first one prints.
     """
     with contextlib.ExitStack() as stack:
         try:

@@ -1,6 +1,6 @@
-"""Everything that the files of a checkpoint show before their weights are read, checked against the task.
+"""Check the files of a checkpoint against the task before weights are read.
 
-Reads listings, indices, headers, lists of tensors, the tokenizer and, of the VAE alone, all data for their checksums.
+Listings, indices, headers, lists of tensors and the tokenizer are read, and for its checksums all data of the VAE.
 A released checkpoint takes about a second, most of it for the tokenizer.
 """
 
@@ -23,12 +23,12 @@ from wan.modules.vae_wrapper import open_vae
 
 MODELS = {"t2v": WanModel, "i2v": WanModel, "ti2v": WanModel}  # by model_type
 VAES = {16: Wan2_1_VAE, 48: Wan2_2_VAE}  # by latent channels
-# What decides the task of a model; a contradiction with the preset means that it is another task's.
+# Fields that decide the task of a model: one that differs from the preset means another task.
 TASK_FIELDS = ("model_type", "in_dim", "out_dim", "patch_size")
 
 
 def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
-    """Check that a folder holds all of a task's files, that each is whole, and that they fit the task and each other.
+    """Check that a folder has all files of a task, that each is complete, and that they fit the task and each other.
 
     Raises FileNotFoundError or ValueError, naming the file and what is wrong with it.
     """
@@ -58,9 +58,9 @@ def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
 
 
 def expert_config(checkpoint_dir: Path, config: TaskConfig, expert: str) -> WanModelConfig:
-    """The sizes of one diffusion model of a task, by its `config.json`; what that lacks are the task's.
+    """Read the sizes of a diffusion model of a task from its `config.json`; missing fields are those of the task.
 
-    A released model must be what its preset says in all it tells; of others, what decides the task.
+    Released models must match every field of the preset, other models only `TASK_FIELDS`.
     """
     needed = config.architecture()
     model = MODELS[config.model_type].config_class.read(checkpoint_dir / expert, needed)
@@ -90,7 +90,7 @@ def _check_vae(path: Path, config: TaskConfig) -> None:
 
 
 def _refuse_nano(checkpoint_dir: Path, config: TaskConfig) -> None:
-    """Tell who has a nano folder and the config of a released model which config is meant."""
+    """Refuse a nano folder with the config of a released model, and name the right config."""
     folder = checkpoint_dir / config.experts[0]
     if config.family != "nano" and (folder / "config.json").is_file() and read_config(folder).get("family") == "nano":
         raise ValueError(

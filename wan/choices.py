@@ -1,4 +1,4 @@
-"""The names that a user can choose from. Their implementations import torch; the help does without."""
+"""Names that a user can choose from. They stand here, because the files that implement them import torch."""
 
 # Solver -> its class in `wan.utils`.
 SOLVERS = {
@@ -7,7 +7,7 @@ SOLVERS = {
     "euler": "FlowEulerScheduler",
 }
 ATTENTION = ("auto", "sdpa", "flash2", "flash3", "sage")  # kernels of `wan.modules.attention`
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # and the names of PyTorch, which are taken as well
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # PyTorch's names are accepted as well
 MIN_VAE_TILE = 64  # pixels; the margins around smaller ones are most of the work
 NOISE_DEVICES = ("default", "cpu")
 PROGRESS = ("bar", "plain", "none")

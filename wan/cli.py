@@ -1,4 +1,4 @@
-"""The command line: arguments become one checked Job (`wan.planning`), a Job becomes a file."""
+"""Command line: arguments become one checked Job (`wan.planning`), a Job becomes a file."""
 
 import argparse
 import json
@@ -34,9 +34,8 @@ DONE, FAILED, WRONG = 0, 1, 2
 def main(arguments: list[str] | argparse.Namespace | None = None) -> int:
     """Run the command and return its exit code; wrong arguments are one line on stderr, without a traceback.
 
-    `arguments` are those that `wan.arguments.parse` made, or its input.
-    Of several processes one shows an error, wherever it happened, and rank 0 logs. SIGTERM and SIGHUP end the run as
-    Ctrl-C does.
+    `arguments` are the result of `wan.arguments.parse`, or its input. Of several processes only one shows an error of
+    any of them, and rank 0 logs. SIGTERM and SIGHUP end the run as Ctrl-C does.
     """
     with as_interrupt():
         try:
@@ -45,7 +44,7 @@ def main(arguments: list[str] | argparse.Namespace | None = None) -> int:
             if is_first_failure(error):
                 print_error("interrupted")
             return INTERRUPTED
-        except Exception as error:  # of several processes another may have ended while they met or parted
+        except Exception as error:  # another of several processes may have ended while they joined or left
             if is_first_failure(error):
                 _report_failure(error)
             return FAILED
@@ -79,7 +78,7 @@ def _main(arguments: list[str] | argparse.Namespace | None) -> int:
 
 
 def agreed(job: Job) -> Job:
-    """The job as rank 0 planned it: a seed may be drawn, a name contains the time."""
+    """Take the job as rank 0 planned it: a seed may be drawn, a name contains the time."""
     mine = json.dumps({"seed": job.request.seed, "prompt": job.request.prompt, "video": str(job.video)})
     values = json.loads(broadcast_text(mine, job.runtime.device))
     request = replace(job.request, seed=values["seed"], prompt=values["prompt"])
@@ -87,7 +86,7 @@ def agreed(job: Job) -> Job:
 
 
 def run(job: Job) -> int:
-    """Make all videos that fall to this process; the exit code. A failure after sampling says how to resume."""
+    """Make all videos of this process; return the exit code. A failure after sampling prints how to resume."""
     outcome = Outcome(job)
     try:
         describe(job)
@@ -101,7 +100,7 @@ def run(job: Job) -> int:
         if is_first_failure(error) or done:
             print_error(f"interrupted; {done or 'nothing was written'}")
         return INTERRUPTED
-    except Exception as error:  # the outermost frame of the program: report and leave
+    except Exception as error:  # the outermost frame of the program
         if is_first_failure(error):
             _report_failure(error)
         if done := outcome.in_words():
@@ -111,7 +110,7 @@ def run(job: Job) -> int:
 
 
 def _report_failure(error: Exception) -> None:
-    """One line for what the world does (disk, memory, values); a traceback as well for what only a defect can do."""
+    """Print one line for a failure of disk, memory or values; for a defect of the program also a traceback."""
     where = f"rank {get_rank()}: " if launched_size() > 1 else ""
     if is_lost_contact(error):
         reason = str(error).partition(". ")[0]  # the rest is advice to programmers

@@ -1,4 +1,4 @@
-"""A video is made clip by clip. What a task says of a clip, what sampling leaves of it, and what a run reports."""
+"""Clips of a video, which are made one after the other, and the events that a run reports."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from wan.geometry import LatentShape
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip, as its task describes it: what is sampled, from what, and how it is decoded.
+    """Clip as its task describes it: the latent to sample, its conditions, and the way to decode it.
 
-    `positive` and `negative` are what the two branches of guidance are given besides their text. `lead` is decoded in
-    front of the latent, `skip` frames of the latent are not decoded, and `drop` decoded frames are no part of the
-    video.
+    `positive` and `negative` are further arguments of `model.prepare` for the two branches of guidance. `lead` is
+    decoded in front of the latent. `skip` first frames of the latent are not decoded. `drop` first decoded frames are
+    not part of the video.
     """
 
     shape: LatentShape  # of the latent that is sampled
     seed: int
     y: Tensor | None = None  # channels [C, T, H, W] that are appended to every latent
-    keep: Callable[[Tensor], Tensor] = lambda latent: latent  # re-imposes known content before and after each step
+    keep: Callable[[Tensor], Tensor] = lambda latent: latent  # restores known content before and after each step
     segments: tuple[tuple[int, int], ...] | None = None  # (tokens, row) in order: row 0 has a step's timestep, 1 has 0
     positive: Mapping[str, Any] = field(default_factory=dict)
     negative: Mapping[str, Any] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class SampledClip:
-    """All that decoding a clip needs: its latent [z, T, H, W] and the `lead`, `skip` and `drop` of its `Clip`.
+    """Sampled clip, with all that decoding needs: the latent [z, T, H, W], and `lead`, `skip` and `drop` of its `Clip`.
 
     Tensors are float32 and on the CPU.
     """
@@ -46,7 +46,7 @@ class SampledClip:
 
 
 class StepDone(NamedTuple):
-    """A solver step of clip `index` of `count` is done; `latent` is where it has led to, on the device."""
+    """Event: a solver step of clip `index` of `count` is done; `latent` is its result, on the device."""
 
     index: int
     count: int
@@ -56,7 +56,7 @@ class StepDone(NamedTuple):
 
 
 class ClipSampled(NamedTuple):
-    """The latent of a clip is complete. Whoever keeps it now can go on from here after any failure."""
+    """Event: the latent of a clip is complete. A caller that saves it now can go on from here after any failure."""
 
     index: int
     count: int
@@ -64,7 +64,7 @@ class ClipSampled(NamedTuple):
 
 
 class FramesDecoded(NamedTuple):
-    """The next frames of the video, [3, f, H, W] in [-1, 1], float32 on the CPU."""
+    """Event: the next frames of the video, [3, f, H, W] in [-1, 1], float32 on the CPU."""
 
     index: int
     count: int

@@ -1,6 +1,6 @@
-"""Pixels, latents and tokens: every size the pipelines derive from a request.
+"""Sizes of pixels, latents and tokens that the pipelines derive from a request.
 
-Sizes in the words of the user are (width, height) in pixels; tensors are always (..., height, width).
+Sizes of the user are (width, height) in pixels; tensors are always (..., height, width).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PATCH_SIZE = (1, 2, 2)  # frames, rows, columns of latent positions in one token
 VAE_STRIDE = (4, 8, 8)  # frames, rows, columns of pixels in one latent position
-MAX_POSITION = 1024  # tokens along one axis: where the rotary tables of the models end
+MAX_POSITION = 1024  # tokens along one axis: the rotary tables of the models end there
 
 Size = tuple[int, int]
 Stride = tuple[int, int, int]
@@ -37,17 +37,17 @@ def parse_size(text: str) -> Size:
 
 
 def format_size(size: Size) -> str:
-    """(1280, 720) -> '1280*720', as it is typed."""
+    """(1280, 720) -> '1280*720'; `parse_size` reverses it."""
     return f"{size[0]}*{size[1]}"
 
 
 def token_size(vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE) -> Size:
-    """(width, height) in pixels of one token."""
+    """Size (width, height) of a token in pixels."""
     return vae_stride[2] * patch[2], vae_stride[1] * patch[1]
 
 
 def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0], rest: int = 1) -> None:
-    """Refuse numbers that are no multiple of `stride` and `rest` more: a first frame with a latent of its own has 1."""
+    """Refuse numbers other than n * `stride` + `rest`; `rest` is 1 if the first frame has a latent of its own."""
     longest = stride * (MAX_POSITION - 1) + rest
     if frame_num > longest:
         raise ValueError(f"{called('frame_num')} can be at most {longest}, got {shown(frame_num, 40)}")
@@ -60,7 +60,7 @@ def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0], rest: int = 1) 
 
 
 def check_size(size: Size, vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE) -> None:
-    """Both sides (width, height) must be whole tokens."""
+    """Refuse a size (width, height) that is not whole tokens."""
     steps = token_size(vae_stride, patch)
     if any(side < step or side % step for side, step in zip(size, steps, strict=True)):
         nearest = [max(1, int(side / step + 0.5)) * step for side, step in zip(size, steps, strict=True)]
@@ -71,7 +71,7 @@ def check_size(size: Size, vae_stride: Stride = VAE_STRIDE, patch: Stride = PATC
 
 
 def check_extent(size: Size, steps: Size) -> None:
-    """Each side (width, height) must be one to 1024 tokens, of `steps` = (width, height) pixels."""
+    """Refuse sides (width, height) other than one to 1024 tokens, of `steps` = (width, height) pixels."""
     if any(not step <= side <= step * MAX_POSITION for side, step in zip(size, steps, strict=True)):
         nearest = [min(max(side, step), step * MAX_POSITION) for side, step in zip(size, steps, strict=True)]
         raise ValueError(
@@ -82,7 +82,7 @@ def check_extent(size: Size, steps: Size) -> None:
 
 
 def check_area(area: int, steps: Size) -> None:
-    """An area in pixels must be that of one to 1024 x 1024 tokens, of `steps` = (width, height) pixels."""
+    """Refuse an area in pixels other than that of one to 1024 x 1024 tokens, of `steps` = (width, height) pixels."""
     least = steps[0] * steps[1]
     most = least * MAX_POSITION**2
     if not least <= area <= most:
@@ -92,7 +92,7 @@ def check_area(area: int, steps: Size) -> None:
 
 
 def latent_shape(size: Size, frame_num: int, vae_stride: Stride = VAE_STRIDE, z_dim: int = 16) -> LatentShape:
-    """Latent (channels, frames, rows, columns) of a video of `size` = (width, height) pixels and `frame_num` frames."""
+    """Shape (channels, frames, rows, columns) of the latent of a video of `size` (width, height) and `frame_num`."""
     check_frame_num(frame_num, vae_stride[0])
     check_size(size, vae_stride, (1, 1, 1))
     width, height = size
@@ -101,7 +101,7 @@ def latent_shape(size: Size, frame_num: int, vae_stride: Stride = VAE_STRIDE, z_
 
 
 def token_count(latent: LatentShape, patch: Stride = PATCH_SIZE) -> int:
-    """Tokens of one latent (channels, frames, rows, columns)."""
+    """Count the tokens of a latent (channels, frames, rows, columns)."""
     if any(length % step for length, step in zip(latent[1:], patch, strict=True)):
         raise ValueError(
             f"a latent of {tuple(latent[1:])} frames, rows, columns does not divide into patches of {patch}"
@@ -112,7 +112,7 @@ def token_count(latent: LatentShape, patch: Stride = PATCH_SIZE) -> int:
 def i2v_latent_size(
     width: int, height: int, max_area: int, vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE
 ) -> Size:
-    """(rows, columns) of the latent that keeps the aspect ratio of an image within `max_area` pixels."""
+    """Size (rows, columns) of the latent that keeps the aspect ratio of an image within `max_area` pixels."""
     _check_image(width, height)
     aspect = height / width
     rows = int(math.sqrt(max_area * aspect) // vae_stride[1] // patch[1]) * patch[1]
@@ -123,9 +123,9 @@ def i2v_latent_size(
 
 
 def best_output_size(width: int, height: int, step_w: int, step_h: int, expected_area: int) -> Size:
-    """(width, height) in multiples of the steps, about `expected_area` in all, closest to the aspect ratio of an image.
+    """Find (width, height) in multiples of the steps, of about `expected_area`, closest to the shape of an image.
 
-    The width or the height is rounded down first; the width-first candidate wins only when strictly closer.
+    The width or the height is rounded down first; the width-first candidate wins only when it is strictly closer.
     """
     _check_image(width, height)
     ratio = width / height
@@ -143,7 +143,7 @@ def best_output_size(width: int, height: int, step_w: int, step_h: int, expected
 
 
 def first_frame_mask(shape: LatentShape, zero: bool = True) -> Tensor:
-    """Ones of `shape` [C, F, H, W], with zeros at latent frame 0 unless `zero` is false: 1 marks what is generated."""
+    """Make ones of `shape` [C, F, H, W], with zeros at latent frame 0 if `zero`; 1 marks generated positions."""
     import torch
 
     mask = torch.ones(shape)

@@ -1,4 +1,4 @@
-"""Guidance: how strongly the prompt counts, for each expert."""
+"""Guidance: the weight of the prompt, for each expert."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from wan.values import called, quoted, real
 
 
 class Guidance(NamedTuple):
-    """The scale of classifier-free guidance of each expert; a task with one model uses the first. 1 means none."""
+    """Scale of classifier-free guidance of each expert; a task with one model uses the first. 1 means no guidance."""
 
     low_noise: float
     high_noise: float
 
     @classmethod
     def of(cls, name: str, scale: Any) -> Guidance:
-        """The guidance of one number, or of a pair (low-noise, high-noise expert). Raises ValueError."""
+        """Make the guidance of one number, or of a pair (low-noise, high-noise expert). Raises ValueError."""
         if isinstance(scale, (tuple, list)) or getattr(scale, "ndim", 0):
             if len(scale) != 2:
                 raise ValueError(f"{called(name)} is one number or (low, high), got {quoted(scale)}")
@@ -25,7 +25,7 @@ class Guidance(NamedTuple):
 
 
 def format_guidance(guidance: tuple[float, float]) -> str:
-    """'3,4' for (low, high) = (3, 4), one number when they are equal; as it is typed."""
+    """(low, high) = (3, 4) -> '3,4'; one number when they are equal. `parse_guidance` reverses it."""
     low, high = guidance
     return f"{low:g}" if low == high else f"{low:g},{high:g}"
 

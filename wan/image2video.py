@@ -1,4 +1,4 @@
-"""Image-to-video (I2V-A14B): a first frame, a last one or both become channels that accompany the latent."""
+"""Image-to-video (I2V-A14B): a first frame, a last one or both become channels beside the latent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wan.request import Request
 
 
 class WanI2V(WanPipeline):
-    """`WanI2V(config, checkpoint_dir).generate(prompt, img)` -> video [3, F, H, W] in [-1, 1]; see `WanPipeline`."""
+    """Image-to-video: `WanI2V(config, checkpoint_dir).generate(prompt, img)` -> [3, F, H, W]; see `WanPipeline`."""
 
     task = "i2v-A14B"
 
@@ -39,19 +39,19 @@ class WanI2V(WanPipeline):
     ) -> Tensor | None:
         """Generate one video [3, F, H, W] in [-1, 1], float32 on the CPU; argument names as upstream.
 
-        What is None is taken from the config, as on the command line. Upstream's library has one other default here:
+        None means the value of the config, as on the command line. Upstream's library has one other default here:
         guide_scale=5.0; pass it for its videos. img: the first frame, a PIL image or a path; last_image: the last one,
-        beside `img` or without it. The size follows the aspect ratio of the image within `max_area` pixels, or within
+        with `img` or without it. The size follows the aspect ratio of the image within `max_area` pixels, or within
         the area of `size`, (width, height), when that is given; the other fits of `wan.framing` save `size` exactly.
-        frame_num: 4n+1; guide_scale: one number, or (low-noise, high-noise expert); n_prompt: what to avoid, the task's
-        default when empty; seed: negative for a random one; offload_model: for this call, None leaves it to the
-        runtime. Raises ValueError and FileNotFoundError for what cannot work, before any weight is read.
+        frame_num: 4n+1; guide_scale: one number, or (low-noise, high-noise expert); n_prompt: things to avoid, the
+        task's default when empty; seed: negative for a random one; offload_model: for this call, None leaves it to the
+        runtime. Raises ValueError and FileNotFoundError for wrong values, before any weight is read.
         """
         max_area = max_area if size is None else None
         return self.answer(locals())
 
     def clip(self, request: Request, index: int, tail: Tensor | None) -> Clip:
-        """The mask and the latent of a clip that holds the given frames and is grey everywhere else."""
+        """Describe the clip: `y` is the mask and the latent of a clip with the given frames, grey elsewhere."""
         places = (0, request.image), (request.frame_num - 1, request.last_image)
         frames = {place: request.given_frame(image) for place, image in places if image is not None}
         y = condition(self.vae.encode, frames, request.frame_num)

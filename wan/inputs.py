@@ -1,4 +1,4 @@
-"""Inputs, from which a video is made besides text: read and checked, recognised by a hash, stored without content."""
+"""Inputs from which a video is made besides text: read, checked, hashed, and stored without content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONGEST_PATH = 4096
 
 
 class Input:
-    """Something that a video is made from. A field of a request whose type is an input needs nothing else to be one."""
+    """Input of a video. A field of a request becomes an input by its type alone."""
 
     noun: ClassVar[str]  # in messages
     path: str | None  # None for an input from memory
@@ -22,22 +22,22 @@ class Input:
 
     @classmethod
     def of(cls, value: Any, name: str) -> Input:
-        """Read what was given for the field `name`: a path, or an object in memory. Raises what says why not."""
+        """Read the value of the field `name`: a path, or an object in memory. Raises ValueError or OSError."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that recognise the input, without its content."""
+        """Return plain values that identify the input, without its content."""
         raise NotImplementedError
 
     @classmethod
     def from_dict(cls, values: Any) -> Input:
-        """The input of a `to_dict`, which a stranger may have written. Raises ValueError."""
+        """Make the input of a `to_dict`, which may come from any file. Raises ValueError."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Picture(Input):
-    """An image that a video is made from: where it came from, its upright size and a hash that recognises it.
+    """Image that a video is made from: its path, upright size and hash.
 
     `pixels` is the RGB PIL image, None in a request that was stored; `path` is None for an image from memory.
     """
@@ -51,7 +51,7 @@ class Picture(Input):
 
     @classmethod
     def of(cls, image: Any, name: str = "image") -> Picture:
-        """Read a file, or take a PIL image. Raises FileNotFoundError or ValueError that says what is wrong with it."""
+        """Read a file, or take a PIL image. Raises FileNotFoundError or ValueError that names the fault."""
         from wan import images
 
         if isinstance(image, (str, Path)):
@@ -70,13 +70,13 @@ class Picture(Input):
 
     @classmethod
     def from_dict(cls, values: Any) -> Picture:
-        """The picture of a `to_dict`, checked. Raises ValueError."""
+        """Make the picture of a `to_dict`, checked. Raises ValueError."""
         path, size, digits = (dictionary(cls.noun, values).get(name) for name in ("path", "size", "sha256"))
         return cls(stored_path(path, cls.noun), geometry.parse_size(text("size", size)), text("sha256", digits))
 
 
 def stored_path(path: Any, noun: str) -> str | None:
-    """The path of an input as a request stores it; None for an input from memory. Raises ValueError."""
+    """Check the path of an input in a stored request; None for an input from memory. Raises ValueError."""
     if path is not None and (not isinstance(path, str) or "\0" in path or not 0 < len(path) <= LONGEST_PATH):
         raise ValueError(f"the path of an {noun} must be text, got {quoted(path)}")
     return path

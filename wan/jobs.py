@@ -1,4 +1,4 @@
-"""A job: one checked request becomes one file. The command line and servers run jobs; nothing here parses or exits."""
+"""Job: one checked request, which becomes one file. The command line and servers run jobs; they parse and exit."""
 
 import contextlib
 import logging
@@ -38,14 +38,14 @@ from wan.version import VERSION
 log = logging.getLogger(__name__)
 
 PIPELINES: dict[str, type[WanPipeline]] = {pipeline.task: pipeline for pipeline in (WanT2V, WanI2V, WanTI2V)}
-VIDEO_BYTES_PER_PIXEL = 0.1  # of a quiet H.264 file; more than that may be needed, less hardly
+VIDEO_BYTES_PER_PIXEL = 0.1  # of an H.264 file with little motion; few files have less
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run, complete and checked: nothing in it can be refused any more. `latent` is set to resume a decode.
+    """Run that is complete and checked: nothing in it can be refused any more. `latent` is set to resume one.
 
-    With `num_videos` the run makes the video and variants of it, each with the next seed; `variant` is one of them.
+    With `num_videos` the run makes the video and variants of it, each with the next seed.
     """
 
     config: TaskConfig
@@ -63,7 +63,7 @@ class Job:
     stays: bool = False  # the latent, when it is decoded with weights that did not sample it
 
     def variant(self, number: int) -> "Job":
-        """The job of one video, 0 <= number < num_videos."""
+        """Make the job of one video, 0 <= number < num_videos."""
         if self.num_videos == 1:
             return self
         seed = (self.request.seed + number) % (MAX_SEED + 1)
@@ -83,32 +83,32 @@ class Job:
 
     @property
     def video_bytes(self) -> int:
-        """About the least that the file of the video takes."""
+        """Bytes that the file of the video takes at least, roughly."""
         return int(math.prod(self.request.framing.saved) * self.num_frames * VIDEO_BYTES_PER_PIXEL)
 
     @property
     def clip_shapes(self) -> list[LatentShape]:
-        """The shapes of the latents of all clips of the video."""
+        """Shapes of the latents of all clips of the video."""
         count = self.pipeline.num_clips(self.request)
         return [self.pipeline.latent_shape(self.config, self.request, index) for index in range(count)]
 
     @property
     def samples(self) -> bool:
-        """Whether any clip is not sampled yet."""
+        """Tell whether any clip is not sampled yet."""
         return self.latent is None or len(output.kept_clips(self.latent)) < len(self.clip_shapes)
 
 
 @dataclass
 class Outcome:
-    """What a run has brought to disk so far: what to say when it ends early."""
+    """Files that a run has written so far, for the message when it ends early."""
 
     job: Job  # of the video that is being made
-    kept: Path | None = None  # where its sampled clips are until its file is complete
-    clips: list[SampledClip] = field(default_factory=list)  # what is there, or should be
+    kept: Path | None = None  # place of its sampled clips until its file is complete
+    clips: list[SampledClip] = field(default_factory=list)  # the clips that are, or should be, there
     videos: list[Path] = field(default_factory=list)
 
     def keep(self, clip: SampledClip) -> None:
-        """Save a clip that was sampled. That it cannot be kept does not end the run: the video may fit."""
+        """Save a clip that was sampled. A failure does not end the run: there may be room for the video."""
         self.clips.append(clip)
         index, before = len(self.clips) - 1, self.kept
         stored = stored_request(self.job, video=self.job.video.name)
@@ -124,7 +124,7 @@ class Outcome:
             log.warning("the latent is kept in %s until the video is written", self.kept)
 
     def done(self) -> None:
-        """The video is complete: its clips are of no use any more, unless they are of other weights."""
+        """Note that the video is complete, and remove its clips, unless other weights had sampled them."""
         self.videos.append(self.job.video)
         if self.kept is not None and not self.job.stays:
             try:
@@ -134,7 +134,7 @@ class Outcome:
         self.kept, self.clips = None, []
 
     def in_words(self) -> str:
-        """Say what was written and how to finish the rest; empty when there is nothing."""
+        """Tell which files were written and how to finish the rest; empty when there is nothing."""
         parts = [f"written: {', '.join(shown(video) for video in self.videos)}"] if self.videos else []
         if self.clips and not (self.kept and len(output.kept_clips(self.kept)) >= len(self.clips)):
             self.keep(self.clips.pop())  # the folder is gone or was full
@@ -148,7 +148,7 @@ class Outcome:
 
 
 def make(outcome: Outcome, pipeline: WanPipeline) -> None:
-    """Make one video of a job. Each clip is kept once it is sampled; they go when the file is written and checked."""
+    """Make one video of a job. Each sampled clip is kept on disk until the file is written and checked."""
     job = outcome.job
     with reporter(job.progress if get_rank() == 0 else "none") as report:
         start, frames = time.perf_counter(), _frames(outcome, pipeline, report)
@@ -163,7 +163,7 @@ def make(outcome: Outcome, pipeline: WanPipeline) -> None:
 
 
 def _frames(outcome: Outcome, pipeline: WanPipeline, report: Callable[[Event], None]) -> Iterator[Tensor]:
-    """The frames of a run, uint8 [f, H, W, 3], as they are decoded; on the way its clips are kept."""
+    """Yield the frames of a run, uint8 [f, H, W, 3], as they are decoded; sampled clips are kept meanwhile."""
     job = outcome.job
     kept = [] if job.latent is None else map(output.load_clip, output.kept_clips(job.latent))
     outcome.kept = job.latent
@@ -177,14 +177,14 @@ def _frames(outcome: Outcome, pipeline: WanPipeline, report: Callable[[Event], N
 
 
 def _check_written(job: Job) -> None:
-    """Make sure that the file on disk is what was asked for; raises OSError, and the latent stays."""
+    """Check that the file on disk has the frames and size of the request. Raises OSError; the latent then stays."""
     found, wanted = media.written(job.video), (job.num_frames, job.request.framing.saved)
     if found != wanted:
         raise OSError(f"{job.video} holds {found[0]} frames of {found[1]}, and {wanted[0]} of {wanted[1]} were written")
 
 
 def how_to_resume(job: Job, latent: Path) -> str:
-    """The command that makes the video from its latent, as a shell reads it."""
+    """Write the command, for a shell, that makes the video from its latent."""
     video = _place(job)
     words = ["--resume", _argument(latent)]
     if job.ckpt_dir is not None:
@@ -207,7 +207,7 @@ def how_to_resume(job: Job, latent: Path) -> str:
 
 
 def _place(job: Job) -> Path:
-    """Name of the video that can be written now: its own, the next free one, or one in the temporary folder."""
+    """Find a name under which the video can be written: its own, the next free one, or in the temporary folder."""
     replaces = job.overwrite and not job.video.is_dir()
     video = job.video if replaces else output.free_path(job.video)
     try:
@@ -219,12 +219,12 @@ def _place(job: Job) -> Path:
 
 
 def _argument(path: str | Path) -> str:
-    """A path that cannot be read as a flag, nor as somebody's home folder."""
+    """Write a path so that it cannot be read as a flag or as a home folder."""
     return f"./{path}" if str(path).startswith(("-", "~")) else str(path)
 
 
 def describe(job: Job) -> None:
-    """Log what is about to happen, in full: nothing that decides the result is left out."""
+    """Log the plan of a run, with everything that decides the result."""
     request, runtime = job.request, job.runtime
     if job.latent is not None:
         kept, count = len(output.kept_clips(job.latent)), len(job.clip_shapes)

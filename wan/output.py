@@ -77,10 +77,10 @@ def video_path(latent: Path, stored: object = None) -> Path:
 
 
 def keep_clips(clips: Sequence[SampledClip], video: Path, request_json: str, count: int) -> Path:
-    """Write the first sampled clips of a video of `count`, with the request they answer; where they lie now.
+    """Write the first sampled clips of a video of `count` clips, with its request; returns the path.
 
-    One clip is one file, several are a folder. Beside the video, else in the temporary folder of the system. Raises
-    OSError when they cannot be written anywhere.
+    One clip is one file, several are a folder. They are beside the video, else in the temporary folder of the system.
+    Raises OSError when they cannot be written anywhere.
     """
     reasons: list[OSError] = []
     for place in _places(video):
@@ -107,12 +107,12 @@ def _places(video: Path) -> Iterator[Path]:
 
 
 def add_clip(clip: SampledClip, folder: Path, index: int, request_json: str) -> None:
-    """Write clip `index` into the folder of the ones before it."""
+    """Write clip `index` into the folder of the earlier ones."""
     save_clip(clip, folder / f"{index:05d}.safetensors", request_json)
 
 
 def kept_clips(path: Path) -> list[Path]:
-    """The files of the clips that are kept as `path`, from the first one on, as far as there is no gap."""
+    """List the files of the clips that are kept as `path`, from the first one to the first gap."""
     if not path.is_dir():
         return [path] if path.is_file() else []
     files = (path / f"{index:05d}.safetensors" for index in itertools.count())
@@ -120,7 +120,7 @@ def kept_clips(path: Path) -> list[Path]:
 
 
 def remove_clips(path: Path) -> None:
-    """Remove what `keep_clips` wrote. Raises OSError."""
+    """Remove the files of `keep_clips`. Raises OSError."""
     for file in kept_clips(path):
         file.unlink(missing_ok=True)
     if path.is_dir():
@@ -137,18 +137,18 @@ def save_clip(clip: SampledClip, path: Path, request_json: str) -> Path:
     with atomic_file(path, overwrite=False) as temporary:
         try:
             save_file(tensors, str(temporary), texts | {REQUEST_KEY: encodable(request_json)})
-        except SafetensorError as error:  # how the library reports a full disk
+        except SafetensorError as error:  # the library reports a full disk like this
             raise OSError(str(error)) from None
     return path
 
 
 def load_clip(path: Path) -> SampledClip:
-    """The clip of a file of `save_clip`. Raises ValueError for other files."""
+    """Read the clip in a file of `save_clip`. Raises ValueError for other files."""
     return _read(path)[0]
 
 
 def stored_request(path: Path) -> str:
-    """The request that kept clips answer. Raises ValueError, and FileNotFoundError when there is nothing."""
+    """Read the request of kept clips. Raises ValueError, and FileNotFoundError when there is nothing."""
     if path.is_dir() and not kept_clips(path):
         raise ValueError(f"{path} is a folder without kept clips (*{CLIPS_SUFFIX} has them)")
     return _read((kept_clips(path) or [path])[0])[1]
@@ -174,8 +174,5 @@ def _read(path: Path) -> tuple[SampledClip, str]:
 
 
 def encodable(json_text: str) -> str:
-    """JSON that holds the same text and is valid UTF-8, also where a text came with bytes that are not.
-
-    Such a byte is a lone surrogate in Python; its escape `\\udcba` is what JSON calls it, too.
-    """
+    """Make JSON valid UTF-8: an undecodable byte, a lone surrogate in Python, becomes its JSON escape `\\udcba`."""
     return json_text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,7 +1,7 @@
-"""What every task's pipeline shares: the constructor, the components, the three phases of a run.
+"""Base of every task's pipeline: the constructor, the components, the three phases of a run.
 
-A run is encode -> denoise -> decode. A task says what its videos are conditioned on besides text; loading, moving
-weights, timing, noise, the velocity and the loop are here and in the modules below.
+A run is encode -> denoise -> decode. A task adds conditions besides text. Loading, moving weights, timing, noise, the
+velocity and the loop are here and in the modules below.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ONE_LEVEL = 2 / 255  # of a file of 8 bits, in frames from -1 to 1
 OnStep = Callable[[int, int, Tensor], None]  # steps done, steps in all, the latent so far
 Contexts = tuple[Tensor, Tensor | None]  # text states of the prompt and of the negative one, [len, text_dim]
 
-# Fields of a request under upstream's names for the arguments of `generate`.
+# Field of a request -> upstream's name of the argument of `generate`.
 ARGUMENTS = {
     "prompt": "input_prompt",
     "negative_prompt": "n_prompt",
@@ -57,12 +57,12 @@ ARGUMENTS = {
 
 
 def _of_config(name: str) -> property:
-    """A field of the config, read and changed as an attribute of the pipeline."""
+    """Make an attribute of the pipeline that reads and changes a field of the config."""
     return property(lambda self: getattr(self.config, name), lambda self, value: setattr(self.config, name, value))
 
 
 def _expert(name: str) -> property:
-    """A transformer under upstream's name, loaded when first asked for; a module that is assigned takes its place."""
+    """Make an attribute for a transformer under upstream's name, loaded on first use; assigning replaces it."""
 
     def key(self: WanPipeline) -> str:
         named = self.config.experts
@@ -79,13 +79,13 @@ def _expert(name: str) -> property:
 
 
 class WanPipeline:
-    """A task's models and how they run. Nothing is read from the weight files until it is needed.
+    """Models of a task, and the run that makes a video with them. Weights are read when they are first needed.
 
     config: an entry of `WAN_CONFIGS` (or a preset of the nano family); checkpoint_dir: a folder in the released layout.
     The remaining arguments are upstream's; `runtime` replaces them all with one value. With `use_sp`, `dit_fsdp` or
     `t5_fsdp` all processes of the run make a pipeline and one video together. `rank` has no effect, because processes
-    know theirs; neither has `init_on_cpu`: weights start as views of their files. Raises ValueError or
-    FileNotFoundError, naming what is wrong or missing, before any weight is read.
+    know their ranks. `init_on_cpu` has none, because weights start as views of their files. Raises ValueError or
+    FileNotFoundError, naming the fault, before any weight is read.
     """
 
     task: ClassVar[str]
@@ -132,10 +132,10 @@ class WanPipeline:
 
     @torch.no_grad()
     def run(self, request: Request, kept: Iterable[SampledClip] = ()) -> Iterator[Event]:
-        """Make a video, clip by clip, and report what is done as it is done; closing the iterator cancels the run.
+        """Make a video, clip by clip, and yield an event for each part that is done. Closing the iterator cancels.
 
-        `kept` are its first clips, sampled by an earlier run: they are only decoded. Of several processes that make
-        the video together the first one gets the frames; the others get all other events, and must iterate, too.
+        `kept` are the first clips, sampled by an earlier run: they are only decoded. Of several processes that make the
+        video together only the first one gets frames; the others get all other events, and must iterate as well.
         """
         request = replace(request, seed=self.replica.agree(request.seed))  # it may have been drawn
         self.phases.clear()
@@ -168,11 +168,11 @@ class WanPipeline:
     def video(
         self, request: Request, offload_model: bool | None = None, on_step: OnStep | None = None
     ) -> Tensor | None:
-        """The video of a run as a whole, [3, F, H, W] in [-1, 1], float32 on the CPU.
+        """Make a whole video, [3, F, H, W] in [-1, 1], float32 on the CPU.
 
-        Of several processes that make it together the first one has it, the others have None. `offload_model` counts
+        Of several processes that make it together the first one gets it, the others get None. `offload_model` counts
         for this call only; None leaves the policy of the runtime. `on_step` is called after every solver step; an
-        exception it raises ends the run.
+        exception in it ends the run.
         """
         usual, frames = self.weights.offload, []
         if offload_model is not None:
@@ -188,9 +188,9 @@ class WanPipeline:
         return torch.cat(frames, dim=1) if self.replica.is_first else None
 
     def answer(self, call: Mapping[str, Any]) -> Tensor | None:
-        """The video of a call of `generate`: its arguments by name. Those that are None are the config's.
+        """Make the video of a call of `generate`, given its arguments by name; None means the value of the config.
 
-        Errors go by these names.
+        Errors use the names of these arguments.
         """
         fields = (*Request.of_task(self.config.name).kinds(), "size", "max_area")
         given = {field: call[name] for field in fields if (name := ARGUMENTS.get(field, field)) in call}
@@ -206,38 +206,38 @@ class WanPipeline:
 
     @staticmethod
     def num_clips(request: Request) -> int:
-        """Clips that a video is made of, one after the other."""
+        """Number of clips of the video."""
         return 1
 
     @staticmethod
     def num_frames(request: Request) -> int:
-        """Frames of the whole video."""
+        """Number of frames of the whole video."""
         return request.frame_num
 
     @staticmethod
     def tail_frames(request: Request) -> int:
-        """Frames at the end of what is there that the next clip is made from."""
+        """Number of last generated frames that the next clip is made from."""
         return 0
 
     @classmethod
     def latent_shape(cls, config: TaskConfig, request: Request, index: int = 0) -> LatentShape:
-        """Latent (channels, frames, rows, columns) that is sampled for a clip."""
+        """Shape (channels, frames, rows, columns) of the latent that is sampled for a clip."""
         return geometry.latent_shape(request.framing.used, request.frame_num, config.vae_stride, config.z_dim)
 
     def clip(self, request: Request, index: int, tail: Tensor | None) -> Clip:
-        """What clip `index` is made from. `tail` are the last generated frames before it, [3, f, H, W], None at first.
+        """Describe clip `index`. `tail` are the last generated frames before it, [3, f, H, W]; None at first.
 
-        Tasks that know more than text have their own.
+        Tasks with other inputs than text override this.
         """
         return Clip(self.latent_shape(self.config, request, index), request.seed)
 
     def denoise(self, request: Request, contexts: Contexts, clip: Clip) -> Iterator[Tensor]:
-        """From noise to the latent [z, T, H, W] of one clip; yields the latent after every step."""
+        """Denoise the latent [z, T, H, W] of one clip, and yield it after every step."""
         solver = make_solver(request.solver, request.steps, request.shift, self.config.num_train_timesteps)
         velocity = self.velocity(request, contexts, clip, solver.timesteps.tolist())
         start, check = clip.keep(self.noise(request, clip)), FiniteCheck()
         for done, latent in enumerate(denoise(start, solver, velocity, clip.keep), start=1):
-            check.read()  # of the step before, while the device computes this one
+            check.read()  # the check of the step before, while the device computes this step
             check.note(latent, f"denoising step {done} of {request.steps}")
             if done == 1:
                 self._prefetch_low_noise(request, solver)
@@ -245,17 +245,17 @@ class WanPipeline:
         check.read()
 
     def decode(self, latent: Tensor) -> Iterator[Tensor]:
-        """Chunks [3, f, H, W] of frames in [-1, 1], float32 on the CPU, as they become ready, for the first process."""
+        """Decode a latent; yield frames [3, f, H, W] in [-1, 1], float32 on the CPU, in the first process."""
         is_flat = _is_flat(latent.flatten(1))
         for chunk in self.replica.decode(self.vae, latent.to(self.runtime.device)):
             frames = chunk.float().cpu()
             if not is_flat and _is_flat(frames.flatten(1), within=ONE_LEVEL):
-                is_flat = True  # said once
+                is_flat = True  # warn once
                 log.warning("decoded frames have one flat colour, and the latent has not: look at the video")
             yield frames
 
     def _frames(self, clip: SampledClip) -> Iterator[Tensor]:
-        """The frames of a clip, without those that are decoded for their effect on others."""
+        """Yield the frames of a clip, without those that are decoded only for their effect on later ones."""
         latent, drop = clip.latent[:, clip.skip :], clip.drop
         for frames in self.decode(latent if clip.lead is None else torch.cat([clip.lead, latent], dim=1)):
             if drop < frames.shape[1]:
@@ -263,15 +263,15 @@ class WanPipeline:
             drop = max(0, drop - frames.shape[1])
 
     def _tail(self, request: Request, tail: Tensor | None, frames: Tensor) -> Tensor | None:
-        """The end of a video that had the end `tail`, and now has more frames."""
+        """Return the new end of a video that had the end `tail`, after more frames."""
         wanted = self.tail_frames(request)
         both = frames if tail is None else torch.cat([tail, frames], dim=1)
         return both[:, -wanted:] if wanted else None
 
     def velocity(self, request: Request, contexts: Contexts, clip: Clip, timesteps: Sequence[int]) -> Velocity:
-        """Guided velocity; with two experts the high-noise one works from the boundary on, the other below it.
+        """Make the guided velocity; of two experts the high-noise one works from the boundary on, the other below it.
 
-        What no timestep changes, and the features of all `timesteps`, are made when an expert takes its first step.
+        An expert computes all that depends on no timestep, and the features of all `timesteps`, at its first step.
         """
         common = {"sizes": [clip.shape[1:]], "segments": clip.segments, "y": None if clip.y is None else [clip.y]}
         with_zero = torch.tensor([[t, 0] for t in timesteps]).flatten()
@@ -299,13 +299,13 @@ class WanPipeline:
         return switch_at(request.boundary * self.config.num_train_timesteps, high[0], low)
 
     def noise(self, request: Request, clip: Clip) -> Tensor:
-        """The only random draw of a clip: standard normal, float32, from a generator with the seed of the clip."""
+        """Draw the noise of a clip: standard normal, float32, by the clip's seed. Nothing else is drawn."""
         device = torch.device("cpu") if request.noise_device == "cpu" else self.runtime.device
         generator = torch.Generator(device).manual_seed(clip.seed)
         return torch.randn(clip.shape, generator=generator, device=device, dtype=torch.float32).to(self.runtime.device)
 
     def encode_prompts(self, request: Request) -> Contexts:
-        """Text states [len, text_dim] of the prompt and, when any guidance differs from 1, of the negative prompt."""
+        """Encode the prompt to text states [len, text_dim], and if any guidance differs from 1 the negative prompt."""
         wanted = [request.prompt]
         if any(scale != 1 for scale in request.guidance):
             wanted.append(request.negative_prompt)
@@ -329,7 +329,7 @@ class WanPipeline:
 
     @property
     def text_encoder(self) -> T5EncoderModel:
-        """The text encoder, loaded on first use; on the device unless the runtime keeps it on the CPU."""
+        """Text encoder, loaded on first use; on the device unless the runtime keeps it on the CPU."""
         if self._text_encoder is None:
             self._text_encoder = T5EncoderModel(
                 text_len=self.config.text_len,
@@ -346,7 +346,7 @@ class WanPipeline:
 
     @property
     def vae(self) -> Wan2_1_VAE | Wan2_2_VAE:
-        """The video autoencoder, loaded on first use; it stays on the device."""
+        """Video autoencoder, loaded on first use; it stays on the device."""
         if self._vae is None:
             self._vae = VAES[self.config.z_dim](
                 z_dim=self.config.z_dim,
@@ -370,7 +370,7 @@ class WanPipeline:
         offload, shard = self.weights.offload, self.replica.shard_dit
         return load_expert(self.checkpoint_dir, self.config, name, self.runtime, offload, shard)
 
-    # ---- what upstream's scripts read besides ----
+    # ---- further attributes for upstream's scripts ----
 
     model, low_noise_model, high_noise_model = map(_expert, ("model", "low_noise_model", "high_noise_model"))
     boundary, num_train_timesteps, sample_neg_prompt = map(
@@ -390,7 +390,7 @@ def _is_flat(values: Tensor, within: float = 0) -> bool:
 
 
 def _all_together(use_sp: bool, dit_fsdp: bool, t5_fsdp: bool) -> Parallel:
-    """Upstream's flags of a constructor: any of them makes one replica of all processes, otherwise each is alone."""
+    """Fold upstream's flags of a constructor: any of them makes one replica of all processes, else each is alone."""
     if not (use_sp or dit_fsdp or t5_fsdp):
         return ALONE
     init_distributed_group()

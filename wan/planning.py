@@ -1,4 +1,4 @@
-"""Arguments become one Job, complete and checked before any weight is read."""
+"""Plan a run: fold the arguments into one Job, and check it before any weight is read."""
 
 import argparse
 import logging
@@ -39,7 +39,7 @@ OVERHEAD_BYTES = 1 << 16  # of a file beside its values
 
 
 def plan(args: argparse.Namespace) -> Job:
-    """Fold the flags into a Job. Reads no weights; raises ValueError or OSError for what cannot work."""
+    """Fold the flags into a Job. Reads no weights. Raises ValueError or OSError for a run that cannot work."""
     with named(flag_names()):
         return _plan(args)
 
@@ -82,13 +82,13 @@ def _plan(args: argparse.Namespace) -> Job:
         _warn_about_sampling(args, job, again)
     for remark in without_effect(args, job.request, runtime, job.samples):
         log.warning("%s", remark)
-    if launched_rank() == 0:  # the probes of several processes would take each other for files
+    if launched_rank() == 0:  # probe files of several processes would get in each other's way
         _check_output(job)
     return job
 
 
 def _check_output(job: Job) -> None:
-    """Make sure, before hours of work, that every video and its latent can be written; sweep what killed runs left."""
+    """Make sure, before hours of work, that videos and latents can be written; remove files that killed runs left."""
     if removed := sweep(job.video.parent):
         log.info("removed %d unfinished files of runs that were killed", len(removed))
     latent_bytes = sum(4 * math.prod(shape) + OVERHEAD_BYTES for shape in job.clip_shapes)
@@ -99,7 +99,7 @@ def _check_output(job: Job) -> None:
 
 
 def _check_kept(job: Job) -> None:
-    """Refuse saved clips that their request cannot have made; the files are left as they are."""
+    """Refuse saved clips that their request cannot have made; the files stay unchanged."""
     files, shapes, request = output.kept_clips(job.latent), job.clip_shapes, job.request
     if len(files) > len(shapes):
         raise ValueError(f"{job.latent} holds {len(files)} clips, and a video of its request has {len(shapes)}")
@@ -122,7 +122,7 @@ def _check_kept(job: Job) -> None:
 
 
 def _is_other_checkpoint(args: argparse.Namespace, stored: dict[str, Any], weights: str) -> bool:
-    """Tell whether other weights made what is repeated or resumed. --resume goes on only if --ckpt_dir asks for it."""
+    """Tell whether other weights made the video or latent. With --resume this needs an explicit --ckpt_dir."""
     before = stored.get("fingerprint")
     if before in (None, weights):  # versions before this one did not store it
         return False
@@ -146,7 +146,7 @@ def _say_what_is_repeated(args: argparse.Namespace) -> None:
 
 
 def _task_of_images(args: argparse.Namespace) -> str:
-    """The task when none is given: what images are made into, or text."""
+    """Choose the task when none is given: image-to-video with an image, else the default."""
     given = [flag for flag in ("image", "last_image") if getattr(args, flag)]
     if not given:
         return DEFAULT_TASK
@@ -187,7 +187,7 @@ def _refuse_other_tasks_flags(args: argparse.Namespace, task: str) -> None:
 
 
 def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[TaskConfig, Path]:
-    """The folder to load and the config that suits it: nano for the embedded model, the task's own otherwise."""
+    """Find the folder to load and its config: a nano config for a nano model, else that of the task."""
     task = stored.get("task", args.task)
     if args.ckpt_dir not in (None, "nano"):
         folder = Path(args.ckpt_dir)
@@ -213,7 +213,7 @@ def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[
 
 
 def _is_nano(folder: Path, config: TaskConfig) -> bool:
-    """Tell whether a folder is of the nano family: the embedded one, or one of which a `config.json` says so."""
+    """Tell whether a folder is of the nano family: the embedded one, or one whose `config.json` says so."""
     if os.path.realpath(folder) == os.path.realpath(nano_checkpoint(config.name)):
         return True
     return any(described_fields(folder / expert).get("family") == "nano" for expert in config.experts)

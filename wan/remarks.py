@@ -1,4 +1,4 @@
-"""Flags that change nothing in a run, in words: nobody should wait for an effect that cannot come."""
+"""Remarks on flags that have no effect in a run, so that nobody waits for one."""
 
 import argparse
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from wan.request import Request
 from wan.runtime import Runtime
 from wan.utils.solvers import make_solver
 
-# What decides how a latent is sampled, and nothing after that.
+# Flags that change the sampling of a latent, and nothing after it.
 SAMPLING_ONLY = ("dtype", "attention", "compile", "t5_cpu", "convert_model_dtype", "t5_fsdp", "dit_fsdp", "progress")
 
 
 def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime, samples: bool) -> Iterator[str]:
-    """One sentence for each given flag that has no effect here; `samples`: not everything is sampled already."""
+    """Yield a sentence for each given flag without effect; `samples`: something is still to be sampled."""
     given = {flag.removeprefix("--") for flag in args.typed}
     if not samples:
         if idle := [f"--{flag}" for flag in SAMPLING_ONLY if flag in given]:

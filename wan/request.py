@@ -1,4 +1,4 @@
-"""Request: what the user wants, complete and checked before any weight is read."""
+"""Request: all values that describe a video, checked before any weight is read."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from wan.inputs import Input, Picture
 from wan.values import called, dictionary, named, quoted, real, text, whole
 
 MAX_SEED = 2**63 - 1
-MAX_SHIFT, MAX_GUIDANCE = 1000, 3e38  # above the last one float32 ends
+MAX_SHIFT, MAX_GUIDANCE = 1000, 3e38  # float32 ends above the latter
 
 
 @dataclass(frozen=True)
 class Request:
-    """One video. `framing` holds its sizes in pixels.
+    """Request for one video. `framing` holds its sizes in pixels.
 
     `boundary` is the share of the timesteps from which the high-noise expert works, None for tasks with one model.
-    `image` is the first frame and `last_image` the last; `fit` is how an image meets the size that was asked.
+    `image` is the first frame and `last_image` the last; `fit` brings an image to the size that was asked.
     `noise_device` "default" draws the noise where the model runs; "cpu" makes it equal on every machine.
-    Raises ValueError, in the user's words, for values that cannot work with any model.
+    Raises ValueError, in the user's words, for values that no model can take.
     """
 
     task: str
@@ -93,7 +93,7 @@ class Request:
             )
 
     def check_task(self, config: TaskConfig) -> None:
-        """Raise ValueError, with the nearest valid choice, for values that cannot work with the models of a task."""
+        """Raise ValueError, with the nearest valid choice, for values that the models of a task cannot take."""
         config.check_frame_num(self.frame_num)
         if self.steps > config.num_train_timesteps:
             raise ValueError(f"{called('steps')} can be at most {config.num_train_timesteps}, got {quoted(self.steps)}")
@@ -111,45 +111,45 @@ class Request:
 
     @classmethod
     def of_task(cls, task: str) -> type[Request]:
-        """The requests of a task, which may have fields of their own."""
+        """Return the class of requests of a task, which may have fields of its own."""
         return REQUESTS.get(task, cls)
 
     @classmethod
     @cache
     def kinds(cls) -> dict[str, type]:
-        """The type of each field; of one that may be None, the other type."""
+        """Map each field to its type; None of an optional field is left out."""
         hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
         return {name: next(kind for kind in kinds if kind is not NoneType) for name, kinds in hints.items()}
 
     @classmethod
     @cache
     def input_kinds(cls) -> dict[str, type[Input]]:
-        """The fields for what a video is made from besides text, and their types."""
+        """Map the fields of inputs, from which a video is made besides text, to their types."""
         return {name: kind for name, kind in cls.kinds().items() if issubclass(kind, Input)}
 
     @property
     def inputs(self) -> dict[str, Input]:
-        """What the video is made from besides text, by field."""
+        """Inputs from which the video is made besides text, by field."""
         return {name: value for name in self.input_kinds() if (value := getattr(self, name)) is not None}
 
     @property
     def shape_image(self) -> Picture | None:
-        """The image whose shape decides the size of the video: the first frame, or the last when that is missing."""
+        """Image whose shape decides the size of the video: the first frame, else the last."""
         return self.image or self.last_image
 
     def given_frame(self, picture: Picture) -> Tensor:
-        """The pixels [3, H, W] of a picture of this request, as a frame of the video."""
+        """Make the pixels [3, H, W] of a picture of this request, as a frame of the video."""
         model_type = get_config(self.task).model_type
         return framing.given_frame(picture.pixels, self.framing, self.fit, model_type, self.shape_image.size)
 
     @classmethod
     def create(cls, config: TaskConfig, *, size: Any = None, max_area: Any = None, **given: Any) -> Request:
-        """The request for `given` values of fields; what is absent or None is filled from `config`.
+        """Make a request of `given` values of fields; those that are missing or None are taken from `config`.
 
-        A seed below 0 becomes random, as a missing one. Inputs, for example `image` and `last_image`, are paths or PIL
-        images, and are read here. With an image and fit "area", `max_area` takes the place of the area of `size`. An
-        empty prompt is refused unless there is an input, an empty negative prompt is meant. Raises ValueError with the
-        nearest valid choice, and FileNotFoundError for a missing file.
+        A seed that is missing or below 0 is drawn. Inputs, for example `image` and `last_image`, are paths or PIL
+        images, and are read here. With an image and fit "area", `max_area` replaces the area of `size`. An empty prompt
+        is refused unless there is an input; an empty negative prompt is accepted. Raises ValueError with the nearest
+        valid choice, and FileNotFoundError for a missing file.
         """
         config.check()
         check_available(config.name)
@@ -181,15 +181,15 @@ class Request:
         return request
 
     def given(self) -> dict[str, Any]:
-        """The values from which `create` makes this request again; inputs have no content if it was stored."""
+        """Return the values from which `create` makes this request again; inputs have no content if it was stored."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         del values["task"], values["framing"]
         if self.shape_image is None:
-            del values["fit"]  # means nothing there
+            del values["fit"]  # without an image it has no meaning
         return values | {"size": self.framing.asked}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; `from_dict` reverses it, except that inputs lose their content."""
+        """Return plain values, ready for JSON; `from_dict` reverses it, except that inputs lose their content."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         sizes = values.pop("framing")
         sizes = {"size": sizes.asked, "used": sizes.used, "saved": sizes.saved}
@@ -202,9 +202,9 @@ class Request:
 
     @classmethod
     def from_dict(cls, values: Any) -> Request:
-        """The request of a `to_dict`, checked as if it was new: a stranger may have written it.
+        """Make the request of a `to_dict`. It may come from any file, so it is checked like a new one.
 
-        Unknown keys are ignored. Raises ValueError, whose text names the fields of a request.
+        Unknown keys are ignored. Raises ValueError that names fields of a request.
         """
         with named({}):
             values = dictionary("the request", values)
@@ -230,14 +230,14 @@ class Request:
             return request
 
     def to_json(self, **extra: Any) -> str:
-        """`to_dict` and the `extra` values as one line of JSON."""
+        """Write `to_dict` and the `extra` values as one line of JSON."""
         return json.dumps(self.to_dict() | extra, ensure_ascii=False)
 
 
 def picture_bytes(request: Request) -> int:
-    """Host memory of the pictures of a request while it runs: all that were read, and the work of placing one of them.
+    """Host memory in bytes of the pictures of a request: of all pictures, and of the work of placing one of them.
 
-    Reading one takes up to twice as much for a while as it keeps (WebP four times, JPEG 2000 five times).
+    While a picture is read, it takes up to twice as much for a while (WebP four times, JPEG 2000 five times).
     """
     width, height = request.framing.used
     pictures = [picture for picture in request.inputs.values() if isinstance(picture, Picture)]
@@ -251,7 +251,7 @@ def picture_bytes(request: Request) -> int:
 
 
 def check_supported_size(config: TaskConfig, size: Size) -> None:
-    """Refuse a size that is not in the table of the task, naming the one nearest in shape and area."""
+    """Refuse a size that is not in the table of the task; the error names the one nearest in shape and area."""
     if size in [geometry.parse_size(known) for known in config.sizes]:
         return
     is_nano, asked = config.family == "nano", format_size(size)
@@ -265,7 +265,7 @@ def check_supported_size(config: TaskConfig, size: Size) -> None:
 
 
 def nearest_size(config: TaskConfig, size: Size) -> str:
-    """The supported size whose sides differ least from `size`, in ratios."""
+    """Find the supported size whose sides differ least from `size`, in ratios."""
 
     def distance(known: str) -> float:
         sides = geometry.parse_size(known)
@@ -275,7 +275,7 @@ def nearest_size(config: TaskConfig, size: Size) -> str:
 
 
 def draw_seed() -> int:
-    """A random seed in 0..2**63-1, from the operating system."""
+    """Draw a random seed in 0..2**63-1 from the operating system."""
     return random.SystemRandom().randint(0, MAX_SEED)
 
 
@@ -309,7 +309,7 @@ def _framing(config: TaskConfig, fit: str, size: Size | None, max_area: int | No
 
 
 def _sides(size: Any) -> Size:
-    """(width, height) in pixels, from two whole numbers or as it is typed, "832*480"."""
+    """Read (width, height) in pixels from two whole numbers, or from a text like "832*480"."""
     if isinstance(size, str):
         return geometry.parse_size(size)
     try:

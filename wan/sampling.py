@@ -1,4 +1,4 @@
-"""One loop samples every task; what differs between tasks is a function passed in."""
+"""Sample any task in one loop; functions that are passed in make the difference between tasks."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -10,7 +10,7 @@ from wan.utils.solvers import make_solver as make_solver
 
 Condition = TypeVar("Condition")
 Velocity = Callable[[Tensor, int], Tensor]  # latent, timestep 0..1000 -> velocity of the shape of latent
-Keep = Callable[[Tensor], Tensor]  # latent -> latent with known content re-imposed
+Keep = Callable[[Tensor], Tensor]  # latent -> latent with known content restored
 Branch = Callable[[Condition], Tensor]
 Pair = Callable[[Branch, Condition, Condition], tuple[Tensor, Tensor]]
 
@@ -20,10 +20,10 @@ def identity(latent: Tensor) -> Tensor:
 
 
 def denoise(latent: Tensor, solver: Solver, velocity: Velocity, keep: Keep = identity) -> Iterator[Tensor]:
-    """Integrate from noise to data, yielding each latent; `keep` re-imposes known content (a clean first frame).
+    """Integrate from noise to data, yielding each latent; `keep` restores known content (a clean first frame).
 
-    The caller drives it and may stop at any latent. The position is in the solver, so a second call with the same
-    solver and the last latent goes on where the first one stopped. Raises ValueError when nothing is left to do.
+    The caller may stop at any latent. The solver counts the steps, so a second call with the same solver and the last
+    latent goes on where the first one stopped. Raises ValueError when no step is left.
     """
     if solver.step_index >= len(solver.timesteps):
         raise ValueError("the solver has no steps left; call its set_timesteps first")
@@ -43,9 +43,9 @@ def guided(
     scale: float,
     pair: Pair = one_after_the_other,
 ) -> Velocity:
-    """Classifier-free guidance, arXiv:2207.12598: away from `uncond` by `scale`; one model call when scale is 1.
+    """Make the velocity of classifier-free guidance, arXiv:2207.12598; one model call per step when `scale` is 1.
 
-    `pair` is how the two calls of a step are made.
+    `pair` makes the two calls of a step.
     """
 
     def plain(latent: Tensor, t: int) -> Tensor:
@@ -59,11 +59,11 @@ def guided(
 
 
 def switch_at(boundary: float, high: Velocity, low: Velocity) -> Velocity:
-    """Two-expert velocity: `high` handles t >= boundary (in timesteps, 0..1000), `low` those below."""
+    """Make the velocity of two experts: `high` for t >= boundary (in timesteps, 0..1000), `low` below."""
     return lambda latent, t: (high if t >= boundary else low)(latent, t)
 
 
 def keep_first_frame(z0: Tensor, mask: Tensor) -> Keep:
-    """Hold z0 [C, 1, H, W] wherever mask [C, F, H, W] is 0 (geometry.first_frame_mask)."""
+    """Keep z0 [C, 1, H, W] wherever mask [C, F, H, W] is 0 (geometry.first_frame_mask)."""
     known = (1 - mask) * z0
     return lambda latent: known + mask * latent

@@ -1,4 +1,4 @@
-"""A request that a video or a kept latent carries: read, checked, and made anew with other values."""
+"""Read and check the request in a video or kept latent, to make it again with other values."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from wan.values import called
 
 
 class Stored(NamedTuple):
-    """What was asked for a video, and all that is written beside it: device, dtype, versions, fingerprint."""
+    """Request of a video, and the values written beside it: device, dtype, versions, fingerprint."""
 
     request: Request
     beside: dict[str, Any]
 
     def given(self, changes: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """Values from which `Request.create` repeats the video in `folder`, without those that `changes` replace."""
+        """Return the values from which `Request.create` repeats the video in `folder`, without those in `changes`."""
         values = self.request.given()
         if changes.get("fit") == "area" != values.get("fit", "area"):
-            del values["size"]  # made for another fit, and hardly one of the task's
+            del values["size"]  # it was made for another fit, and is hardly a size of the task
         values = {name: value for name, value in values.items() if name not in changes}
         return values | {n: _find(value, n, folder) for n, value in values.items() if isinstance(value, Input)}
 
     def with_inputs(self, request: Request, folder: Path) -> Request:
-        """`request` with its inputs read again, for the clips that are not sampled yet. Raises as `given` does.
+        """Read the inputs of `request` again, for the clips that are not sampled yet. Raises as `given` does.
 
-        Raises ValueError for an input that has changed: the clips that are there were made from another.
+        Raises ValueError for an input that has changed since the first clips were sampled.
         """
         inputs = {name: type(old).of(_find(old, name, folder), name) for name, old in request.inputs.items()}
         for name, now in inputs.items():
@@ -44,7 +44,7 @@ class Stored(NamedTuple):
 
 
 def read_stored(args: argparse.Namespace) -> Stored | None:
-    """The request in the file of --from_video or --resume, None without. Raises ValueError and OSError."""
+    """Read the request in the file of --from_video or --resume; None without. Raises ValueError and OSError."""
     if args.resume:
         fixed = {flag.field: f"--{flag.name}" for flag in FLAGS if flag.field and flag.group != OUTPUT}
         changed = [fixed[field] for field in asked(args) if field in fixed] + ["--from_video"] * bool(args.from_video)
@@ -100,7 +100,7 @@ def _stored_in_video(name: str) -> str:
 
 
 def _find(given: Input, field: str, folder: Path) -> str:
-    """The file that a video was made from: by the path of that time, seen from here or from the video's folder."""
+    """Find the file that a video was made from: at the stored path, seen from here or from the video's folder."""
     for path in (Path(stored_name(given.path)), folder / stored_name(given.path)) if given.path else ():
         if os.path.isfile(path):  # Path.is_file raises for names that no file can have
             return str(path)

@@ -8,7 +8,7 @@ from wan.pipeline import OnStep, WanPipeline
 
 
 class WanT2V(WanPipeline):
-    """`WanT2V(config, checkpoint_dir).generate(prompt)` -> video [3, F, H, W] in [-1, 1]; see `WanPipeline`."""
+    """Text-to-video: `WanT2V(config, checkpoint_dir).generate(prompt)` -> [3, F, H, W]; see `WanPipeline`."""
 
     task = "t2v-A14B"
 
@@ -29,10 +29,10 @@ class WanT2V(WanPipeline):
     ) -> Tensor | None:
         """Generate one video [3, F, height, width] in [-1, 1], float32 on the CPU; argument names as upstream.
 
-        What is None is taken from the config, as on the command line. Upstream's library has other defaults here:
+        None means the value of the config, as on the command line. Upstream's library has other defaults here:
         size=(1280, 720), frame_num=81, shift=5.0, sampling_steps=50, guide_scale=5.0; pass them for its videos.
         size: (width, height) in pixels; frame_num: 4n+1; guide_scale: one number, or (low-noise, high-noise expert);
-        n_prompt: what to avoid, the task's default when empty; seed: negative for a random one; offload_model: for this
-        call, None leaves it to the runtime. Raises ValueError for values that cannot work, before any weight is read.
+        n_prompt: things to avoid, the task's default when empty; seed: negative for a random one; offload_model: for
+        this call, None leaves it to the runtime. Raises ValueError for wrong values, before any weight is read.
         """
         return self.answer(locals())

@@ -16,7 +16,7 @@ from wan.sampling import keep_first_frame
 
 
 class WanTI2V(WanPipeline):
-    """`WanTI2V(config, checkpoint_dir).generate(prompt, img)` -> video [3, F, H, W] in [-1, 1]; see `WanPipeline`."""
+    """Hybrid: `WanTI2V(config, checkpoint_dir).generate(prompt, img)` -> [3, F, H, W]; see `WanPipeline`."""
 
     task = "ti2v-5B"
 
@@ -40,20 +40,20 @@ class WanTI2V(WanPipeline):
     ) -> Tensor | None:
         """Generate one video [3, F, H, W] in [-1, 1], float32 on the CPU; argument names as upstream.
 
-        What is None is taken from the config, as on the command line. Upstream's library has one other default here:
+        None means the value of the config, as on the command line. Upstream's library has one other default here:
         frame_num=81; pass it for its videos. img: the first frame, a PIL image or a path; without it the text alone
         decides, and the video has `size`, (width, height) in pixels. With it the size follows the aspect ratio of the
         image in about `max_area` pixels, or the area of `size`; the other fits of `wan.framing` save `size` exactly.
-        frame_num: 4n+1; n_prompt: what to avoid, the task's default when empty; seed: negative for a random one;
-        offload_model: for this call, None leaves it to the runtime. Raises ValueError and FileNotFoundError for what
-        cannot work, before any weight is read.
+        frame_num: 4n+1; n_prompt: things to avoid, the task's default when empty; seed: negative for a random one;
+        offload_model: for this call, None leaves it to the runtime. Raises ValueError and FileNotFoundError for wrong
+        values, before any weight is read.
         """
         return self.answer(locals())
 
     def t2v(
         self, input_prompt: str, size: Size | None = None, frame_num: int | None = None, *settings: Any, **named: Any
     ) -> Tensor | None:
-        """`generate` from text alone, with upstream's order of arguments: shift and what follows it come next."""
+        """Generate from text alone, with upstream's order of arguments: shift and the later ones come next."""
         return self.generate(input_prompt, None, size, None, frame_num, *settings, **named)
 
     def i2v(
@@ -68,9 +68,9 @@ class WanTI2V(WanPipeline):
         *settings: Any,
         **named: Any,
     ) -> Tensor | None:
-        """`generate` from an image, with upstream's order of arguments: guide_scale comes next.
+        """Generate from an image, with upstream's order of arguments: guide_scale comes next.
 
-        Upstream has sampling_steps=40 here; None is the config's number, 50.
+        Upstream has sampling_steps=40 here; None means the config's number, 50.
         """
         if img is None:
             raise ValueError("i2v needs img, an image or the path of one; t2v does without")
@@ -78,7 +78,7 @@ class WanTI2V(WanPipeline):
         return self.generate(input_prompt, img, None, max_area, frame_num, *schedule, *settings, **named)
 
     def clip(self, request: Request, index: int, tail: Tensor | None) -> Clip:
-        """With an image: its latent is the first frame throughout, and the tokens of that frame are at timestep 0."""
+        """Describe the clip. The latent of an image is always the first frame, and its tokens have timestep 0."""
         plain = super().clip(request, index, tail)
         if request.image is None:
             return plain

@@ -1,4 +1,4 @@
-"""The objective of a text-conditioned DiT: captions become text states, some are dropped, the rest is flow matching."""
+"""Objective of a text-conditioned DiT: captions become text states, some are dropped, the rest is flow matching."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -25,13 +25,13 @@ TextStates = Callable[[Sequence[str]], list[Tensor]]  # captions -> states [len,
 class FlowBatch:
     latents: Tensor  # [B, C, T, H, W] float32, one grid
     captions: list[str]
-    conditions: Tensor | None = None  # [B, C', T, H, W]: what the model reads beside the latent (I2V's y)
+    conditions: Tensor | None = None  # [B, C', T, H, W]: channels beside the latent (I2V's y)
 
 
 def flow_objective(model: WanModel, text: TextStates, config: FlowConfig) -> Objective:
-    """`objective(FlowBatch, generator) -> Loss`; a dropped caption is the empty prompt, as at inference.
+    """Make `objective(FlowBatch, generator) -> Loss`; a dropped caption is the empty prompt, as at inference.
 
-    With `config.channels` the model is cut off from the other channels, and as they have no loss it stays so.
+    With `config.channels` the model ignores the other channels, and goes on ignoring them because they have no loss.
     """
     if config.channels is not None:
         ignore_channels(model, config.channels)
@@ -56,7 +56,7 @@ def flow_objective(model: WanModel, text: TextStates, config: FlowConfig) -> Obj
 
 @torch.no_grad()
 def ignore_channels(model: WanModel, kept: int) -> None:
-    """Cut off the latent channels behind the first `kept`: they are neither read nor changed."""
+    """Let the model neither read nor change latent channels other than the first `kept`."""
     channels = model.config.out_dim
     model.patch_embedding.weight[:, kept:channels] = 0
     for parameter in (model.head.head.weight, model.head.head.bias):
@@ -64,7 +64,7 @@ def ignore_channels(model: WanModel, kept: int) -> None:
 
 
 class TrainedText:
-    """Text states from an encoder that is trained along; token ids are kept per caption."""
+    """Text states from an encoder that is trained as well; token ids are kept per caption."""
 
     def __init__(self, encoder: nn.Module, tokenize: Callable[[str], Sequence[int]]):
         self.encoder, self.tokenize = encoder, tokenize
@@ -78,12 +78,12 @@ class TrainedText:
         lengths = torch.tensor([len(self._ids[c]) for c in captions])
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         device = next(self.encoder.parameters()).device
-        # padding comes back as zero rows, which is what the model pads with: no sample needs its own slice
+        # padding comes back as zero rows, with which the model pads as well: no sample needs its own slice
         return list(self.encoder(ids.to(device), mask.long().to(device)))
 
 
 class StoredText:
-    """Text states computed once: a safetensors file with one tensor per caption, read when asked for."""
+    """Text states from a safetensors file, computed once, with one tensor per caption that is read on use."""
 
     def __init__(self, path: Path, device: torch.device | str = "cpu"):
         from safetensors import safe_open
@@ -96,7 +96,7 @@ class StoredText:
         self.widths = {shape[1] if len(shape) == 2 else 0 for shape in shapes.values()}
 
     def check(self, captions: Iterable[str], text_dim: int) -> None:
-        """Raise ValueError when a caption has no text states here, or states are not those that a model reads."""
+        """Raise ValueError when a caption has no text states here, or states have another width than a model reads."""
         missing = [caption for caption in ("", *captions) if caption not in self._rows]
         if missing or self.widths != {text_dim}:
             what = f"has no text states of {quoted(missing[0])}" if missing else f"has none of width {text_dim} alone"
@@ -115,7 +115,7 @@ class StoredText:
 
 
 def prepare_model(model: WanModel, config: LoopConfig) -> None:
-    """Make training steps fast without changing what is computed: compiled blocks, quicker attention on a CPU."""
+    """Make training steps fast, with the same results: compiled blocks, quicker attention on a CPU."""
     on_cpu = model.patch_embedding.weight.device.type == "cpu"
     if on_cpu:
         model.embed_text = partial(embed_short_text, model)
@@ -128,7 +128,7 @@ def prepare_model(model: WanModel, config: LoopConfig) -> None:
 
 
 def embed_short_text(model: WanModel, context: Sequence[Tensor], multiple: int = 32) -> Tensor:
-    """`WanModel.embed_text` without most of the padding: [B, n, C], n <= text_len, the last row padding if n is less.
+    """Do as `WanModel.embed_text` with less padding: [B, n, C], n <= text_len; the last row is padding if n is less.
 
     All padding becomes the same row, so one copy with the weight of all of them is enough (see `matmul_attention`).
     """
@@ -140,10 +140,10 @@ def embed_short_text(model: WanModel, context: Sequence[Tensor], multiple: int =
 def matmul_attention(
     q: Tensor, k: Tensor, v: Tensor, kv_lens: Sequence[int] | None = None, *, total_keys: int = 0
 ) -> Tensor:
-    """`modules.attention.attention` by matrix products, for short sequences on a CPU; differentiable.
+    """Compute `modules.attention.attention` by matrix products, for short sequences on a CPU; differentiable.
 
     The fused kernel's backward pass is slow there in bfloat16: 380 of 900 ms per step for the nano model (batch 64, 80
-    tokens, two cores of a Xeon with AMX). With `total_keys` the last key stands for all those missing.
+    tokens, two cores of a Xeon with AMX). With `total_keys` the last key has the weight of all missing ones.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()

@@ -1,4 +1,4 @@
-"""A solver by its name, with its schedule set."""
+"""Make a solver by its name."""
 
 from wan import utils
 from wan.choices import SOLVERS
@@ -6,7 +6,7 @@ from wan.utils.flow import Solver
 
 
 def make_solver(name: str, num_steps: int, shift: float, num_train_timesteps: int = 1000) -> Solver:
-    """The named solver with its schedule set, which stays on the host."""
+    """Make the named solver and set its schedule, which stays on the host."""
     if name not in SOLVERS:
         raise ValueError(f"unknown solver {name!r}; choose one of {', '.join(SOLVERS)}")
     solver = getattr(utils, SOLVERS[name])(num_train_timesteps)
