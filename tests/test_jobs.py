@@ -7,10 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from PIL import Image
 
+from tests.test_media import write_tone
 from tests.test_never_lost import resume_command
 from tests.three_clips import CLIPS, ThreeClips
 from wan import cli, jobs, media, output, planning
@@ -232,3 +234,12 @@ def test_a_latent_of_an_earlier_version_is_resumed(three_clips, monkeypatch):
     request = json.dumps(request_of().to_dict() | {"checkpoint": "nano", "video": "a.mp4"})
     save_file({"latent": torch.randn(16, 2, 8, 8)}, "a.latent.safetensors", {"wan_request": request})
     assert cli.main(["--resume", "a.latent.safetensors", *FLAGS]) == cli.DONE and files() == ["a.mp4"]
+
+
+def test_a_video_is_given_its_sound(three_clips, monkeypatch):
+    write_tone(Path("a.wav"), 5.0)
+    monkeypatch.setattr(three_clips, "sound", staticmethod(lambda request: "a.wav"))
+    assert cli.main(NEW) == cli.DONE
+    assert media.written("a.mp4")[0] == 14 and output.REQUEST_KEY in media.read_metadata("a.mp4")
+    with av.open("a.mp4") as container:
+        assert len(container.streams.audio) == 1

@@ -157,6 +157,8 @@ def make(outcome: Outcome, pipeline: WanPipeline) -> None:
             return
         count = media.write(chain([first], frames), job.video, job.request.fps, tags(job), job.overwrite)
     _check_written(job)
+    if (sound := job.pipeline.sound(job.request)) is not None:
+        media.add_audio(job.video, sound)
     with put_off():
         outcome.done()
     _summarize(job, pipeline.phases, count, time.perf_counter() - start)

@@ -219,6 +219,11 @@ class WanPipeline:
         """Number of last generated frames that the next clip is made from."""
         return 0
 
+    @staticmethod
+    def sound(request: Request) -> str | None:
+        """The file whose sound the video is given, if any."""
+        return None
+
     @classmethod
     def latent_shape(cls, config: TaskConfig, request: Request, index: int = 0) -> LatentShape:
         """Shape (channels, frames, rows, columns) of the latent that is sampled for a clip."""
