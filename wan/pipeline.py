@@ -108,7 +108,6 @@ class WanPipeline:
         if not isinstance(config, TaskConfig):
             raise ValueError(f"config is an entry of WAN_CONFIGS, or a changed one, got {type(config).__name__}")
         config.check()
-        self.config = config
         if runtime is None:
             runtime = Runtime.default(
                 device_id=device_id,
@@ -117,15 +116,16 @@ class WanPipeline:
                 parallel=_all_together(use_sp, dit_fsdp, t5_fsdp),
             )
             runtime = replace(runtime, dtype=config.param_dtype)
-        self.runtime = runtime
-        self.checkpoint_dir = Path(checkpoint_dir)
-        self.phases: dict[str, PhaseStats] = {}
-        check_backend(self.runtime.attention, self.runtime.device, self.runtime.dtype)
-        check_checkpoint(self.checkpoint_dir, config)
+        check_backend(runtime.attention, runtime.device, runtime.dtype)
+        check_checkpoint(Path(checkpoint_dir), config)
+        self._assemble(config, Path(checkpoint_dir), runtime)
 
-        self.replica = Replica(self.runtime.parallel, self.runtime.device)
-        self.weights = Weights(self.runtime.device, self.runtime.offload)
-        for expert in self.config.experts:
+    def _assemble(self, config: TaskConfig, checkpoint_dir: Path, runtime: Runtime) -> None:
+        self.config, self.checkpoint_dir, self.runtime = config, checkpoint_dir, runtime
+        self.phases: dict[str, PhaseStats] = {}
+        self.replica = Replica(runtime.parallel, runtime.device)
+        self.weights = Weights(runtime.device, runtime.offload)
+        for expert in config.experts:
             self.weights.add(expert, partial(self._load_expert, expert))
 
     # ---- one run ----

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__":  # before torch is imported
@@ -25,6 +24,7 @@ from wan.training.config import DataConfig, TrainConfig
 from wan.training.data import CacheWriter, LatentCache
 from wan.training.loop import fit
 from wan.training.objective import StoredText, flow_objective, prepare_model
+from wan.training.preview import previewer
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 TEXT_FILE = "text.safetensors"
@@ -57,13 +57,14 @@ def train(config: TrainConfig) -> None:
         raise ValueError(f"{config.data.cache} was made for another task than {config.task}; give another [data] cache")
     text = StoredText(config.data.cache / TEXT_FILE, config.device)
     text.check(cache.captions(), model.config.text_dim)
+    first = cache.draw(1, config.loop.seed, 0)
     fit(
         model,
         flow_objective(model, text, config.flow),
         lambda index: cache.draw(config.loop.batch_size, config.loop.seed, index),
         config.loop,
         config.output / "state",
-        preview=previewer(config, settings, model, text, cache) if config.loop.preview_every else None,
+        preview=previewer(config, settings, model, text, first) if config.loop.preview_every else None,
         loss_bins=config.flow.loss_bins,
     )
     save_safetensors_folder(
@@ -200,44 +201,6 @@ def load_text_encoder(config: TrainConfig, settings: TaskConfig):
         checkpoint_path=part(config.checkpoint, settings.t5_checkpoint),
         tokenizer_path=part(config.checkpoint, settings.t5_tokenizer),
     )
-
-
-# ---------------------------------------------------------------- previews
-
-
-def previewer(
-    config: TrainConfig, settings: TaskConfig, model: torch.nn.Module, text: StoredText, cache: LatentCache
-) -> Callable[[int], None]:
-    """Sample the preview prompts with the expert alone, through the pipelines' loop, into contact sheets.
-
-    Image-to-video starts them all from one first frame of the data.
-    """
-    from wan.geometry import latent_shape
-    from wan.media import contact_sheet, to_uint8
-    from wan.sampling import denoise, guided, make_solver
-
-    vae = load_vae(config, settings)
-    shape = latent_shape(config.data.size, config.data.frame_num, settings.vae_stride, settings.z_dim)
-    first = cache.draw(1, config.loop.seed, 0).conditions
-    y = None if first is None else [first[0].to(config.device)]
-    scale = settings.guidance[config.expert == settings.high_noise_checkpoint]
-
-    def forward(latent: Tensor, t: int, context: Tensor) -> Tensor:
-        return model([latent], latent.new_full((1,), t), [context], y=y)[0]
-
-    @torch.no_grad()
-    def preview(step: int) -> None:
-        for i, prompt in enumerate(config.preview_prompts):
-            latent = torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(config.device)
-            solver = make_solver("unipc", settings.sample_steps, settings.sample_shift)
-            context, empty = text([prompt, ""])
-            for latent in denoise(latent, solver, guided(forward, context, empty, scale)):  # noqa: B007, B020
-                pass
-            path = config.output / "previews" / f"{step:07d}-{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            contact_sheet(to_uint8(vae.decode([latent])[0]), path)
-
-    return preview
 
 
 if __name__ == "__main__":

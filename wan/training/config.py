@@ -129,6 +129,7 @@ class TrainConfig:
             not self.loop.preview_every or bool(self.preview_prompts),
             "preview_every is set but preview_prompts is empty; give at least one prompt",
         )
+        _require(all(map(str.strip, self.preview_prompts)), "one of preview_prompts is empty; describe a video in it")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
