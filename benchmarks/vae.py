@@ -7,7 +7,6 @@ plain 3-D convolutions for both sides.
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -33,6 +32,7 @@ from wan.modules.vae2_1 import CausalVAE2_1
 from wan.modules.vae2_2 import CausalVAE2_2
 from wan.modules.vae_kernels import install
 from wan.parser import exit_code
+from wan.training.vae import psnr
 from wan.typed import at_least, one_of
 
 KEYMAP = Path(__file__).parents[1] / "tests" / "data" / "state_dict" / "vae_diffusers_keymap.json"
@@ -185,11 +185,10 @@ def tiling_notes(model: CausalVAE, latent: Tensor, args: argparse.Namespace, dev
         taken = seconds(run, device)
     whole = model.decode(latent, chunk=args.chunk)
     synchronize(device)
-    error = (results["tiled"].to(whole).float().clamp(-1, 1) - whole.float().clamp(-1, 1)).square().mean().item()
-    psnr = math.inf if error == 0 else 10 * math.log10(4 / error)
+    error = (results["tiled"].to(whole).float().clamp(-1, 1) - whole.float().clamp(-1, 1)).square().mean()
     return [
         f"- Ours in tiles of {args.tile} pixels: {taken:.3g} s, peak {peak.added / GIB:.3g} GiB, "
-        f"PSNR against whole frames {psnr:.0f} dB."
+        f"PSNR against whole frames {psnr(error):.0f} dB."
     ]
 
 

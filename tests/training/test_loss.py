@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from wan.training.config import FlowConfig
-from wan.training.loss import LossBins, draw_sigmas, flow_loss, interpolate
+from wan.training.loss import LossBins, draw_sigmas, flow_loss
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -30,13 +30,6 @@ def test_uniform_sigmas_follow_the_shift_map():
     sigma = draw_sigmas(1000, FlowConfig(shift=3.0), generator()).double().sort().values
     base = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     torch.testing.assert_close(sigma, 3 * base / (1 + 2 * base), atol=2e-3, rtol=0)
-
-
-def test_interpolation_ends_at_data_and_noise():
-    data, noise = torch.randn(2, 2, 3, 1, 4, 4, generator=generator()).unbind()
-    assert torch.equal(interpolate(data, noise, torch.zeros(2, 1)), data)
-    assert torch.equal(interpolate(data, noise, torch.ones(2, 1)), noise)
-    assert torch.equal(interpolate(data, noise, torch.tensor([[0.0], [1.0]])), torch.stack([data[0], noise[1]]))
 
 
 def test_the_true_velocity_has_no_loss_and_timesteps_are_in_thousands():

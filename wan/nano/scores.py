@@ -13,6 +13,7 @@ from torch import Tensor
 from wan.media import from_uint8, to_uint8
 from wan.nano import worlds
 from wan.nano.worlds import Measured, Scene
+from wan.training.vae import psnr as psnr_of_error
 
 # (prompt, seed, first frame uint8 [H, W, 3] or None) -> frames uint8 [F, H, W, 3]; the model is told no more of a scene
 Generate = Callable[[str, int, "np.ndarray | None"], np.ndarray]
@@ -159,8 +160,8 @@ def heldout_scenes(count: int, seed: int = 0) -> list[Scene]:
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two uint8 arrays in dB; infinite when they are equal."""
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+    difference = (a.astype(np.float64) - b.astype(np.float64)) / 127.5
+    return psnr_of_error(torch.tensor(np.mean(difference**2))).item()
 
 
 @dataclass(frozen=True)

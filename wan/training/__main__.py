@@ -17,6 +17,7 @@ from wan.checkpoint.layout import part
 from wan.conditioning import condition
 from wan.configs import get_config
 from wan.configs.shared_config import TaskConfig
+from wan.files import atomic_file
 from wan.modules.vae_wrapper import VideoVAE
 from wan.parser import Parser, exit_code
 from wan.runtime import resolve_device
@@ -120,9 +121,8 @@ def build_caches(config: TrainConfig, settings: TaskConfig) -> None:
     if not text_file.is_file():
         encoder = load_text_encoder(config, settings)
         captions = [*LatentCache(folder).captions(), *config.preview_prompts]
-        partial = text_file.with_suffix(".partial")
-        StoredText.write(partial, captions, lambda caption: encoder([caption], config.device)[0])
-        partial.replace(text_file)
+        with atomic_file(text_file, overwrite=True) as file:
+            StoredText.write(file, captions, lambda caption: encoder([caption], config.device)[0])
 
 
 def encode_videos(data: DataConfig, vae: VideoVAE, folder: Path, with_first_frame: bool = False) -> None:

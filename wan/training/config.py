@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from wan.geometry import check_frame_num
 from wan.values import quoted, real, text, whole
 
 SIGMA_DISTRIBUTIONS = ("uniform", "logit_normal")
@@ -96,11 +97,7 @@ class DataConfig:
         _require(len(self.size) == 2, f"size must be [width, height], got {list(self.size)}")
         for side in self.size:
             _require(side > 0 and side % 16 == 0, f"width and height must be multiples of 16, got {self.size}")
-        lower = max(1, (self.frame_num - 1) // 4 * 4 + 1)
-        _require(
-            self.frame_num >= 1 and self.frame_num % 4 == 1,
-            f"frame_num must be 4n+1, got {self.frame_num}; try {lower} or {lower + 4}",
-        )
+        check_frame_num(self.frame_num)
         _require(self.fps is None or self.fps > 0, f"fps must be positive, got {self.fps}")
 
 

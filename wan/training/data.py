@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wan.files import read_json, shown
+from wan.files import atomic_file, read_json, shown
 from wan.training.objective import FlowBatch
 
 INDEX_FILE = "index.json"
@@ -49,9 +48,8 @@ class CacheWriter:
 
     def close(self) -> None:
         """Write the index. Without it the folder is no cache, so a killed run cannot leave half of one."""
-        partial = self.folder / (INDEX_FILE + ".partial")
-        partial.write_text(json.dumps(self._buckets))
-        os.replace(partial, self.folder / INDEX_FILE)
+        with atomic_file(self.folder / INDEX_FILE, overwrite=True) as file:
+            file.write_text(json.dumps(self._buckets))
 
 
 class LatentCache:

@@ -6,7 +6,6 @@ step number is the whole random state: a run that was killed continues exactly, 
 
 import json
 import math
-import os
 import time
 import warnings
 from collections import defaultdict
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wan.checkpoint.pickled import reason_of
-from wan.files import shown
+from wan.files import atomic_file, shown
 from wan.training.config import LoopConfig
 from wan.training.ema import EMA
 from wan.training.loss import Loss, LossBins
@@ -174,11 +173,9 @@ class _Report:
 
 
 def _save_state(folder: Path, module: nn.Module, optimizer: Optimizers, ema: EMA, step: int) -> None:
-    """Write atomically: a kill during the write leaves the previous state."""
     state = {"step": step, "module": module.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
-    partial = folder / (STATE_FILE + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, folder / STATE_FILE)
+    with atomic_file(folder / STATE_FILE, overwrite=True) as file:
+        torch.save(state, file)
 
 
 def _load_state(folder: Path, module: nn.Module, optimizer: Optimizers, ema: EMA, config: LoopConfig) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from wan.training.config import FlowConfig
+from wan.utils.flow import add_noise, shift_sigmas
 
 # noisy latents [B, C, T, H, W], timesteps in 0..1000 ([B], or [B, T] by frame) -> velocity of the shape of the latents
 VelocityModel = Callable[[Tensor, Tensor], Tensor]
@@ -35,7 +36,7 @@ def flow_loss(model: VelocityModel, data: Tensor, config: FlowConfig, generator:
         given = torch.rand(data.shape[0], generator=generator) < config.first_frame_share
         levels = levels.repeat(1, data.shape[2])
         levels[given.to(data.device), 0] = 0
-    noisy = interpolate(data, noise, levels)
+    noisy = add_noise(data, noise, levels[:, None, :, None, None])
     noisy[:, noisy.shape[1] if config.channels is None else config.channels :] = 0
     velocity = model(noisy, (levels if levels.shape[1] > 1 else sigma) * 1000)
     by_channel = (velocity.float() - (noise - data))[:, : config.channels]
@@ -45,12 +46,6 @@ def flow_loss(model: VelocityModel, data: Tensor, config: FlowConfig, generator:
     return Loss(errors.mean(), timesteps=sigma.detach() * 1000, errors=errors.detach())
 
 
-def interpolate(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """x_sigma = (1 - sigma) data + sigma noise for [B, C, T, H, W], with one sigma [B, 1] per sample or [B, T]."""
-    sigma = sigma.to(data)[:, None, :, None, None]
-    return (1 - sigma) * data + sigma * noise
-
-
 def draw_sigmas(count: int, config: FlowConfig, generator: torch.Generator) -> Tensor:
     """Draw noise levels, float32 [count], of the shifted distribution within the range t_min..t_max.
 
@@ -58,19 +53,14 @@ def draw_sigmas(count: int, config: FlowConfig, generator: torch.Generator) -> T
     So every batch covers the range and the loss varies less; each sample alone has exactly the wanted distribution.
     """
     low, high = (
-        _cdf(_unshift(torch.tensor(t / 1000, dtype=torch.float64), config.shift), config)
+        _cdf(shift_sigmas(torch.tensor(t / 1000, dtype=torch.float64), 1 / config.shift).clamp(max=1), config)
         for t in (config.t_min, config.t_max)
     )
     slices = torch.randperm(count, generator=generator).double()
     uniform = (slices + torch.rand(count, generator=generator, dtype=torch.float64)) / count
     base = _inverse_cdf(low + (high - low) * uniform, config)
-    sigma = config.shift * base / (1 + (config.shift - 1) * base)
+    sigma = shift_sigmas(base, config.shift)
     return sigma.clamp(config.t_min / 1000, config.t_max / 1000).float()
-
-
-def _unshift(sigma: Tensor, shift: float) -> Tensor:
-    """Inverse of the shift map."""
-    return sigma / (shift - (shift - 1) * sigma)
 
 
 def _cdf(base: Tensor, config: FlowConfig) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wan.media import from_uint8
 from wan.modules.vae_blocks import Resample, ResidualBlock
 from wan.training.loss import Loss
 
@@ -69,7 +70,7 @@ def edge_loss(difference: Tensor) -> Tensor:
 
 def psnr(mean_square: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB from a mean squared error on the range [-1, 1]."""
-    return 10 * torch.log10(4 / mean_square.clamp_min(1e-12))
+    return 10 * torch.log10(4 / mean_square)
 
 
 @torch.no_grad()
@@ -136,7 +137,7 @@ def random_crops(
 def to_unit(videos: np.ndarray) -> Tensor:
     """uint8 [B, F, H, W, 3] -> float32 [B, 3, F, H, W] in [-1, 1]."""
     pixels = torch.from_numpy(np.require(videos, requirements=["C", "W"]))  # a mapped file is copied
-    return pixels.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1).contiguous()
+    return from_uint8(pixels).transpose(1, 2).contiguous()
 
 
 @torch.no_grad()

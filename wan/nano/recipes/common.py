@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wan.configs import nano_checkpoint
+from wan.files import atomic_file
 from wan.media import to_uint8
 from wan.modules.model import WanModel
 from wan.modules.packed import has_bfloat16_products
@@ -95,9 +95,8 @@ def fit_flow(
 
 
 def save(state: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with atomic_file(path, overwrite=True) as file:
+        torch.save(state, file)
 
 
 def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
