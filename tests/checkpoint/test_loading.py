@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.checkpoint.memory import MemorySource
 from wan.checkpoint.loading import _one_ahead, group_names, load_module, read_config, save_safetensors_folder
-from wan.checkpoint.source import MemorySource
 
 
 class Block(nn.Module):

@@ -5,8 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.checkpoint.memory import MemorySource
 from wan.checkpoint.loading import save_safetensors_folder
-from wan.checkpoint.source import MemorySource, open_source
+from wan.checkpoint.source import open_source
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),

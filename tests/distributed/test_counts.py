@@ -11,10 +11,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.parallel import forward_work, gathered_bytes, latent_bytes
+from tests.checkpoint.memory import MemorySource
 from tests.distributed.launch import launch
 from tests.distributed.tiny import CASES, CONFIG, tiny_model
 from wan.checkpoint.loading import load_module
-from wan.checkpoint.source import MemorySource
 from wan.configs import WAN_CONFIGS
 from wan.distributed.cfg_parallel import side_by_side
 from wan.distributed.fsdp import spread_parameters

@@ -93,9 +93,6 @@ FAMILIES = {
 EXPERTS = {"both": None, "high": 0.0, "low": 1.0}
 
 
-# ---------------------------------------------------------------- the table
-
-
 def markdown(reports: Mapping[str, Report], goal: Goal, vae: Reconstruction | None = None, psnr: float = 30.0) -> str:
     """Make the table of one mode: targets, a column per run, and the shuffled control of the first one."""
     first = next(iter(reports.values()))
@@ -155,9 +152,6 @@ def _verdict(report: Report, sample: Sample) -> str:
     text = f"seen: {seen.color} {seen.shape}, {seen.motion}, on {seen.background}"
     same = (seen.color, seen.shape, seen.background) == (end.color, end.shape, end.background)
     return text if same else f"{text}; at the end {end.color} {end.shape} on {end.background}"
-
-
-# ---------------------------------------------------------------- the command
 
 
 def generator(pipeline: WanPipeline, **settings: Any) -> Generate:

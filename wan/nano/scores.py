@@ -20,8 +20,6 @@ Generate = Callable[[str, int, "np.ndarray | None"], np.ndarray]
 
 END = 3  # number of last frames in which colours and shape must be as asked
 
-# ---------------------------------------------------------------- measures
-
 
 def _shows(name: str) -> Callable[[Scene, Measured, Measured], bool]:
     return lambda scene, seen, end: getattr(scene, name) == getattr(seen, name)

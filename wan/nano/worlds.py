@@ -176,23 +176,9 @@ _SHAPE_WORDS = {
 _SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big"), "medium": ("medium-sized",)}
 _COLOR_WORDS = {"grey": ("grey", "gray")}
 _GROUND_WORDS = ("background", "background", "backdrop", "wall", "canvas")
+_ASIDE = ("moves {}", "moves to the {}", "slides {}", "drifts to the {}", "travels {}wards", "glides {}")
 _MOVES = {
-    "left": (
-        "moves left",
-        "moves to the left",
-        "slides left",
-        "drifts to the left",
-        "travels leftwards",
-        "glides left",
-    ),
-    "right": (
-        "moves right",
-        "moves to the right",
-        "slides right",
-        "drifts to the right",
-        "travels rightwards",
-        "glides right",
-    ),
+    **{side: tuple(text.format(side) for text in _ASIDE) for side in ("left", "right")},
     "up": ("moves up", "moves upwards", "rises", "drifts upwards", "floats up", "climbs to the top"),
     "down": ("moves down", "moves downwards", "falls", "drifts downwards", "sinks down", "drops to the bottom"),
     "still": ("stays still", "does not move", "rests in place", "stands still", "remains motionless", "stays in place"),

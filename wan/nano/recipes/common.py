@@ -48,9 +48,6 @@ class Recipe:
     with_steps: Callable
 
 
-# ---------------------------------------------------------------- training
-
-
 def dit_loop(steps: int, learning_rate: float = 2e-3) -> LoopConfig:
     """Settings with Muon, because AdamW (at 1e-3) is slow to learn motion; docs/log.md has the comparison."""
     return LoopConfig(
@@ -104,9 +101,6 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-# ---------------------------------------------------------------- text
-
-
 def tokenizer_folder(folder: Path) -> Path:
     """Return the folder of the tokenizer of this world; builds it on first use."""
     path = folder / "google" / "umt5-xxl"
@@ -144,9 +138,6 @@ def shipped_text(checkpoint: Path) -> TrainedText:
     return TrainedText(encoder.float().eval().requires_grad_(False), nano_tokenizer(checkpoint / "google" / "umt5-xxl"))
 
 
-# ---------------------------------------------------------------- videos
-
-
 def render_many(count: int, split: str, seed: int, size: int, contrast: float = math.inf) -> np.ndarray:
     """Render videos of scenes whose contrast (`worlds.contrast`) is below a bound."""
     rng = np.random.default_rng(seed)
@@ -161,9 +152,6 @@ def rendered(path: Path, count: int, split: str, seed: int, size: int, contrast:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, render_many(count, split, seed, size, contrast))
     return np.load(path, mmap_mode="r")
-
-
-# ---------------------------------------------------------------- scores
 
 
 def heldout(count: int, seed: int = 6) -> tuple[list[worlds.Scene], list[str]]:
@@ -195,9 +183,6 @@ def first_frames(truth: Tensor, videos: Sequence[Tensor]) -> str:
     """PSNR of first frames against those of `truth` [B, 3, F, H, W], mean and worst."""
     values = [psnr((v[:, 0].cpu() - t[:, 0]).square().mean()).item() for v, t in zip(videos, truth, strict=True)]
     return f"first frame {sum(values) / len(values):.1f} dB, worst {min(values):.1f}"
-
-
-# ---------------------------------------------------------------- export
 
 
 def write_dit(state: dict[str, Tensor], model: WanModel, folder: Path) -> None:

@@ -54,9 +54,6 @@ class Budget:
     expert_steps: tuple[int, int]  # high-noise, low-noise
 
 
-# ---------------------------------------------------------------- the autoencoder
-
-
 def train_vae(folder: Path, budget: Budget) -> None:
     videos = common.rendered(folder / "videos.npy", budget.vae_videos, "train", seed=1, size=SIZE)
     vae = CausalVAE2_1(VAE)
@@ -70,9 +67,6 @@ def train_decoder(folder: Path, budget: Budget) -> None:
     vae = Wan2_1_VAE(vae_pth=folder / "vae" / VAE_FILE).model
     autoencoder.train_outlines(vae, videos, DECODER_CROP, budget.decoder_steps, folder / "decoder")
     autoencoder.store(vae, folder / VAE_FILE, SIZE)
-
-
-# ---------------------------------------------------------------- the transformers
 
 
 def encode_latents(folder: Path, budget: Budget) -> None:
@@ -147,9 +141,6 @@ def score(high: WanModel, low: WanModel, text: TextStates, folder: Path, count: 
     velocity = switch_at(BOUNDARY, velocity_of(high), velocity_of(low))
     latents = common.sample(torch.randn(shape, generator=torch.Generator().manual_seed(6)), velocity)
     return common.count_right(scenes, Wan2_1_VAE(vae_pth=folder / VAE_FILE).decode(list(latents)))
-
-
-# ---------------------------------------------------------------- the shipped folder
 
 
 def export(folder: Path, budget: Budget) -> None:
