@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from wan.distributed.bands import decode_in_bands
 from wan.distributed.cfg_parallel import side_by_side
 from wan.distributed.fsdp import spread_parameters
-from wan.distributed.mesh import make_mesh
 from wan.distributed.sequence_parallel import parallelize
 from wan.distributed.util import broadcast_int, broadcast_tensor, get_rank
 from wan.modules.model import WanModel
@@ -20,6 +22,23 @@ from wan.parallel import Parallel
 from wan.sampling import Pair, one_after_the_other
 
 Shard = Callable[[nn.Module], nn.Module]
+
+
+class Mesh(NamedTuple):
+    """One-dimensional meshes of this process; neighbours in `ulysses` have neighbouring ranks."""
+
+    cfg: DeviceMesh  # the two branches of guidance
+    ulysses: DeviceMesh  # the tokens of a branch
+    fsdp: DeviceMesh  # both together: all processes of the replica, over which parameters are spread
+
+
+def make_mesh(device_type: str, cfg_size: int, ulysses_size: int) -> Mesh:
+    """Arrange all processes of the default group in replicas; every one of them must call it."""
+    size = cfg_size * ulysses_size
+    grid = (dist.get_world_size() // size, cfg_size, ulysses_size)
+    mesh = init_device_mesh(device_type, grid, mesh_dim_names=("replica", "cfg", "ulysses"))
+    whole = init_device_mesh(device_type, (grid[0], size), mesh_dim_names=("replica", "fsdp"))
+    return Mesh(mesh["cfg"], mesh["ulysses"], whole["fsdp"])
 
 
 class Replica:

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -153,10 +152,6 @@ class WanSelfAttention(nn.Module):
         k = rotate(self.heads(self.norm_k(self.k(x))), rope).to(v.dtype)
         return self.o(self.attend(q, k, self.heads(v), kv_lens).flatten(2))
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        return self.q.weight.dtype
-
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
 
@@ -188,7 +183,7 @@ class WanAttentionBlock(nn.Module):
         x, segments = tokens.x, tokens.segments
         table = self.modulation.float() + cond.modulation  # [S, 6, C]
         attn, ffn = table[:, 0:3], table[:, 3:6]  # shift, scale, gate
-        modulated, half = partial(norm_modulate, eps=self.eps), self.self_attn.compute_dtype
+        modulated, half = partial(norm_modulate, eps=self.eps), self.self_attn.q.weight.dtype
 
         h = by_segment(modulated, segments, attn[:, :2], x, dtype=half)
         x = by_segment(gated_add, segments, attn[:, 2:], x, self.self_attn(h, tokens.rope, tokens.lengths))
@@ -204,7 +199,7 @@ class Head(nn.Module):
     def __init__(self, config: WanModelConfig):
         super().__init__()
         self.eps = config.eps
-        self.head = Float32Linear(config.dim, _patch_volume(config) * config.out_dim)
+        self.head = Float32Linear(config.dim, math.prod(config.patch_size) * config.out_dim)
         self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
 
     def forward(self, x: Tensor, segments: Segments, time: Tensor) -> Tensor:
@@ -246,9 +241,7 @@ class WanModel(nn.Module):
         self.config = config = self.config_class(**options) if config is None else config
         vars(self).update(vars(config))  # model.dim, model.num_layers, ...: what upstream's scripts read
         dim = config.dim
-        self.patch_embedding = PatchEmbedding(
-            config.in_dim, dim, kernel_size=config.patch_size, stride=config.patch_size
-        )
+        self.patch_embedding = PatchEmbedding(config.in_dim, dim, config.patch_size, config.patch_size)
         self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), nn.GELU("tanh"), Linear(dim, dim))
         self.time_embedding = nn.Sequential(Float32Linear(config.freq_dim, dim), nn.SiLU(), Float32Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), Float32Linear(dim, 6 * dim))
@@ -300,14 +293,12 @@ class WanModel(nn.Module):
         lengths = tuple(map(math.prod, grids))
         rope = self.rope(grids, self.device)
         padding = lengths if len(set(lengths)) > 1 else None
-        parts = [part for part in segments or [(max(lengths), 0)] if part[0]]
-        stops = list(accumulate(count for count, _ in parts))
-        laid = tuple(
-            Segment(stop - count, stop, torch.full((len(sizes),), row, device=self.device))
-            for stop, (count, row) in zip(stops, parts, strict=True)
-        )
+        laid, parts = [], [part for part in segments or [(max(lengths), 0)] if part[0]]
+        for count, row in parts:
+            start = laid[-1].stop if laid else 0
+            laid.append(Segment(start, start + count, torch.full((len(sizes),), row, device=self.device)))
         num_timesteps = 1 + max(row for _, row in parts)
-        return Prepared(self.embed_text(context), rope, laid, num_timesteps, padding, tuple(sizes), y)
+        return Prepared(self.embed_text(context), rope, tuple(laid), num_timesteps, padding, tuple(sizes), y)
 
     def _prepare_call(self, x, t, context, seq_len, y) -> tuple[Prepared, Tensor]:
         """Prepare what the public `forward` was given, and the features of its timesteps; mistakes are named here."""
@@ -326,12 +317,8 @@ class WanModel(nn.Module):
 
     def trunk(self) -> Sequence[Step]:
         """All that is computed per token, as steps; models of other tasks insert adapters here."""
-        blocks = (Step(block, (block,)) for block in self.blocks)
-        return (
-            Step(self.embed_patches, (self.patch_embedding,)),
-            *blocks,
-            Step(self.predict_patches, (self.head,)),
-        )
+        first, last = Step(self.embed_patches, (self.patch_embedding,)), Step(self.predict_patches, (self.head,))
+        return (first, *(Step(block, (block,)) for block in self.blocks), last)
 
     def embed_patches(self, tokens: Tokens, cond: Conditioning) -> Tokens:
         return tokens._replace(x=self.patch_embedding(tokens.x))
@@ -343,16 +330,15 @@ class WanModel(nn.Module):
         """Raw patches and what every step sees, from latents and rows of time features [S, freq_dim]."""
         if prepared.y is not None:
             x = [torch.cat(pair) for pair in zip(x, prepared.y, strict=True)]
-        for latent in x:
-            if latent.shape[0] != self.config.in_dim:
-                lacks = prepared.y is None and latent.shape[0] < self.config.in_dim
-                hint = " (is y, the image condition, missing?)" if lacks else ""
-                raise ValueError(f"the model takes {self.config.in_dim} channels, got {latent.shape[0]}{hint}")
+        wanted = self.config.in_dim
+        if wrong := [latent.shape[0] for latent in x if latent.shape[0] != wanted]:
+            hint = " (is y, the image condition, missing?)" if prepared.y is None and wrong[0] < wanted else ""
+            raise ValueError(f"the model takes {wanted} channels, got {wrong[0]}{hint}")
         patches = [patchify(latent[None], self.config.patch_size)[0] for latent in x]
+        tokens = nn.utils.rnn.pad_sequence(patches, batch_first=True)
         time = self.time_embedding(features)
         cond = Conditioning(time, self.time_projection(time).unflatten(1, (6, -1)), prepared)
-        batch = nn.utils.rnn.pad_sequence(patches, batch_first=True)
-        return Tokens(batch, prepared.rope, prepared.segments, prepared.lengths), cond
+        return Tokens(tokens, prepared.rope, prepared.segments, prepared.lengths), cond
 
     def embed_text(self, context: Sequence[Tensor]) -> Tensor:
         """Text states of B prompts -> [B, text_len, C]; rows beyond a prompt are zero before the MLP, not after."""
@@ -365,12 +351,8 @@ class WanModel(nn.Module):
         cached = self.__dict__.get("_rope_cache")
         if cached is None or cached[0] != key:
             tables = {grid: rope_table(grid_positions(grid), self.config.head_dim) for grid in dict.fromkeys(grids)}
-            longest = max(len(table) for table in tables.values())
             rows = [tables[grid] for grid in (grids if len(tables) > 1 else grids[:1])]
-            batch = torch.zeros(len(rows), longest, *rows[0].shape[1:])
-            batch[..., 0] = 1.0  # identity for padding
-            for out, row in zip(batch, rows, strict=True):
-                out[: len(row)] = row
+            batch = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # padding has zero queries: finite, and dropped
             cached = self.__dict__["_rope_cache"] = (key, batch.to(device))
         return cached[1]
 
@@ -386,10 +368,9 @@ class WanModel(nn.Module):
 
     def grid(self, size: Size) -> tuple[int, int, int]:
         """Patches (frames, rows, columns) of a latent of that size."""
-        patch = self.config.patch_size
-        if any(n % p for n, p in zip(size, patch, strict=True)):
-            raise ValueError(f"latent size {tuple(size)} is no multiple of patch {patch}")
-        f, h, w = (n // p for n, p in zip(size, patch, strict=True))
+        (f, h, w), beyond = zip(*map(divmod, size, self.config.patch_size), strict=True)
+        if any(beyond):
+            raise ValueError(f"latent size {tuple(size)} is no multiple of patch {self.config.patch_size}")
         return f, h, w
 
     @staticmethod
@@ -487,8 +468,3 @@ def segment_timesteps(t: Tensor, length: int) -> tuple[Segments, Tensor]:
     edges = [0, *changes.tolist(), length]
     values, rows = t[:, edges[:-1]].unique(return_inverse=True)
     return tuple(map(Segment, edges[:-1], edges[1:], rows.unbind(1))), values
-
-
-def _patch_volume(config: WanModelConfig) -> int:
-    f, h, w = config.patch_size
-    return f * h * w

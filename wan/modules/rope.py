@@ -51,10 +51,7 @@ def rope_table(positions: Tensor, head_dim: int, theta: float = 10000.0, dtype: 
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate adjacent channel pairs of x [B, L, N, D] by a table [B or 1, L, D/2, 2]; float32 arithmetic and result.
-
-    Padding tokens carry the identity row (1, 0).
-    """
+    """Rotate adjacent channel pairs of x [B, L, N, D] by a table [B or 1, L, D/2, 2]; float32 arithmetic and result."""
     x = x.float()
     if torch.compiler.is_compiling() or x.device.type == "mps":  # real arithmetic fuses; complex does not
         a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
