@@ -68,7 +68,7 @@ def _meant(folder: Path, found: Found, task: str | None) -> str:
         return "give one of them with --ckpt_dir"
     wanted = found.task or task
     if wanted is None:
-        sizes = ", ".join(f"{repository(get_config(name))} {DOWNLOAD_GB[name]} GB" for name in IMPLEMENTED_TASKS)
+        sizes = ", ".join(f"{repository(get_config(name))} {gb} GB" for name, gb in DOWNLOAD_GB.items())
         return f"give the folder of a released checkpoint with --ckpt_dir ({sizes}), or leave it out for the toy model"
     return f"give the folder of a released checkpoint: {how_to_get(get_config(wanted))}"
 

@@ -140,7 +140,8 @@ class Request:
     def given_frame(self, picture: Picture) -> Tensor:
         """Make the pixels [3, H, W] of a picture of this request, as a frame of the video."""
         model_type = get_config(self.task).model_type
-        return framing.given_frame(picture.pixels, self.framing, self.fit, model_type, self.shape_image.size)
+        shape = (self.shape_image or picture).size
+        return framing.given_frame(picture.pixels, self.framing, self.fit, model_type, shape)
 
     @classmethod
     def create(cls, config: TaskConfig, *, size: Any = None, max_area: Any = None, **given: Any) -> Request:

@@ -184,7 +184,7 @@ def _transformer(in_dim: int, out_dim: int, dim: int | None = None) -> Test:
 LORA = "a LoRA, to be applied to a model, not a model"
 CURE = "use the bf16, fp16 or fp32 file"
 # Tests see released names where a layout is known. Special families come first: they contain the names of plain ones.
-CONTENTS: tuple[Content, ...] = (
+CONTENTS: list[Content] = [
     Content(
         f"fp8-, fp4- or int8-quantised weights; {CURE}",
         _has(
@@ -230,7 +230,7 @@ CONTENTS: tuple[Content, ...] = (
     Content("the umT5 text encoder", _has(r"^token_embedding\.weight$", r"^blocks\.0\.pos_embedding\.")),
     Content("a T5 with its decoder, of which only the encoder is needed", _has(r"^decoder\.block\.0\.")),
     Content("the open-CLIP image encoder", _has(r"^visual\.transformer\.")),
-)
+]
 PREFIX_MARKS = ("patch_embedding.weight", "token_embedding.weight", "encoder.conv1.weight", "shared.weight")
 QUANTISED = ("float8", "float4", "int8", "uint8", "int4", "uint4", "bits")  # first letters of their types' names
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from wan.checkpoint.loading import read_config
 from wan.files import shown
 
-MODEL_TYPES = ("t2v", "i2v", "ti2v", "s2v", "animate")
 # The largest value of each field: far beyond any model, yet small enough to build a model without weights.
 LARGEST = {
     "dim": 1 << 16,
@@ -30,6 +29,8 @@ RELEASED_FIELDS = 10
 @dataclass(frozen=True)
 class WanModelConfig:
     """Shape of a diffusion transformer. A released `config.json` has the first ten fields."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("t2v", "i2v", "ti2v", "s2v", "animate")
 
     model_type: str = "t2v"
     dim: int = 2048
@@ -54,8 +55,8 @@ class WanModelConfig:
                 raise ValueError(f"{name} must be {rule}, got {shown(repr(value), 60)}")
             object.__setattr__(self, name, kind(value))
 
-        if self.model_type not in MODEL_TYPES:
-            raise ValueError(f"model_type {shown(repr(self.model_type), 60)} is not one of {', '.join(MODEL_TYPES)}")
+        if self.model_type not in (known := self.model_types):
+            raise ValueError(f"model_type {shown(repr(self.model_type), 60)} is not one of {', '.join(known)}")
         for name, largest in LARGEST.items():
             rule = f"a whole number from 1 to {largest}"
             normalize(name, int, lambda n, largest=largest: _is_whole(n) and 1 <= n <= largest, rule)
