@@ -7,6 +7,7 @@ from wan.checkpoint.source import open_source
 from wan.configs import NANO_CONFIGS
 from wan.experts import load_expert
 from wan.modules.layers import Linear
+from wan.modules.packed import PackedLinear
 from wan.nano.random import write_random_checkpoint
 from wan.runtime import Offload, Runtime
 
@@ -24,12 +25,13 @@ def load(folder, change=None, **flags):
 
 
 def test_a_change_is_merged_before_weights_are_rounded_and_packed(folder, monkeypatch):
-    packed = {}
+    packed = []
     monkeypatch.setattr("wan.experts.can_pack", lambda device, dtype: True)
-    monkeypatch.setattr("wan.experts.pack_linears", lambda blocks: packed.update(blocks.state_dict()))
-    load(folder, lambda name, tensor: tensor.float() + 1 if name == "blocks.0.self_attn.q.weight" else tensor)
+    monkeypatch.setattr("wan.experts.pack_linears", lambda module: packed.append(module))
+    model = load(folder, lambda name, tensor: tensor.float() + 1 if name == "blocks.0.self_attn.q.weight" else tensor)
     stored = open_source(folder / NAME).get("blocks.0.self_attn.q.weight")
-    assert torch.equal(packed["0.self_attn.q.weight"], (stored.float() + 1).bfloat16())
+    assert packed == [module for step in model.trunk() for module in step.modules] and {*model.blocks} < {*packed}
+    assert torch.equal(model.blocks[0].self_attn.q.weight, (stored.float() + 1).bfloat16())
 
 
 @pytest.mark.parametrize("flags", [{}, {"dtype": "fp32"}, {"convert_model_dtype": True}])
@@ -50,3 +52,17 @@ def test_every_block_attends_with_the_kernel_that_was_named_and_is_compiled(fold
     for block in model.blocks:
         assert block.self_attn.attend.keywords == block.cross_attn.attend.keywords == {"backend": "sdpa"}
         assert isinstance(block.self_attn.q, Linear)
+
+
+def test_packing_leaves_what_computes_in_float32(folder, monkeypatch):
+    """The products need a processor that has them; here only what is packed counts."""
+    monkeypatch.setattr("wan.experts.can_pack", lambda device, dtype: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, rows: weight)
+    before = load(folder, dtype="fp32")
+    model = load(folder)
+    packed = {name for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    assert packed == {
+        name.replace("ffn.0", "ffn.up").replace("ffn.2", "ffn.down")
+        for name, module in before.named_modules()
+        if isinstance(module, Linear) and name.startswith("blocks")
+    }

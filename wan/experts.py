@@ -10,7 +10,7 @@ from wan.checkpoint.loading import Change
 from wan.configs import TaskConfig
 from wan.distributed.replica import Shard
 from wan.modules.attention import attention, resolve_backend
-from wan.modules.model import WanModel
+from wan.modules.model import WanModel, WanSelfAttention
 from wan.modules.packed import can_pack, pack_linears
 from wan.runtime import CPU, Offload, Runtime
 
@@ -46,17 +46,19 @@ def convert(model: WanModel, runtime: Runtime) -> WanModel:
 
 
 def pack(model: WanModel, runtime: Runtime) -> WanModel:
-    """Lay the weights of the blocks out for a CPU's matrix units, unless processes have parts of them."""
+    """Lay the weights behind the trunk's steps out for a CPU's matrix units, unless processes have parts of them."""
     if can_pack(runtime.device, runtime.dtype) and not runtime.parallel.dit_fsdp:
-        pack_linears(model.blocks)
+        for module in (module for step in model.trunk() for module in step.modules):
+            pack_linears(module)
     return model
 
 
 def choose_attention(model: WanModel, runtime: Runtime) -> WanModel:
-    """Give every block the attention kernel of the runtime."""
+    """Let the model attend with the kernel of the runtime, in blocks and adapters."""
     backend = resolve_backend(runtime.attention, runtime.device, runtime.dtype, model.config.head_dim)
-    for block in model.blocks:
-        block.self_attn.attend = block.cross_attn.attend = partial(attention, backend=backend)
+    for module in model.modules():
+        if isinstance(module, WanSelfAttention):
+            module.attend = partial(attention, backend=backend)
     return model
 
 
