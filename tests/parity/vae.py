@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from tests.parity import under
 from wan.modules.vae import CausalVAE, VAEConfig, fold, unfold
 from wan.modules.vae2_1 import Wan2_1_VAE
-from wan.modules.vae2_2 import DownStage, UpStage, VAE2_2Config, Wan2_2_VAE
+from wan.modules.vae2_2 import VAE2_2Config, Wan2_2_VAE
 from wan.modules.vae_blocks import (
     AttentionBlock,
     AvgDown3D,
     CausalConv3d,
+    DownStage,
     DupUp3D,
     FrameCache,
     Resample,
     ResidualBlock,
     RMS_norm,
+    UpStage,
 )
 from wan.modules.vae_coders import Stage, run_stages
 from wan.modules.vae_wrapper import VideoVAE

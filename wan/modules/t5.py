@@ -104,13 +104,9 @@ class T5Encoder(nn.Module):
         std = {
             "token_embedding": 1.0,
             "q": (config.dim * head_dim) ** -0.5,
-            "k": config.dim**-0.5,
-            "v": config.dim**-0.5,
+            **dict.fromkeys(("k", "v", "0", "fc1", "embedding"), config.dim**-0.5),  # 0: the gate; then position bias
             "o": config.dim_attn**-0.5,
-            "0": config.dim**-0.5,  # ffn.gate.0
-            "fc1": config.dim**-0.5,
             "fc2": config.dim_ffn**-0.5,
-            "embedding": config.dim**-0.5,  # position bias
         }
         for name, module in self.named_modules():
             if isinstance(module, T5Norm):

@@ -12,13 +12,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, FrameCache, Resample, RMS_norm
-from wan.modules.vae_coders import PIXEL_CHANNELS, Decoder3d, Encoder3d, StageLayers, VAEConfig, join
+from wan.modules.vae_coders import PIXEL_CHANNELS, Decoder3d, Encoder3d, VAEConfig, join
 
 LATENTS_AT_ONCE = 4  # latent frames decoded together: enough to filter in groups of 4, few enough to be small
 
 
 class CausalVAE(nn.Module):
-    """Encode and decode under the released parameter names. A subclass says what a stage consists of.
+    """Encode and decode under the released parameter names.
 
     The encoder (`local`, then `context`) and the decoder (`context`, then `local`) are cut in two at the middle block:
     `local` is local in space, `context` is at latent resolution and its attention sees whole frames. Latents are raw
@@ -26,8 +26,6 @@ class CausalVAE(nn.Module):
     """
 
     config_class: ClassVar[type[VAEConfig]] = VAEConfig
-    down_stage: ClassVar[StageLayers]
-    up_stage: ClassVar[StageLayers]
 
     def __init__(self, config: VAEConfig | None = None):
         super().__init__()
@@ -35,8 +33,8 @@ class CausalVAE(nn.Module):
         self.z_dim = config.z_dim
         self.conv1 = CausalConv3d(config.z_dim * 2, config.z_dim * 2, 1)
         self.conv2 = CausalConv3d(config.z_dim, config.z_dim, 1)
-        self.encoder = Encoder3d(config, self.down_stage)
-        self.decoder = Decoder3d(config, self.up_stage)
+        self.encoder = Encoder3d(config)
+        self.decoder = Decoder3d(config)
 
     def encode_moments(self, video: Tensor, chunk: int | None = None, tile: int | None = None) -> tuple[Tensor, Tensor]:
         """[B, 3, T, H, W] -> mean and log-variance, each [B, z, T', h, w]; frames after the last group are ignored.

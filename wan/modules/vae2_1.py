@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-
 from wan.modules.vae import CausalVAE
 from wan.modules.vae_blocks import CausalConv3d as CausalConv3d  # where upstream's scripts look for it
-from wan.modules.vae_blocks import stage_layers
 from wan.modules.vae_wrapper import VideoVAE
 
 LATENT_MEAN = (
@@ -23,14 +18,6 @@ LATENT_STD = (
 
 class CausalVAE2_1(CausalVAE):
     """The network under its released parameter names; latents without the published scaling."""
-
-    @staticmethod
-    def down_stage(*sizes: Any) -> list[nn.Module]:
-        return stage_layers("down", *sizes)
-
-    @staticmethod
-    def up_stage(width: int, out: int, *sizes: Any) -> list[nn.Module]:
-        return stage_layers("up", width, out, *sizes, resampled=out // 2)
 
 
 WanVAE_ = CausalVAE2_1  # upstream's name

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from wan.modules.vae import CausalVAE
 from wan.modules.vae_blocks import CausalConv3d as CausalConv3d  # where upstream's scripts look for it
-from wan.modules.vae_blocks import DownStage, UpStage
 from wan.modules.vae_coders import MAX_WIDTH, VAEConfig
 from wan.modules.vae_wrapper import VideoVAE
 
@@ -46,6 +45,7 @@ class VAE2_2Config(VAEConfig):
 
     title: ClassVar[str] = "VAE 2.2"
     patch: ClassVar[int] = 2
+    shortcuts: ClassVar[bool] = True
     layer_pattern: ClassVar[str] = r"encoder\.downsamples\.(\d+)\.downsamples\.(\d+)\."
 
     def __post_init__(self):
@@ -68,10 +68,6 @@ class VAE2_2Config(VAEConfig):
     def decoder_dim(self) -> int:
         return self.dec_dim
 
-    @property
-    def decoder_inputs(self) -> list[int]:
-        return self.decoder_widths[:-1]
-
     @classmethod
     def from_state(cls, shapes: Mapping[str, Sequence[int]]) -> VAE2_2Config:
         config = super().from_state(shapes)
@@ -82,14 +78,6 @@ class CausalVAE2_2(CausalVAE):
     """The network under its released parameter names; latents without the published scaling."""
 
     config_class = VAE2_2Config
-
-    @staticmethod
-    def down_stage(*sizes: Any) -> list[nn.Module]:
-        return [DownStage(*sizes)]
-
-    @staticmethod
-    def up_stage(*sizes: Any) -> list[nn.Module]:
-        return [UpStage(*sizes)]
 
     def _usable_frames(self, video: Tensor) -> Tensor:
         frames = super()._usable_frames(video)

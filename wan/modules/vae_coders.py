@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from typing import ClassVar, NamedTuple
@@ -17,6 +17,7 @@ from wan.files import shown
 from wan.modules.vae_blocks import (
     AttentionBlock,
     CausalConv3d,
+    DownStage,
     DupUp3D,
     FrameCache,
     OutputHead,
@@ -24,6 +25,7 @@ from wan.modules.vae_blocks import (
     ResidualBlock,
     UpStage,
     run_chunk,
+    stage_layers,
 )
 
 PIXEL_CHANNELS = 3
@@ -45,6 +47,7 @@ class VAEConfig:
 
     title: ClassVar[str] = "VAE 2.1"
     patch: ClassVar[int] = 1  # rows and columns of pixels that are folded into channels before the first convolution
+    shortcuts: ClassVar[bool] = False  # around every change of resolution, which then keeps the channels
     layer_pattern: ClassVar[str] = r"encoder\.downsamples\.(\d+)\."  # the numbers of a layer, in order
 
     def __post_init__(self):
@@ -90,9 +93,9 @@ class VAEConfig:
 
     @property
     def decoder_inputs(self) -> list[int]:
-        """Channels that each stage of the decoder is given: the way to it halves them."""
-        first, *later = self.decoder_widths[:-1]
-        return [first, *(width // 2 for width in later)]
+        """Channels that each stage of the decoder is given; without shortcuts the way to it halves them."""
+        first, *later, _ = self.decoder_widths
+        return [first, *(width if self.shortcuts else width // 2 for width in later)]
 
     @property
     def encoder_halo(self) -> int:
@@ -145,24 +148,17 @@ class VAEConfig:
         return cls(dim, z_dim, tuple(width // dim for width in widths), blocks[0], tuple(temporal))
 
 
-StageLayers = Callable[[int, int, int, "bool | None", float], "list[nn.Module]"]
-
-
 class Encoder3d(nn.Module):
-    """[B, channels, T, H, W] -> moments [B, 2z, T', h, w] through `downsamples`, in two steps: `local`, then `context`.
+    """[B, channels, T, H, W] -> moments [B, 2z, T', h, w] through `downsamples`: `local`, then `context`."""
 
-    `down_stage` builds the layers of a stage from its input and output channels, number of residual blocks, whether it
-    halves the frame rate (None when the resolution stays), and dropout.
-    """
-
-    def __init__(self, config: VAEConfig, down_stage: StageLayers):
+    def __init__(self, config: VAEConfig):
         super().__init__()
         widths, temporal = config.encoder_widths, config.temporal_downsample
         self.conv1 = CausalConv3d(config.folded_channels, widths[0], 3, padding=1)
-        stages = [
-            down_stage(width, out, config.num_res_blocks, halves, config.dropout)
-            for (width, out), halves in zip(pairwise(widths), (*temporal, None), strict=True)
-        ]
+        stages = []
+        for (width, out), halves in zip(pairwise(widths), (*temporal, None), strict=True):
+            how = width, out, config.num_res_blocks, halves, config.dropout
+            stages.append([DownStage(*how)] if config.shortcuts else stage_layers("down", *how))
         self.downsamples = nn.Sequential(*chain(*stages))
         self.layers_per_stage = [len(layers) for layers in stages]
         self.middle = middle(widths[-1], config.dropout)
@@ -190,17 +186,17 @@ class Encoder3d(nn.Module):
 
 
 class Decoder3d(nn.Module):
-    """[B, z, T', h, w] -> [B, channels, T, H, W] through `upsamples`, in two steps: `context`, then `local`."""
+    """[B, z, T', h, w] -> [B, channels, T, H, W] through `upsamples`: `context`, then `local`."""
 
-    def __init__(self, config: VAEConfig, up_stage: StageLayers):
+    def __init__(self, config: VAEConfig):
         super().__init__()
         widths, temporal = config.decoder_widths, (*config.temporal_downsample[::-1], None)
         self.conv1 = CausalConv3d(config.z_dim, widths[0], 3, padding=1)
         self.middle = middle(widths[0], config.dropout)
-        stages = [
-            up_stage(width, out, config.num_res_blocks + 1, doubles, config.dropout)
-            for width, out, doubles in zip(config.decoder_inputs, widths[1:], temporal, strict=True)
-        ]
+        stages = []
+        for width, out, doubles in zip(config.decoder_inputs, widths[1:], temporal, strict=True):
+            how = width, out, config.num_res_blocks + 1, doubles, config.dropout
+            stages.append([UpStage(*how)] if config.shortcuts else stage_layers("up", *how, resampled=out // 2))
         self.upsamples = nn.Sequential(*chain(*stages))
         self.layers_per_stage = [len(layers) for layers in stages]
         self.head = OutputHead(widths[-1], config.folded_channels)

@@ -51,7 +51,10 @@ class VideoVAE:
             raise ValueError(f"give vae_pth, the path of {self.file}, or a model; exactly one of the two")
         self.dtype = dtype
         self.device = torch.device(device)
-        self.model = load_vae(self.network, vae_pth, dtype, device) if model is None else model.to(self.device, dtype)
+        if model is None:  # of any size: its tensors show the architecture
+            source, config = open_vae(self.network, vae_pth)
+            model = load_module(lambda: self.network(config), source, dtype=dtype, device=device)
+        self.model = model.to(self.device, dtype)
         if self.model.z_dim != channels:
             raise ValueError(f"the VAE has {self.model.z_dim} latent channels, the published statistics {channels}")
         if self.device.type == "cpu":
@@ -118,12 +121,6 @@ class VideoVAE:
         if self.tiling < stride:
             raise ValueError(f"tiling must be None or at least {stride} pixels, got {self.tiling}; 256 is a good start")
         return self.tiling // stride
-
-
-def load_vae(network: type[CausalVAE], path: str | Path, dtype: torch.dtype, device: torch.device | str) -> CausalVAE:
-    """Read a VAE of any size; its architecture is that of the tensors in the file."""
-    source, config = open_vae(network, path)
-    return load_module(lambda: network(config), source, dtype=dtype, device=device)
 
 
 def open_vae(network: type[CausalVAE], path: str | Path) -> tuple[TensorSource, VAEConfig]:
