@@ -1,6 +1,7 @@
 """Train an autoencoder of the family: on random crops, then whole frames; standardise its latents; store float16."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from wan.modules.vae_blocks import ResidualBlock
 from wan.modules.vae_wrapper import VideoVAE
 from wan.nano.recipes import common
 from wan.training.config import LoopConfig
+from wan.training.data import CacheWriter
 from wan.training.loop import fit
 from wan.training.vae import (
     VAELossConfig,
@@ -145,3 +147,26 @@ def encode(vae: VideoVAE, videos: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=common.IN_BFLOAT16):
         mean = vae.model.encode(videos.contiguous(memory_format=torch.channels_last_3d)).float()
     return (mean - vae.mean) * vae.inverse_std
+
+
+def encode_cache(
+    vae: VideoVAE,
+    batches: Iterable[common.Batch],
+    folder: Path,
+    conditions: Callable[[Tensor], Sequence[Sequence[Tensor]]] | None = None,
+) -> None:
+    """Encode videos into a cache, with their captions and the conditions that a function makes of a batch."""
+    vae.model.encoder.compile(dynamic=False)
+    writer, samples, started, done = CacheWriter(folder), [], time.monotonic(), 0
+    for videos, captions in batches:
+        latents = encode(vae, videos)
+        given = conditions(videos) if conditions else [()] * len(videos)
+        for latent, texts, of_video in zip(latents, captions, given, strict=True):
+            writer.add(latent, texts, list(of_video))
+        samples.append(latents[:4])
+        done += len(videos)
+        if done % 1024 == 0:
+            print(f"{done} videos  {time.monotonic() - started:.0f} s", flush=True)
+    writer.close()
+    mean, std = latent_statistics(samples)
+    print(f"latent mean {mean.abs().max():.3f} at most, std {std.min():.3f} to {std.max():.3f}", flush=True)

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from wan.training.config import FlowConfig, LoopConfig
 from wan.training.data import LatentCache
 from wan.training.loop import fit
 from wan.training.objective import TextStates, TrainedText, flow_objective, prepare_model
-from wan.training.vae import psnr
+from wan.training.vae import psnr, to_unit
 
 FRAMES = 17
 TEXT_LEN, TEXT_DIM = 64, 96
@@ -33,6 +33,7 @@ IN_BFLOAT16 = has_bfloat16_products()  # float32 is faster where the processor h
 PRECISION = "bfloat16" if IN_BFLOAT16 else "float32"
 EVENNESS = 1.5  # of the draws of image tasks: the faintest scenes are drawn three times as often as the mean
 T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
+Batch = tuple[Tensor, list[list[str]]]  # videos [B, 3, F, H, W] in [-1, 1] and the captions of each
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,15 @@ def render_many(count: int, split: str, seed: int, size: int, contrast: float = 
     drawn = (worlds.sample_scene(rng, split) for _ in itertools.count())
     scenes = itertools.islice((scene for scene in drawn if worlds.contrast(scene) < contrast), count)
     return np.stack([worlds.render(scene, FRAMES, size) for scene in scenes])
+
+
+def training_videos(count: int, seed: int, size: int) -> Iterator[Batch]:
+    """Draw scenes to train on, with eight captions each."""
+    rng = np.random.default_rng(seed)
+    for done in range(0, count, 32):
+        scenes = [worlds.sample_scene(rng, "train") for _ in range(min(32, count - done))]
+        videos = np.stack([worlds.render(scene, FRAMES, size) for scene in scenes])
+        yield to_unit(videos), [[worlds.caption(scene, rng) for _ in range(8)] for scene in scenes]
 
 
 def rendered(path: Path, count: int, split: str, seed: int, size: int, contrast: float = math.inf) -> np.ndarray:

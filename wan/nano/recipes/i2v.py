@@ -8,7 +8,6 @@ export   the released folder layout, bfloat16
 
 import itertools
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from wan.nano.recipes.t2v import SIZE, VAE_FILE
 from wan.nano.textures import texture
 from wan.sampling import Velocity, guided, switch_at
 from wan.training.config import FlowConfig
-from wan.training.data import CacheWriter, LatentCache
+from wan.training.data import LatentCache
 from wan.training.objective import TextStates
 from wan.training.vae import to_unit
 
@@ -42,9 +41,6 @@ DIT = WanModelConfig(
 )
 
 
-Batch = tuple[Tensor, list[list[str]]]  # videos [B, 3, F, H, W] in [-1, 1] and the captions of each
-
-
 @dataclass(frozen=True)
 class Budget:
     videos: int
@@ -54,29 +50,15 @@ class Budget:
 
 def encode_latents(folder: Path, budget: Budget) -> None:
     vae = Wan2_1_VAE(vae_pth=common.text_to_video_folder(folder) / VAE_FILE)
-    vae.model.encoder.compile(dynamic=False)
-    writer = CacheWriter(folder / "i2v-latents")
-    started = time.monotonic()
-    done = 0
-    for videos, captions in itertools.chain(scenes(budget.videos), pictures(budget.pictures)):
-        conditions = torch.stack([condition(vae, videos, given) for given in GIVEN], dim=1)
-        for latent, texts, of_video in zip(autoencoder.encode(vae, videos), captions, conditions, strict=True):
-            writer.add(latent, texts, list(of_video))
-        done += len(videos)
-        if done % 1024 == 0:
-            print(f"{done}/{budget.videos + budget.pictures} videos  {time.monotonic() - started:.0f} s", flush=True)
-    writer.close()
+    videos = itertools.chain(common.training_videos(budget.videos, 7, SIZE), pictures(budget.pictures))
+
+    def conditions(videos: Tensor) -> Tensor:
+        return torch.stack([condition(vae, videos, given) for given in GIVEN], dim=1)
+
+    autoencoder.encode_cache(vae, videos, folder / "i2v-latents", conditions)
 
 
-def scenes(count: int) -> Iterator[Batch]:
-    rng = np.random.default_rng(7)
-    for done in range(0, count, 32):
-        drawn = [worlds.sample_scene(rng, "train") for _ in range(min(32, count - done))]
-        videos = np.stack([worlds.render(scene, FRAMES, SIZE) for scene in drawn])
-        yield to_unit(videos), [[worlds.caption(scene, rng) for _ in range(8)] for scene in drawn]
-
-
-def pictures(count: int) -> Iterator[Batch]:
+def pictures(count: int) -> Iterator[common.Batch]:
     """Yield still pictures, so that the model learns to keep a first frame that shows nothing of this world."""
     rng = np.random.default_rng(8)
     for done in range(0, count, 32):

@@ -9,11 +9,9 @@ export   the released folder layout, bfloat16
 """
 
 import shutil
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,14 +19,12 @@ from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.t5 import T5Encoder
 from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
-from wan.nano import worlds
 from wan.nano.recipes import autoencoder, common
 from wan.nano.recipes.common import FRAMES, T5_FILE, TEXT_DIM, TEXT_LEN, Recipe
 from wan.sampling import Velocity, guided, switch_at
 from wan.training.config import FlowConfig
-from wan.training.data import CacheWriter, LatentCache
+from wan.training.data import LatentCache
 from wan.training.objective import TextStates, TrainedText
-from wan.training.vae import latent_statistics, to_unit
 
 SIZE = 64
 BOUNDARY = 875.0
@@ -70,23 +66,8 @@ def train_decoder(folder: Path, budget: Budget) -> None:
 
 
 def encode_latents(folder: Path, budget: Budget) -> None:
-    vae = Wan2_1_VAE(vae_pth=folder / VAE_FILE)
-    vae.model.encoder.compile(dynamic=False)
-    rng = np.random.default_rng(3)
-    writer = CacheWriter(folder / "latents")
-    started = time.monotonic()
-    statistics = []
-    for done in range(0, budget.videos, 32):
-        scenes = [worlds.sample_scene(rng, "train") for _ in range(min(32, budget.videos - done))]
-        latents = autoencoder.encode(vae, to_unit(np.stack([worlds.render(scene, FRAMES, SIZE) for scene in scenes])))
-        for scene, latent in zip(scenes, latents, strict=True):
-            writer.add(latent, [worlds.caption(scene, rng) for _ in range(8)])
-        statistics.append(latents[:4])
-        if done % 1024 == 0:
-            print(f"{done + len(scenes)}/{budget.videos} videos  {time.monotonic() - started:.0f} s", flush=True)
-    writer.close()
-    mean, std = latent_statistics(statistics)
-    print(f"latent mean {mean.abs().max():.3f} at most, std {std.min():.3f} to {std.max():.3f}", flush=True)
+    videos = common.training_videos(budget.videos, 3, SIZE)
+    autoencoder.encode_cache(Wan2_1_VAE(vae_pth=folder / VAE_FILE), videos, folder / "latents")
 
 
 def train_dit(folder: Path, budget: Budget) -> None:

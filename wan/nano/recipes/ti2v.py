@@ -10,7 +10,6 @@ export   the released folder layout, bfloat16
 """
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from wan.nano.recipes import autoencoder, common
 from wan.nano.recipes.common import FRAMES, TEXT_DIM, TEXT_LEN, Recipe
 from wan.sampling import guided, identity, keep_first_frame
 from wan.training.config import FlowConfig
-from wan.training.data import CacheWriter, LatentCache
+from wan.training.data import LatentCache
 from wan.training.objective import TextStates
 from wan.training.vae import to_unit
 
@@ -96,19 +95,8 @@ def faint_videos(folder: Path, budget: Budget) -> np.ndarray:
 
 
 def encode_latents(folder: Path, budget: Budget) -> None:
-    vae = Wan2_2_VAE(vae_pth=folder / VAE_FILE)
-    vae.model.encoder.compile(dynamic=False)
-    rng = np.random.default_rng(8)
-    writer = CacheWriter(folder / "ti2v-latents")
-    started = time.monotonic()
-    for done in range(0, budget.videos, 32):
-        scenes = [worlds.sample_scene(rng, "train") for _ in range(min(32, budget.videos - done))]
-        latents = autoencoder.encode(vae, to_unit(np.stack([worlds.render(s, FRAMES, SIZE) for s in scenes])))
-        for scene, latent in zip(scenes, latents, strict=True):
-            writer.add(latent, [worlds.caption(scene, rng) for _ in range(8)])
-        if done % 1024 == 0:
-            print(f"{done + len(scenes)}/{budget.videos} videos  {time.monotonic() - started:.0f} s", flush=True)
-    writer.close()
+    videos = common.training_videos(budget.videos, 8, SIZE)
+    autoencoder.encode_cache(Wan2_2_VAE(vae_pth=folder / VAE_FILE), videos, folder / "ti2v-latents")
 
 
 def train_dit(folder: Path, budget: Budget) -> None:
