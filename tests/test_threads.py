@@ -21,19 +21,25 @@ def environment(monkeypatch):
 @pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="torch without OpenMP")
 @pytest.mark.parametrize(
     "program",
-    ["generate.py", "-m wan.cli", "-m wan.training", "-m wan.nano.recipes", "-m wan.nano.evaluate"],
+    [
+        "generate.py --frame_num 2",  # refused after torch is loaded, which --help does not need
+        "-m wan.cli --help",
+        "-m wan.training --help",
+        "-m wan.nano.recipes --help",
+        "-m wan.nano.evaluate --help",
+    ],
 )
 def test_openmp_is_loaded_with_threads_that_sleep(program):
     """OpenMP can print its settings when it is loaded; it does not read the environment later."""
     done = subprocess.run(
-        [sys.executable, *program.split(), "--help"],
+        [sys.executable, *program.split()],
         env={**os.environ, "OMP_DISPLAY_ENV": "VERBOSE", "PYTHONPATH": ""},
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
     )
     said = [line.split("'")[1] for line in done.stderr.splitlines() if "OMP_WAIT_POLICY" in line]
-    assert done.returncode == 0 and set(said) == {"PASSIVE"}, done.stderr
+    assert done.returncode in (0, 2) and set(said) == {"PASSIVE"}, done.stderr
 
 
 @pytest.mark.parametrize("name", CHOICES)
