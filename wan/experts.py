@@ -1,4 +1,4 @@
-"""The transformers of a task, from their files to the sampling loop: loaded, then changed one step after the other."""
+"""Transformers of a task, from their files to the sampling loop: loaded, then changed one step after the other."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load_expert(
 
 
 def convert(model: WanModel, runtime: Runtime) -> WanModel:
-    """With upstream's --convert_model_dtype round norms, modulation and time weights, too."""
+    """Round norms, modulation and time weights as well, with upstream's --convert_model_dtype."""
     return model.to(runtime.dtype) if runtime.convert_model_dtype else model
 
 
@@ -63,7 +63,7 @@ def choose_attention(model: WanModel, runtime: Runtime) -> WanModel:
 
 
 def compile_blocks(model: WanModel, runtime: Runtime) -> WanModel:
-    """With --compile translate every block with `torch.compile`, when it first runs."""
+    """Let every block be compiled when it first runs, with --compile."""
     if runtime.compile:
         for block in model.blocks:
             block.compile()

@@ -1,4 +1,4 @@
-"""Job: one checked request, which becomes one file. The command line and servers run jobs; they parse and exit."""
+"""Job: one checked request, which becomes one file. The command line and servers run jobs; nothing here exits."""
 
 import contextlib
 import logging

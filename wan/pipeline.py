@@ -221,7 +221,7 @@ class WanPipeline:
 
     @staticmethod
     def sound(request: Request) -> str | None:
-        """The file whose sound the video is given, if any."""
+        """Return the file whose sound the video gets, if any."""
         return None
 
     @classmethod

@@ -28,8 +28,8 @@ def attention(
 ) -> Tensor:
     """Softmax attention with scale D^-0.5: q [B, Lq, N, D], k and v [B, Lk, N, D] -> [B, Lq, N, D].
 
-    Keys from kv_lens[b] on are padding and are ignored; host integers, so that no device has to be asked. The operands
-    share one dtype, which is the result's.
+    Keys from kv_lens[b] on are padding and are ignored; kv_lens are host integers, so that no device is asked. The
+    operands and the result have one dtype.
     """
     if kv_lens is not None and len(kv_lens) != k.shape[0]:
         raise ValueError(f"kv_lens has {len(kv_lens)} entries for a batch of {k.shape[0]}")
@@ -48,7 +48,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, kv_lens: Sequence[int] | None) -> Ten
 
 
 def _per_sample(kernel: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    """Serve ragged key lengths with a kernel that has none: one call per sample, each on its real keys."""
+    """Let a kernel without key lengths serve them: one call per sample, on its real keys."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, kv_lens: Sequence[int] | None) -> Tensor:
         if kv_lens is None:
@@ -91,9 +91,9 @@ FLASH_ATTN_2_AVAILABLE, FLASH_ATTN_3_AVAILABLE = _installed("flash2"), _installe
 
 
 def check_backend(name: str, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> str:
-    """`name` if it can run on `device` with operands of `dtype`, else a ValueError that says why and what can.
+    """Return `name` if it can run on `device` with operands of `dtype`. Else raise ValueError that names one that can.
 
-    Meant to be asked once, before weights load: a named backend never falls back silently.
+    Call it once, before weights load: a named backend is never replaced silently.
     """
     if name not in BACKEND_NAMES:
         raise ValueError(f"unknown attention backend {name!r}; choose one of {', '.join(BACKEND_NAMES)}")
@@ -108,9 +108,9 @@ def check_backend(name: str, device: torch.device | str, dtype: torch.dtype = to
 
 
 def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """The kernel that `name` stands for with such operands: itself, or for "auto" the best exact one that runs.
+    """Return the kernel that `name` means for such operands: itself, or for "auto" the best exact one that runs.
 
-    A caller that asks once and names the answer keeps the search out of its loop and out of compiled graphs.
+    A caller that asks once and passes the answer keeps the search out of its loop and out of compiled graphs.
     """
     if name != "auto":
         return name
@@ -152,11 +152,11 @@ def flash_attention(
     dtype: torch.dtype = torch.bfloat16,
     version: int | None = None,
 ) -> Tensor:
-    """`attention` under upstream's name and arguments: the same values on any device, whatever is installed.
+    """Do as `attention`, under upstream's name and arguments, with the same values for every device and kernel.
 
     Operands that are not in half precision are computed in `dtype`; the result has the dtype of q. Queries from q_lens
-    on are padding: computed as any other, meaningless. A query sees `window_size` (left, right) keys beside its own,
-    -1 for all, `causal` none on the right; the last query stands at the last key. `deterministic` and `version` change
+    on are padding: their results have no meaning. A query sees `window_size` (left, right) keys beside its own, -1 for
+    all, with `causal` none on the right; the last query is at the last key. `deterministic` and `version` change
     nothing: there is no backward pass, and the kernel is chosen as for the models. Raises ValueError for dropout.
     """
     if dropout_p:
@@ -175,7 +175,7 @@ def flash_attention(
 
 
 def _window(q: Tensor, k: Tensor, q_lens: Tensor | None, k_lens: Tensor | None, left: int, right: int) -> Tensor:
-    """Which keys the queries see, [B, Lq, Lk] or [1, Lq, Lk]; a side below 0 has no limit."""
+    """Mask [B, Lq, Lk] or [1, Lq, Lk] of the keys that queries see; a side below 0 has no limit."""
 
     def lengths(x: Tensor, lens: Tensor | None) -> Tensor:
         return torch.as_tensor([x.shape[1]] if lens is None else lens, device=q.device)[:, None, None]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """A linear layer that computes in the dtype of its weights, whatever the dtype of its input."""
+    """Linear layer that computes in the dtype of its weights, for inputs of any dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_autocast_enabled(x.device.type):
@@ -24,7 +24,7 @@ class Linear(nn.Linear):
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32, whatever the dtype of its weights or an autocast region around it."""
+    """Linear layer that computes in float32, with weights of any dtype and in any autocast region."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -33,10 +33,10 @@ class Float32Linear(nn.Linear):
 
 
 def replace_linears(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> None:
-    """Swap linears below `module`, in place: quantised, packed or with an adapter.
+    """Swap linears below `module`, in place, for quantised or packed ones or ones with an adapter.
 
-    `make(child)` returns what takes the place of a linear, or of a module with several as a whole. It returns None for
-    every other module, and then the children of that one are asked.
+    `make(child)` returns the replacement of a linear, or of a module with several as a whole. It returns None for every
+    other module, whose children are then visited.
     """
     for name, child in list(module.named_children()):
         made = make(child)

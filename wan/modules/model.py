@@ -1,10 +1,10 @@
-"""The diffusion transformer that all five tasks share.
+"""Diffusion transformer of all five tasks.
 
-A token is a row of `x` with a rotary row and a place in a *segment*; the timestep belongs to the segment, not to the
-token. The time MLP therefore runs once per distinct timestep, and modulation is never materialised per token.
+A token is a row of `x` with a rotary row and a place in a *segment*. A segment has one timestep. So the time MLP runs
+once per distinct timestep, and no tensor holds the modulation of every token.
 
 `WanModel.forward` is embed -> trunk -> unembed. The trunk leads from raw patches through the blocks to predicted ones.
-It is a list of steps, each with its weights; whoever runs or visits the list may shard, stream, cache or quantise it
+It is a list of steps, each with its modules. Code that runs or visits the list can shard, stream, cache or quantise it
 without knowing the model.
 """
 
@@ -39,25 +39,25 @@ from wan.modules.rope import rope_params as rope_params
 
 
 class Segment(NamedTuple):
-    """Tokens start..stop of every sample, and which row of the timestep table modulates them in each."""
+    """Tokens start..stop of every sample, and the row of the timestep table for each sample."""
 
     start: int
     stop: int
     rows: Tensor  # [B]
 
 
-# Cover all tokens in order: one where every sample has one timestep, two with a clean first frame. No per-token tensor.
+# Segments cover all tokens in order: one where each sample has one timestep, two with a clean first frame.
 Segments = tuple[Segment, ...]
 
 
 class Tokens(NamedTuple):
-    """A batch of token sequences; samples shorter than L are padded at the end."""
+    """Batch of token sequences; samples shorter than L are padded at the end."""
 
     x: Tensor  # [B, L, C] the residual stream; raw patches before the trunk, predicted ones after it
     rope: Tensor  # [B or 1, L, D/2, 2] float32 (cos, sin)
     segments: Segments
     lengths: tuple[int, ...] | None  # real tokens per sample; None when there is no padding
-    start: int = 0  # place of the first of these tokens in the whole sequence, of which they may be a part
+    start: int = 0  # index of the first of these tokens in the whole sequence: they may be a part of it
 
 
 Size = Sequence[int]  # frames, rows, columns of a latent
@@ -65,7 +65,7 @@ Size = Sequence[int]  # frames, rows, columns of a latent
 
 @dataclass(frozen=True)
 class Prepared:
-    """Made once for a clip and branch of guidance, before the first step; models of other tasks add fields."""
+    """Values that depend on no timestep, made once for a clip and branch of guidance; other tasks add fields."""
 
     context: Tensor  # [B, text_len, C] text states
     rope: Tensor  # as in Tokens, like the next three
@@ -77,7 +77,7 @@ class Prepared:
 
 
 class Conditioning(NamedTuple):
-    """What every step sees besides the tokens. S is the number of timesteps."""
+    """Input of every step besides the tokens. S is the number of timesteps."""
 
     time: Tensor  # [S, C] float32, for the head
     modulation: Tensor  # [S, 6, C] float32, for the blocks
@@ -85,24 +85,24 @@ class Conditioning(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A part of the trunk: a function of tokens, and the modules that it calls, whose weights it needs."""
+    """Step of the trunk: a function of tokens, and the modules that it calls."""
 
     run: Callable[[Tokens, Conditioning], Tokens]
     modules: tuple[nn.Module, ...]
 
 
 def run_blocks(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tokens:
-    """Apply the steps in order: the seam where a model is sharded, streamed or cached from outside."""
+    """Apply the steps in order. A model is sharded, streamed or cached by replacing this function."""
     for step in steps:
         tokens = step.run(tokens, cond)
     return tokens
 
 
 def by_frame(fn: Callable[[Tensor, slice], Tensor], tokens: Tokens, tokens_per_frame: int, num_frames: int) -> Tensor:
-    """`tokens.x` with fn(x [B, f, N, C], frames) in place of the first `num_frames` frames of N tokens each.
+    """Replace the first `num_frames` frames, of N tokens each, in `tokens.x` by fn(x [B, f, N, C], frames).
 
-    `frames` says which f latent frames x holds. Where the tokens are a part of the sequence, the missing ones of its
-    first and last frame are zeros. A part without frames calls `fn` on zeros: other processes wait for its weights.
+    `frames` tells which f latent frames x has. If the tokens are a part of the sequence, missing tokens of its first
+    and last frame are zeros. A part without frames calls `fn` on zeros: other processes wait for its weights.
     """
     x, n, start = tokens.x, tokens_per_frame, tokens.start
     count = min(max(n * num_frames - start, 0), x.shape[1])  # tokens of these frames in x
@@ -118,7 +118,7 @@ def by_frame(fn: Callable[[Tensor, slice], Tensor], tokens: Tokens, tokens_per_f
 def by_segment(
     fn: Callable[..., Tensor], segments: Segments, table: Tensor, *parts: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """fn(*parts, *vectors), [B, L, C], as `dtype`; a segment has its own rows of the table [S, k, C] as k vectors."""
+    """Compute fn(*parts, *vectors), [B, L, C], as `dtype`; the k vectors are a segment's rows of table [S, k, C]."""
 
     def apply(segment: Segment) -> Tensor:
         rows = table[segment.rows]  # [B, k, C]
@@ -143,7 +143,7 @@ class WanSelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (Linear(dim, dim) for _ in range(4))
         self.norm_q = WanRMSNorm(dim, config.eps) if config.qk_norm else nn.Identity()
         self.norm_k = WanRMSNorm(dim, config.eps) if config.qk_norm else nn.Identity()
-        self.attend = attention  # a seam: sequence parallelism and named backends replace it
+        self.attend = attention  # sequence parallelism and named backends replace it
 
     def forward(self, x: Tensor, rope: Tensor, kv_lens: Sequence[int] | None) -> Tensor:
         """x [B, L, C] -> [B, L, C]."""
@@ -216,7 +216,7 @@ def patchify(x: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 class PatchEmbedding(nn.Conv3d):
-    """Non-overlapping patches to tokens: a convolution by its weights, a matrix product by its arithmetic."""
+    """Embedding of non-overlapping patches: it has the weights of a convolution, and computes a matrix product."""
 
     def forward(self, patches: Tensor) -> Tensor:
         """[B, L, C * prod(patch)] -> [B, L, dim]."""
@@ -224,7 +224,7 @@ class PatchEmbedding(nn.Conv3d):
 
 
 class WanModel(nn.Module):
-    """The transformer of T2V, I2V and TI2V, with the parameter names of the released checkpoints.
+    """Transformer of T2V, I2V and TI2V, with the parameter names of the released checkpoints.
 
     Build it as `WanModel(config)` or, as upstream's users do, `WanModel(model_type=..., dim=..., ...)`. Weights are
     zero until they are loaded (`from_pretrained`) or drawn (`init_weights`). Models of other tasks replace the classes.
@@ -239,7 +239,7 @@ class WanModel(nn.Module):
         if isinstance(config, str):  # upstream's first positional argument is model_type
             options["model_type"], config = config, None
         self.config = config = self.config_class(**options) if config is None else config
-        vars(self).update(vars(config))  # model.dim, model.num_layers, ...: what upstream's scripts read
+        vars(self).update(vars(config))  # model.dim, model.num_layers, ...: upstream's scripts read these
         dim = config.dim
         self.patch_embedding = PatchEmbedding(config.in_dim, dim, config.patch_size, config.patch_size)
         self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), nn.GELU("tanh"), Linear(dim, dim))
@@ -248,7 +248,7 @@ class WanModel(nn.Module):
         blocks = (self.block_class(config, self.cross_attention_class) for _ in range(config.num_layers))
         self.blocks = nn.ModuleList(blocks)
         self.head = Head(config)
-        self.run_blocks = run_blocks  # a seam: see the module docstring
+        self.run_blocks = run_blocks  # to be replaced from outside: see the module docstring
 
     def forward(
         self,
@@ -258,13 +258,13 @@ class WanModel(nn.Module):
         seq_len: int | None = None,
         y: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Flow velocity (noise - data) of each sample, float32 [out_dim, F, H, W].
+        """Predict the flow velocity (noise - data) of each sample, float32 [out_dim, F, H, W].
 
         x: latents [C, F, H, W], which may differ in size; t: timesteps [B] or [B, seq_len] in 0..1000; context: text
         states [len, text_dim], len <= text_len; seq_len: padded token count, at least the longest sample's (tokens
         beyond it are never computed); y: condition channels [C', F, H, W] appended to each x.
 
-        A loop gives what `prepare` returned as `context`, and `time_features` of its timestep and of 0 as `t`; then
+        A loop passes the value of `prepare` as `context`, and `time_features` of its timestep and of 0 as `t`; then
         nothing moves between host and device. With timesteps per token the device is asked for their values.
         """
         if isinstance(context, Prepared):
@@ -281,10 +281,10 @@ class WanModel(nn.Module):
         segments: Sequence[tuple[int, int]] | None = None,
         y: Sequence[Tensor] | None = None,
     ) -> Prepared:
-        """All that depends on no timestep, for latents of these sizes (frames, rows, columns); `forward` takes it.
+        """Compute all that depends on no timestep, for `forward`; sizes (frames, rows, columns) are those of latents.
 
-        segments: (tokens, row) one after the other, where row 0 has the timestep of a step and row 1 timestep 0; None:
-        row 0 for all. context and y: as in `forward`. Models of other tasks take more, and return more.
+        segments: (tokens, row) one after the other; row 0 has the timestep of a step, row 1 timestep 0; None: row 0 for
+        all. context and y: as in `forward`. Models of other tasks take and return more.
         """
         for c in context:
             if c.shape[0] > self.config.text_len:
@@ -301,7 +301,7 @@ class WanModel(nn.Module):
         return Prepared(self.embed_text(context), rope, tuple(laid), num_timesteps, padding, tuple(sizes), y)
 
     def _prepare_call(self, x, t, context, seq_len, y) -> tuple[Prepared, Tensor]:
-        """Prepare what the public `forward` was given, and the features of its timesteps; mistakes are named here."""
+        """Prepare the arguments of the public `forward`, and the features of its timesteps. Raises ValueError."""
         if len(context) != len(x) or t.shape[0] != len(x):
             raise ValueError(f"{len(x)} samples need as many contexts and timesteps, got {len(context)}, {t.shape[0]}")
         sizes = [latent.shape[1:] for latent in x]
@@ -316,7 +316,7 @@ class WanModel(nn.Module):
         return prepared, time_features(timesteps, self.config.freq_dim, self.device)
 
     def trunk(self) -> Sequence[Step]:
-        """All that is computed per token, as steps; models of other tasks insert adapters here."""
+        """List the steps of all computation per token; models of other tasks insert adapters here."""
         first, last = Step(self.embed_patches, (self.patch_embedding,)), Step(self.predict_patches, (self.head,))
         return (first, *(Step(block, (block,)) for block in self.blocks), last)
 
@@ -327,7 +327,7 @@ class WanModel(nn.Module):
         return tokens._replace(x=self.head(tokens.x, tokens.segments, cond.time))
 
     def embed(self, x: Sequence[Tensor], features: Tensor, prepared: Prepared) -> tuple[Tokens, Conditioning]:
-        """Raw patches and what every step sees, from latents and rows of time features [S, freq_dim]."""
+        """Make raw patches and the input of every step, from latents and rows of time features [S, freq_dim]."""
         if prepared.y is not None:
             x = [torch.cat(pair) for pair in zip(x, prepared.y, strict=True)]
         wanted = self.config.in_dim
@@ -341,12 +341,12 @@ class WanModel(nn.Module):
         return Tokens(tokens, prepared.rope, prepared.segments, prepared.lengths), cond
 
     def embed_text(self, context: Sequence[Tensor]) -> Tensor:
-        """Text states of B prompts -> [B, text_len, C]; rows beyond a prompt are zero before the MLP, not after."""
+        """Project text states of B prompts to [B, text_len, C]; rows beyond a prompt are zero before the MLP only."""
         rows = [F.pad(c, (0, 0, 0, self.config.text_len - c.shape[0])) for c in context]
         return self.text_embedding(torch.stack(rows))
 
     def rope(self, grids: tuple[tuple[int, int, int], ...], device: torch.device) -> Tensor:
-        """Rotary rows [B or 1, L, D/2, 2] of a batch of grids; kept for the next call with the same grids."""
+        """Return rotary rows [B or 1, L, D/2, 2] of a batch of grids, kept for the next call with the same grids."""
         key = (grids, device)
         cached = self.__dict__.get("_rope_cache")
         if cached is None or cached[0] != key:
@@ -357,7 +357,7 @@ class WanModel(nn.Module):
         return cached[1]
 
     def unembed(self, tokens: Tokens, sizes: Sequence[Size]) -> list[Tensor]:
-        """Predicted patches back to latents of the given (frames, rows, columns), padding dropped."""
+        """Put predicted patches back into latents of the given (frames, rows, columns), without padding."""
         f, h, w = self.config.patch_size
         out = []
         for row, size in zip(tokens.x, sizes, strict=True):
@@ -367,7 +367,7 @@ class WanModel(nn.Module):
         return out
 
     def grid(self, size: Size) -> tuple[int, int, int]:
-        """Patches (frames, rows, columns) of a latent of that size."""
+        """Count the patches (frames, rows, columns) of a latent of that size."""
         (f, h, w), beyond = zip(*map(divmod, size, self.config.patch_size), strict=True)
         if any(beyond):
             raise ValueError(f"latent size {tuple(size)} is no multiple of patch {self.config.patch_size}")
@@ -375,7 +375,7 @@ class WanModel(nn.Module):
 
     @staticmethod
     def keeps_float32(name: str) -> bool:
-        """Whether the default precision policy keeps this parameter in float32 when matrices become bfloat16."""
+        """Tell whether a parameter stays float32 by default when matrices become bfloat16."""
         return name.startswith(("time_embedding", "time_projection", "head.")) or "norm" in name or "modulation" in name
 
     @classmethod
@@ -391,12 +391,12 @@ class WanModel(nn.Module):
         config: WanModelConfig | None = None,
         change: Callable[[str, Tensor], Tensor] | None = None,
     ) -> WanModel:
-        """Load a model folder or a single file of one; `dtype` of the matrices, None as stored.
+        """Load a model from its folder or single file; `dtype` is that of the matrices, None as stored.
 
-        `config.json`, in the folder or beside the file, says the architecture; for published sizes the tensors may. Its
-        fields and the names of the tensors may be Diffusers'. `torch_dtype` is the name of `dtype` in other libraries.
-        `shard` spreads the empty model over processes (`distributed.fsdp.spread_parameters`), each of which then reads
-        its part. `config` replaces what config.json says. `change` is that of `checkpoint.loading.load_module`.
+        `config.json`, in the folder or beside the file, has the architecture; for published sizes the tensors show it.
+        Fields and names of tensors may be Diffusers'. `torch_dtype` is the name of `dtype` in other libraries. `shard`
+        spreads the empty model over processes (`distributed.fsdp.spread_parameters`), and each reads its part. `config`
+        replaces config.json. `change` is that of `checkpoint.loading.load_module`.
         """
         from wan.checkpoint.loading import load_module
         from wan.checkpoint.recognise import recognise
@@ -412,7 +412,7 @@ class WanModel(nn.Module):
         return load_module(lambda: cls(config), path, device=device, shard=shard, change=change, **policy)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and the parameters as `from_pretrained` reads them; existing files are replaced.
+        """Write `config.json` and the parameters for `from_pretrained`; existing files are replaced.
 
         Raises ValueError for a model whose weights were packed for a CPU: load it with `from_pretrained` to save it.
         """
@@ -429,7 +429,7 @@ class WanModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the blocks compute in."""
+        """Type in which the blocks compute."""
         return self.patch_embedding.weight.dtype
 
     @property
@@ -453,12 +453,12 @@ class WanModel(nn.Module):
 
 
 def time_features(t: Tensor, dim: int, device: torch.device) -> Tensor:
-    """Sinusoidal features of timesteps [S], float32 [S, dim] on `device`; made in float64, which MPS has not."""
+    """Make sinusoidal features of timesteps [S], float32 [S, dim] on `device`; computed in float64, which MPS lacks."""
     return sinusoidal_embedding_1d(dim, t.cpu() if t.device.type == "mps" else t).float().to(device)
 
 
 def segment_timesteps(t: Tensor, length: int) -> tuple[Segments, Tensor]:
-    """Timesteps [B] or [B, >= length] -> segments of the first `length` tokens and the distinct timesteps [S]."""
+    """Turn timesteps [B] or [B, >= length] into segments of the first `length` tokens and distinct timesteps [S]."""
     if t.ndim == 1:
         return (Segment(0, length, torch.arange(len(t), device=t.device)),), t
     t = t[:, :length]

@@ -233,7 +233,7 @@ class Stage(NamedTuple):
 
 
 def run_stages(stages: Sequence[Stage], x: Tensor, cache: FrameCache | None) -> Iterator[Tensor]:
-    """Run the first stage on all of x; with a cache the later ones take a few frames at a time: theirs are larger.
+    """Run the first stage on all of x; with a cache the later ones, whose frames are larger, take a few at a time.
 
     No name here holds a tensor longer than it is needed.
     """

@@ -85,7 +85,7 @@ def check_device(name: str) -> None:
 
 
 def warn_about_range(config: TrainConfig, boundary: float | None) -> None:
-    """Say so when an expert is trained on timesteps that the other one handles at inference."""
+    """Warn when an expert is trained on timesteps of the other one."""
     if boundary is None:
         return
     ranges = {"high_noise_model": (boundary * 1000, 1000.0), "low_noise_model": (0.0, boundary * 1000)}
@@ -98,7 +98,7 @@ def warn_about_range(config: TrainConfig, boundary: float | None) -> None:
 
 
 def build_model(config: TrainConfig) -> torch.nn.Module:
-    """The expert of the checkpoint, or a new one of the given architecture; float32 for training."""
+    """Load the expert of the checkpoint, or make a new one of the given architecture; float32 for training."""
     kind = MODELS[get_config(config.task, config.family).model_type]
     if config.architecture is None:
         model = kind.from_pretrained(config.checkpoint, config.expert, dtype=torch.float32)
@@ -112,7 +112,7 @@ def build_model(config: TrainConfig) -> torch.nn.Module:
 
 
 def build_caches(config: TrainConfig, settings: TaskConfig) -> None:
-    """Latents of every video, and text states of every caption and preview prompt."""
+    """Encode the latents of every video, and the text states of every caption and preview prompt."""
     folder = config.data.cache
     if not LatentCache.exists(folder):
         find_clips(config.data)  # before weights load
@@ -128,7 +128,7 @@ def build_caches(config: TrainConfig, settings: TaskConfig) -> None:
 def encode_videos(data: DataConfig, vae: VideoVAE, folder: Path, with_first_frame: bool = False) -> None:
     """Write the latent cache of a folder of videos; each needs a text file of the same name, one caption per line.
 
-    `with_first_frame` adds the condition that image-to-video has of the first frame.
+    `with_first_frame` adds the condition of the first frame for image-to-video.
     """
     paths = find_clips(data)
     writer = CacheWriter(folder)
@@ -143,7 +143,7 @@ def encode_videos(data: DataConfig, vae: VideoVAE, folder: Path, with_first_fram
 
 
 def find_clips(data: DataConfig) -> list[Path]:
-    """The videos of the folder, each with a caption file; ValueError or FileNotFoundError when there are none."""
+    """List the videos of the folder, each with a caption file. Raises ValueError or FileNotFoundError for none."""
     if not data.videos.is_dir():
         raise FileNotFoundError(f"there is no folder {data.videos}; [data] videos names the folder of the clips")
     paths = sorted(p for p in data.videos.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
@@ -156,7 +156,7 @@ def find_clips(data: DataConfig) -> list[Path]:
 
 
 def read_captions(path: Path) -> list[str]:
-    """The lines of a caption file that hold something."""
+    """Read the lines of a caption file that are not empty."""
     if not path.is_file():
         raise ValueError(f"{path} is no file")
     try:
@@ -167,7 +167,7 @@ def read_captions(path: Path) -> list[str]:
 
 
 def load_clip(path: Path, data: DataConfig) -> Tensor:
-    """The first `frame_num` frames, scaled and centre-cropped to `size`: float32 [3, F, H, W] in [-1, 1]."""
+    """Read the first `frame_num` frames, scaled and centre-cropped to `size`: float32 [3, F, H, W] in [-1, 1]."""
     from wan.media import from_uint8, read_video
 
     frames, rate = read_video(path)  # [F, H, W, 3] uint8

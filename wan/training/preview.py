@@ -1,4 +1,4 @@
-"""Previews of a training run: what the expert makes of a few prompts, through the run of the pipelines."""
+"""Previews of a training run: videos of a few prompts, made by the run of the pipelines."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,7 @@ from wan.training.objective import FlowBatch, TextStates
 
 
 class Preview(WanPipeline):
-    """A pipeline of one expert that is being trained, with text states and a condition that are computed already."""
+    """Pipeline of one expert in training, with text states and a condition that are computed already."""
 
     def __init__(self, config: TrainConfig, settings: TaskConfig, model: WanModel, text: TextStates, y: Tensor | None):
         self._assemble(settings, config.checkpoint, Runtime.from_flags(device=config.device, dtype="fp32"))
@@ -26,7 +26,7 @@ class Preview(WanPipeline):
         self.text, self.y = text, y
 
     def encode_prompts(self, request: Request) -> tuple[Tensor, Tensor]:
-        """Text states of the prompt and of the empty one."""
+        """Return the text states of the prompt and of the empty one."""
         prompt, empty = self.text([request.prompt, ""])
         return prompt, empty
 
@@ -37,7 +37,7 @@ class Preview(WanPipeline):
 def previewer(
     config: TrainConfig, settings: TaskConfig, model: WanModel, text: TextStates, first: FlowBatch
 ) -> Callable[[int], None]:
-    """Give what makes contact sheets of the preview prompts after so many steps.
+    """Make a function that writes contact sheets of the preview prompts after a step.
 
     Image-to-video starts them all from the condition of the batch `first`.
     """
