@@ -41,6 +41,7 @@ FORBIDDEN = [
     ("wan.modules.animate*", "wan.modules.s2v*"),
     ("wan.distributed*", "wan.memory"),
     ("wan.training*", "wan.nano*"),  # the trainer serves every model; nano is one user of it
+    ("wan.training*", "wan.*2video"),  # what both need stands below the tasks
     ("wan.training*", "wan.serving*"),
     ("wan.serving*", "wan.training*"),
 ]

@@ -45,12 +45,11 @@ def plan(args: argparse.Namespace) -> Job:
 
 
 def _plan(args: argparse.Namespace) -> Job:
-    _refuse_what_comes_later(args)
     again = read_stored(args)
     stored = again.beside if again else {}
     _say_what_is_repeated(args)
     config, checkpoint = _find_checkpoint(args, stored)
-    _refuse_other_tasks_flags(args, config.name)
+    _check_flags(args, config.name)
     request = _request(args, config, again)
     runtime = _runtime(args, stored)
     check_backend(runtime.attention, runtime.device, runtime.dtype)
@@ -170,20 +169,18 @@ def _parallel(args: argparse.Namespace) -> Parallel:
     return Parallel.from_flags(world_size=launched_size(), num_videos=args.num_videos, **flags_of(args, SEVERAL))
 
 
-def _refuse_what_comes_later(args: argparse.Namespace) -> None:
+def _check_flags(args: argparse.Namespace, task: str) -> None:
+    """Refuse flags that come later and inputs of other tasks; warn about settings of other tasks."""
     for flag in FLAGS:
-        if flag.instead and getattr(args, flag.name):
-            raise ValueError(f"--{flag.name} is not available yet; leave it out and {flag.instead}")
-
-
-def _refuse_other_tasks_flags(args: argparse.Namespace, task: str) -> None:
-    for flag in FLAGS:
-        if not flag.tasks or task in flag.tasks or getattr(args, flag.name) in (None, False):
+        if getattr(args, flag.name) in (None, False):
             continue
-        others = ", ".join(flag.tasks)
-        if flag.is_input:
-            raise ValueError(f"--{flag.name} is not used by {task}, only by {others}; leave it out")
-        log.warning("--%s is not used by %s, only by %s; it changes nothing here", flag.name, task, others)
+        if flag.instead:
+            raise ValueError(f"--{flag.name} is not available yet; leave it out and {flag.instead}")
+        if flag.tasks and task not in flag.tasks:
+            others = ", ".join(flag.tasks)
+            if flag.is_input:
+                raise ValueError(f"--{flag.name} is not used by {task}, only by {others}; leave it out")
+            log.warning("--%s is not used by %s, only by %s; it changes nothing here", flag.name, task, others)
 
 
 def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[TaskConfig, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,34 +70,33 @@ def _stored_in_latent(name: str) -> str:
     try:
         return output.stored_request(Path(name))
     except ValueError:
-        try:
-            is_ours = output.REQUEST_KEY in media.read_metadata(name)
-        except (ValueError, OSError):
-            pass
-        else:
-            again = f"; to make it again, or another like it, give --from_video {shell_word(name)}" if is_ours else ""
-            raise ValueError(
-                f"{name} is a video or picture, and --resume finishes a kept latent (*{output.LATENT_SUFFIX}){again}"
-            ) from None
-        raise
+        if (tags := _tried(media.read_metadata, name)) is None:
+            raise
+    again = f"; to make it again, or another like it, give --from_video {shell_word(name)}"
+    raise ValueError(
+        f"{name} is a video or picture, and --resume finishes a kept latent (*{output.LATENT_SUFFIX})"
+        + again * (output.REQUEST_KEY in tags)
+    )
 
 
 def _stored_in_video(name: str) -> str:
     try:
         text = media.read_metadata(name).get(output.REQUEST_KEY)
     except ValueError:
-        try:
-            output.stored_request(Path(name))
-        except (ValueError, OSError):
-            pass
-        else:
-            raise ValueError(
-                f"{name} is a kept latent, not a video; finish it with --resume {shell_word(name)}"
-            ) from None
-        raise
+        if _tried(output.stored_request, Path(name)) is None:
+            raise
+        raise ValueError(f"{name} is a kept latent, not a video; finish it with --resume {shell_word(name)}") from None
     if text is None:
         raise ValueError(f"{name} has no stored request: it was not made here, or with --no_metadata")
     return text
+
+
+def _tried(read: Callable[[Any], Any], file: str | Path) -> Any:
+    """Read a file; None when that fails."""
+    try:
+        return read(file)
+    except (ValueError, OSError):
+        return None
 
 
 def _find(given: Input, field: str, folder: Path) -> str:

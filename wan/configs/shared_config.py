@@ -227,6 +227,19 @@ class TaskConfig(SharedConfig):
         return {name: getattr(self, name) for name in names}
 
 
+# The 14B models and their autoencoder.
+SIZES_14B: dict[str, Any] = {
+    "vae_checkpoint": "Wan2.1_VAE.pth",
+    "vae_stride": (4, 8, 8),
+    "z_dim": 16,
+    "out_dim": 16,
+    "dim": 5120,
+    "ffn_dim": 13824,
+    "num_heads": 40,
+    "num_layers": 40,
+}
+
+
 class Presets(Mapping[str, TaskConfig]):
     """Configs by the names of their tasks. Each lookup returns a copy, so that a change stays in that copy."""
 

@@ -1,6 +1,6 @@
 """Image to video, two 14B experts."""
 
-from wan.configs.shared_config import TaskConfig
+from wan.configs.shared_config import SIZES_14B, TaskConfig
 
 i2v_A14B = TaskConfig(
     name="i2v-A14B",
@@ -10,20 +10,13 @@ i2v_A14B = TaskConfig(
         "breeze moves its fur, and it slowly turns its head towards the camera."
     ),
     needs=(("image", "last_image"),),
-    vae_checkpoint="Wan2.1_VAE.pth",
-    vae_stride=(4, 8, 8),
-    z_dim=16,
     model_type="i2v",
     in_dim=36,
-    out_dim=16,
-    dim=5120,
-    ffn_dim=13824,
-    num_heads=40,
-    num_layers=40,
     low_noise_checkpoint="low_noise_model",
     high_noise_checkpoint="high_noise_model",
     boundary=0.900,
     sample_shift=5.0,
     sample_steps=40,
     sample_guide_scale=(3.5, 3.5),
+    **SIZES_14B,
 )

@@ -1,7 +1,7 @@
 """Speech and an image to video, one 14B model."""
 
 # ruff: noqa: RUF001 - the full-width commas are data
-from wan.configs.shared_config import KNOWN_SIZES, TaskConfig
+from wan.configs.shared_config import KNOWN_SIZES, SIZES_14B, TaskConfig
 from wan.configs.wan_i2v_A14B import i2v_A14B
 
 S2V_NEGATIVE_PROMPT = (
@@ -17,17 +17,10 @@ s2v_14B = TaskConfig(
     needs=(("image",), ("audio", "enable_tts")),
     frame_num=80,
     frame_rest=0,
-    vae_checkpoint="Wan2.1_VAE.pth",
-    vae_stride=(4, 8, 8),
-    z_dim=16,
     model_type="s2v",
     in_dim=16,
-    out_dim=16,
-    dim=5120,
-    ffn_dim=13824,
-    num_heads=40,
-    num_layers=40,
     sample_shift=3.0,
     sample_steps=40,
     sample_guide_scale=4.5,
+    **SIZES_14B,
 )
