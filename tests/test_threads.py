@@ -23,7 +23,7 @@ def environment(monkeypatch):
     "program",
     [
         "generate.py --frame_num 2",  # refused after torch is loaded, which --help does not need
-        "-m wan.cli --help",
+        "-m wan.cli --frame_num 2",
         "-m wan.training --help",
         "-m wan.nano.recipes --help",
         "-m wan.nano.evaluate --help",

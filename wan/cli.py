@@ -7,14 +7,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from wan.arguments import parse
+
 if __name__ == "__main__":  # before torch is imported
     from wan.program import share_cores
 
     share_cores()
+    parse()  # ends here for help and wrong arguments
 
 import torch
 
-from wan.arguments import parse
 from wan.distributed.util import broadcast_text, get_rank, is_first_failure
 from wan.distributed.util import start as join_processes
 from wan.distributed.util import stop as part_from_processes

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF001 - the full-width commas are data
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -235,3 +236,16 @@ def test_nano_preset_describes_the_shipped_model(task):
         pytest.skip(f"{folder} is not in this copy")
     for expert in config.experts:
         assert WanModelConfig.from_dict(read_config(folder / expert)) == WanModelConfig.from_dict(config.architecture())
+
+
+def test_how_many_frames_is_a_rule_of_the_task():
+    t2v, s2v = WAN_CONFIGS["t2v-A14B"], WAN_CONFIGS["s2v-14B"]
+    t2v.check_frame_num(1), t2v.check_frame_num(81), s2v.check_frame_num(80)
+    for config, count, text in (
+        (t2v, 80, "frame_num must be 4n+1, got 80; try 77 or 81"),
+        (s2v, 81, "frame_num must be a multiple of 4, got 81; try 80 or 84"),
+        (s2v, 0, "frame_num must be a multiple of 4, got 0; try 4"),
+        (s2v, 3, "frame_num must be a multiple of 4, got 3; try 4 or 8"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            config.check_frame_num(count)
