@@ -156,6 +156,29 @@ def test_the_device_of_the_operands_is_probed(monkeypatch, name, index, dtype):
     ],
 )
 def test_a_probe_tries_exact_kernels_on_the_device_itself(monkeypatch, caplog, installed, broken, expected):
+    found, tried = probe(monkeypatch, caplog, (8, 6), installed, broken)
+    assert found == expected and tried == [*sorted(broken, reverse=True), *({expected} - {"sdpa"})]
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0)])
+@pytest.mark.parametrize(
+    "installed, broken, expected",
+    [
+        (("flash2", "flash3"), (), "flash3"),
+        (("flash2", "flash3"), ("flash3",), "sdpa_cudnn"),
+        (("flash2",), (), "sdpa_cudnn"),
+        ((), (), "sdpa_cudnn"),
+        (("flash2",), ("sdpa_cudnn",), "flash2"),
+    ],
+)
+def test_where_cudnn_is_fast_it_comes_before_flash_attention_2(
+    monkeypatch, caplog, capability, installed, broken, expected
+):
+    assert probe(monkeypatch, caplog, capability, installed, broken)[0] == expected
+
+
+def probe(monkeypatch, caplog, capability, installed, broken):
+    """What the probe of a card finds, and the kernels that it tried."""
     tried = []
 
     def kernel(name, q, k, v, kv_lens):
@@ -170,14 +193,30 @@ def test_a_probe_tries_exact_kernels_on_the_device_itself(monkeypatch, caplog, i
 
     monkeypatch.setattr(torch, "zeros", zeros)
     monkeypatch.setattr(module, "_installed", installed.__contains__)
-    for name in PACKAGES:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for name in BACKENDS:
         monkeypatch.setitem(BACKENDS, name, partial(kernel, name))
-    caplog.set_level("INFO")
-    assert module._probe.__wrapped__(3, torch.bfloat16) == expected
-    assert tried == [*sorted(broken, reverse=True), *({expected} - {"sdpa"})]
+    found = module._probe.__wrapped__(3, torch.bfloat16)
     for name in broken:
         assert f"{name} is installed but does not run on cuda:3 (no kernel image); not used" in caplog.text
-    assert ("using " + expected in caplog.text) == (expected != "sdpa")
+    return found, tried
+
+
+@pytest.mark.parametrize("name", ["sdpa", "sdpa_cudnn"])
+def test_the_log_names_the_kernel_that_sdpa_chooses_once(caplog, name):
+    caplog.set_level("INFO")
+    module.log_kernel.cache_clear()
+    for _ in range(2):
+        module.log_kernel(name, torch.device("cpu"), torch.float32, 64)
+    module.log_kernel("flash3", torch.device("cuda:1"), torch.bfloat16, 128)
+    assert caplog.messages == ["attention: sdpa, flash attention on cpu", "attention: flash3 on cuda:1"]
+
+
+def test_sdpa_with_cudnn_first_is_complete():
+    q, k, v = qkv(batch=3)
+    for kv_lens in (None, (7, 2, 5)):
+        torch.testing.assert_close(BACKENDS["sdpa_cudnn"](q, k, v, kv_lens), BACKENDS["sdpa"](q, k, v, kv_lens))
 
 
 @pytest.mark.parametrize("kv_lens", [None, (7, 2, 5), (4, 4, 4)])

@@ -1,7 +1,8 @@
 """The one entry to attention. Models call `attention`; only this file knows which kernels exist.
 
-PyTorch's SDPA is always complete (key lengths, any device). FlashAttention 2 and 3 are used by `auto` when they are
-installed and the tensors suit them; SageAttention quantises, so it is used only when asked for.
+PyTorch's SDPA is always complete (key lengths, any device). `auto` uses FlashAttention 3, then 2, when they are
+installed and the tensors suit them. On sm90 and sm100 SDPA with cuDNN's kernel is faster than FlashAttention 2 and
+comes before it. SageAttention quantises, so it is used only when asked for.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wan.choices import ATTENTION as BACKEND_NAMES
 
@@ -47,6 +50,15 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, kv_lens: Sequence[int] | None) -> Ten
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
+def _sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor, kv_lens: Sequence[int] | None) -> Tensor:
+    with sdpa_kernel(CUDNN_FIRST, set_priority=True):
+        return _sdpa(q, k, v, kv_lens)
+
+
+# the order in which SDPA looks for a kernel that takes the operands
+CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
 def _per_sample(kernel: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
     """Let a kernel without key lengths serve them: one call per sample, on its real keys."""
 
@@ -74,6 +86,7 @@ def _sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "sdpa": _sdpa,
+    "sdpa_cudnn": _sdpa_cudnn,
     "flash2": _per_sample(_flash2),
     "flash3": _per_sample(_flash3),
     "sage": _per_sample(_sage),
@@ -123,8 +136,8 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, head_di
 def _probe(device_index: int, dtype: torch.dtype) -> str:
     """The best exact kernel that really runs on this device: installed builds may lack its architecture."""
     device = torch.device("cuda", device_index)
-    for name in ("flash3", "flash2"):
-        if not _installed(name):
+    for name in _order(device):
+        if name in PACKAGES and not _installed(name):
             continue
         x = torch.zeros(1, 16, 1, 128, device=device, dtype=dtype)
         try:
@@ -132,9 +145,26 @@ def _probe(device_index: int, dtype: torch.dtype) -> str:
         except Exception as error:  # any failure of a foreign kernel means: not this one
             log.warning("attention: %s is installed but does not run on %s (%s); not used", name, device, error)
             continue
-        log.info("attention: using %s on %s", name, device)
         return name
     return "sdpa"
+
+
+def _order(device: torch.device) -> tuple[str, ...]:
+    """Exact kernels that are faster than plain SDPA, the fastest first."""
+    cards = torch.get_device_module(device)
+    if cards.is_available() and cards.get_device_capability(device)[0] in (9, 10):
+        return "flash3", "sdpa_cudnn", "flash2"
+    return "flash3", "flash2"
+
+
+@cache
+def log_kernel(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    """Log, once, the kernel that runs: `name`, and of SDPA the one that it chooses for such operands."""
+    if name.startswith("sdpa") and device.type in ("cpu", "cuda"):
+        x = torch.zeros(1, 1, 128, head_dim, device=device, dtype=dtype)
+        with sdpa_kernel(CUDNN_FIRST, set_priority=True) if name == "sdpa_cudnn" else nullcontext():
+            name = f"sdpa, {SDPBackend(torch._fused_sdp_choice(x, x, x)).name.lower().replace('_', ' ')}"
+    log.info("attention: %s on %s", name, device)
 
 
 def flash_attention(
