@@ -6,6 +6,7 @@ import torch
 from wan.checkpoint.source import open_source
 from wan.configs import NANO_CONFIGS
 from wan.experts import load_expert
+from wan.modules.attention import log_kernel
 from wan.modules.layers import Linear
 from wan.modules.packed import PackedLinear
 from wan.nano.random import write_random_checkpoint
@@ -66,3 +67,17 @@ def test_packing_leaves_what_computes_in_float32(folder, monkeypatch):
         for name, module in before.named_modules()
         if isinstance(module, Linear) and name.startswith("blocks")
     }
+
+
+@pytest.mark.parametrize("fuses", [False, True])
+def test_the_gelu_is_fused_where_the_device_computes_it_by_tanh(folder, monkeypatch, fuses):
+    monkeypatch.setattr("wan.experts.fuses_gelu_tanh", lambda device, dtype: fuses)
+    model = load(folder, dtype="fp32")
+    assert [block.ffn.has_fused_gelu for block in model.blocks] == [fuses] * len(model.blocks)
+
+
+def test_the_log_names_the_kernel_of_attention(folder, caplog):
+    caplog.set_level("INFO")
+    log_kernel.cache_clear()
+    load(folder, dtype="fp32")
+    assert "attention: sdpa, flash attention on cpu" in caplog.messages

@@ -9,7 +9,8 @@ from wan.checking import MODELS, expert_config
 from wan.checkpoint.loading import Change
 from wan.configs import TaskConfig
 from wan.distributed.replica import Shard
-from wan.modules.attention import attention, resolve_backend
+from wan.modules.attention import attention, log_kernel, resolve_backend
+from wan.modules.layers import FeedForward, Linear, fuses_gelu_tanh
 from wan.modules.model import WanModel, WanSelfAttention
 from wan.modules.packed import can_pack, pack_linears
 from wan.runtime import CPU, Offload, Runtime
@@ -35,7 +36,7 @@ def load_expert(
     model = MODELS[config.model_type].from_pretrained(
         checkpoint_dir, name, runtime.dtype, device, shard=shard, config=sizes, change=change
     )
-    for step in (convert, pack, choose_attention, compile_blocks):
+    for step in (convert, pack, choose_kernels, compile_blocks):
         model = step(model, runtime)
     return model
 
@@ -53,12 +54,16 @@ def pack(model: WanModel, runtime: Runtime) -> WanModel:
     return model
 
 
-def choose_attention(model: WanModel, runtime: Runtime) -> WanModel:
-    """Let the model attend with the kernel of the runtime, in blocks and adapters."""
-    backend = resolve_backend(runtime.attention, runtime.device, runtime.dtype, model.config.head_dim)
+def choose_kernels(model: WanModel, runtime: Runtime) -> WanModel:
+    """Let blocks and adapters attend with the kernel of the runtime, and products apply a GELU that is by tanh."""
+    operands = runtime.device, runtime.dtype, model.config.head_dim
+    backend = resolve_backend(runtime.attention, *operands)
+    log_kernel(backend, *operands)
     for module in model.modules():
         if isinstance(module, WanSelfAttention):
             module.attend = partial(attention, backend=backend)
+        elif isinstance(module, FeedForward) and type(module[0]) is Linear:
+            module.has_fused_gelu = fuses_gelu_tanh(runtime.device, runtime.dtype)
     return model
 
 

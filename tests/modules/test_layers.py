@@ -3,12 +3,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from wan.modules import layers
 from wan.modules.layers import (
+    FeedForward,
     Float32Linear,
     Linear,
     WanLayerNorm,
     WanRMSNorm,
-    gated_add,
+    fuses_gelu_tanh,
     norm_modulate,
     replace_linears,
     sinusoidal_embedding_1d,
@@ -79,11 +81,6 @@ def test_a_half_stream_is_rounded_between_norm_and_modulation():
     torch.testing.assert_close(norm_modulate(x, shift, scale, 1e-6), expected)
 
 
-def test_the_residual_stream_becomes_float32():
-    out = gated_add(randn(1, 2, 4).bfloat16(), randn(1, 2, 4, seed=1).bfloat16(), randn(4, seed=2))
-    assert out.dtype == torch.float32
-
-
 def test_the_embedding_has_cosines_first():
     features = sinusoidal_embedding_1d(4, torch.tensor([0, 100]))
     assert features.dtype == torch.float64
@@ -92,3 +89,33 @@ def test_the_embedding_has_cosines_first():
     torch.testing.assert_close(features[1], torch.cat([angles.cos(), angles.sin()]))
     with pytest.raises(ValueError, match="even"):
         sinusoidal_embedding_1d(3, torch.tensor([0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_that_applies_another_gelu_is_found_out(monkeypatch, dtype):
+    device = torch.device("cpu")
+    assert not fuses_gelu_tanh(device, dtype), "on a CPU it computes erf"
+    monkeypatch.setattr(layers, "product_with_gelu", lambda *operands: with_tanh(*operands))
+    assert fuses_gelu_tanh.__wrapped__(device, dtype)
+    monkeypatch.setattr(layers, "product_with_gelu", with_no_kernel)
+    assert not fuses_gelu_tanh.__wrapped__(device, dtype)
+
+
+def with_tanh(x, weight, bias):
+    return F.gelu(F.linear(x, weight, bias).float(), approximate="tanh").to(x.dtype)
+
+
+def with_no_kernel(x, weight, bias):
+    raise NotImplementedError("no such kernel")
+
+
+def test_a_fused_gelu_is_used_for_inference_alone(monkeypatch):
+    calls = []
+    monkeypatch.setattr(layers, "product_with_gelu", lambda *operands: calls.append(1) or with_tanh(*operands))
+    feed_forward, x = FeedForward(6, 16), randn(2, 5, 6)
+    expected = feed_forward(x).detach()
+    feed_forward.has_fused_gelu = True
+    assert feed_forward(x).requires_grad and not calls
+    with torch.no_grad():
+        torch.testing.assert_close(feed_forward(x), expected)
+    assert len(calls) == 1

@@ -8,6 +8,7 @@ embedding, modulation, norms, head) compute in float32 whatever the dtype of the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,38 @@ class Linear(nn.Linear):
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.weight.dtype)
         return F.linear(x, self.weight, self.bias)
+
+
+class FeedForward(nn.Sequential):
+    """Linear, GELU-tanh, Linear."""
+
+    has_fused_gelu = False  # true: outside of training the first product applies the GELU before it writes its result
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__(Linear(dim, hidden), nn.GELU(approximate="tanh"), Linear(hidden, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.has_fused_gelu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        up, _, down = self
+        rows = product_with_gelu(x.to(up.weight.dtype).flatten(0, -2), up.weight, up.bias)
+        return down(rows.unflatten(0, x.shape[:-1]))
+
+
+def product_with_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x @ weight.T + bias) [L, hidden] in one kernel; the device decides whether the GELU is by tanh or by erf."""
+    return torch._addmm_activation(bias, x, weight.T, use_gelu=True)
+
+
+@cache
+def fuses_gelu_tanh(device: torch.device, dtype: torch.dtype) -> bool:
+    """Try `product_with_gelu` on the device: tell whether it runs there and computes tanh. A CPU computes erf."""
+    x = torch.linspace(-3.5, -1, 128, device=device).diag().to(dtype)  # where tanh and erf differ by up to a fifth
+    try:
+        found = product_with_gelu(x, torch.eye(128, device=device, dtype=dtype), torch.zeros_like(x[0]))
+    except RuntimeError:  # no such kernel there
+        return False
+    return torch.allclose(found, F.gelu(x, approximate="tanh"), rtol=2**-6, atol=1e-6)
 
 
 class Float32Linear(nn.Linear):
@@ -55,10 +88,7 @@ class WanRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        # linalg.vector_norm reads the tensor once; pow().mean() would write a full-size square
-        inverse = (torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1] + self.eps).rsqrt()
-        return (wide * inverse).to(x.dtype) * self.weight
+        return F.rms_norm(x, self.weight.shape, None, self.eps) * self.weight
 
 
 class WanLayerNorm(nn.LayerNorm):
@@ -93,8 +123,3 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor
         return F.layer_norm(x, dim, 1 + scale, shift, eps)
     normed = F.layer_norm(x.float(), dim, eps=eps).to(x.dtype).float()
     return torch.addcmul(shift, normed, 1 + scale)
-
-
-def gated_add(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
-    """x + gate * branch in float32: the residual stream is float32 from the first gated addition on."""
-    return torch.addcmul(x.float(), branch.float(), gate)

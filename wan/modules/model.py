@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from wan.modules.attention import attention
 from wan.modules.layers import (
+    FeedForward,
     Float32Linear,
     Linear,
     WanLayerNorm,
     WanRMSNorm,
-    gated_add,
     norm_modulate,
     sinusoidal_embedding_1d,
 )
@@ -176,7 +176,7 @@ class WanAttentionBlock(nn.Module):
         self.self_attn = WanSelfAttention(config)
         self.norm3 = WanLayerNorm(dim, config.eps, elementwise_affine=True) if config.cross_attn_norm else nn.Identity()
         self.cross_attn = cross_attention(config)
-        self.ffn = nn.Sequential(Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), Linear(config.ffn_dim, dim))
+        self.ffn = FeedForward(dim, config.ffn_dim)
         self.modulation = nn.Parameter(torch.zeros(1, 6, dim))
 
     def forward(self, tokens: Tokens, cond: Conditioning) -> Tokens:
@@ -185,11 +185,12 @@ class WanAttentionBlock(nn.Module):
         attn, ffn = table[:, 0:3], table[:, 3:6]  # shift, scale, gate
         modulated, half = partial(norm_modulate, eps=self.eps), self.self_attn.q.weight.dtype
 
+        # LN(x) * (1 + scale) + shift goes into a branch, and x + branch * gate, float32 as the gate is, comes out
         h = by_segment(modulated, segments, attn[:, :2], x, dtype=half)
-        x = by_segment(gated_add, segments, attn[:, 2:], x, self.self_attn(h, tokens.rope, tokens.lengths))
+        x = by_segment(torch.addcmul, segments, attn[:, 2:], x, self.self_attn(h, tokens.rope, tokens.lengths))
         x = x + self.cross_attn(self.norm3(x).to(half), cond.prepared.context)
         h = by_segment(modulated, segments, ffn[:, :2], x, dtype=half)
-        x = by_segment(gated_add, segments, ffn[:, 2:], x, self.ffn(h))
+        x = by_segment(torch.addcmul, segments, ffn[:, 2:], x, self.ffn(h))
         return tokens._replace(x=x)
 
 
