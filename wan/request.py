@@ -55,10 +55,10 @@ class Request:
     fit: str = "area"
 
     def __post_init__(self) -> None:
-        for name, kind in self.kinds().items():
-            value = getattr(self, name)
-            if kind in CHECKS and not (value is None and name in OPTIONAL):
-                object.__setattr__(self, name, CHECKS[kind](name, value))
+        for field in fields(self):
+            check, value = CHECKS.get(self.kinds()[field.name]), getattr(self, field.name)
+            if check and not (value is None and field.default is None):
+                object.__setattr__(self, field.name, check(field.name, value))
         if not self.prompt.strip() and not self.inputs:
             raise ValueError(f"the prompt is empty: {self.task} has nothing else to go by; describe the video in it")
         if self.steps < 1:
@@ -326,7 +326,6 @@ def _sides(size: Any) -> Size:
 
 # The check and conversion of each type of field; sizes and inputs are built of checked parts.
 CHECKS = {str: text, int: whole, float: real, Guidance: Guidance.of}
-OPTIONAL = ("boundary",)
 # Requests of tasks that have fields of their own.
 REQUESTS: dict[str, type[Request]] = {}
 # What programs store in the same dictionary, and its types.
