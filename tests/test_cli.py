@@ -148,7 +148,7 @@ def files():
         (["--boundary", "875"], "boundary is a share of the timesteps and must lie in 0..1, got 875"),
         (["--sample_step", "3"], "unrecognized arguments: --sample_step 3"),
         (["--frames", "17"], "unrecognized arguments: --frames 17; did you mean --frame_num?"),
-        (["--output_dir", "~nobody-of-that-name/x"], "is in the home folder of nobody here"),
+        (["--output_dir", "~nobody-of-that-name/x"], "names the home folder of an unknown user"),
         (["--save_file", "a\0b"], "a path cannot hold a NUL character"),
         (["--negative_prompt", "\udcba\udcec"], "the text is not UTF-8, perhaps GBK"),
     ],

@@ -126,7 +126,7 @@ def test_pictures_of_others_hold_no_request(capsys):
 def test_a_request_too_long_for_a_jpeg_is_left_out(tmp_path, caplog):
     frame = np.zeros((1, 8, 8, 3), np.uint8)
     media.write(frame, "a.jpg", 8, {output.REQUEST_KEY: "x" * 70_000})
-    assert "a JPEG has no room for this request" in caplog.text and media.read_metadata("a.jpg") == {}
+    assert "this request is too long for a JPEG" in caplog.text and media.read_metadata("a.jpg") == {}
     media.write(frame, "a.webp", 8, {output.REQUEST_KEY: "x" * 70_000})
     assert len(media.read_metadata("a.webp")[output.REQUEST_KEY]) == 70_000
 

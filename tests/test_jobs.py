@@ -224,7 +224,7 @@ def test_other_weights_do_not_go_on_with_clips(three_clips, monkeypatch, tmp_pat
         assert cli.main(NEW) == cli.FAILED
     other = write_random_checkpoint(tmp_path_factory.mktemp("other"), seed=5)
     assert cli.main(["--resume", "a.clips", "--ckpt_dir", str(other), *FLAGS]) == cli.WRONG
-    assert "these weights would not go with those that are there" in capsys.readouterr().err
+    assert "these weights are not those that sampled the other clips" in capsys.readouterr().err
 
 
 def test_a_latent_of_an_earlier_version_is_resumed(three_clips, monkeypatch):

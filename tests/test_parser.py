@@ -74,8 +74,8 @@ def test_misspelt_names(capsys, flag, value, meant):
     [
         (["--t5_cpu", "True"], "--t5_cpu takes no value: given, it is on; leave out 'True'"),
         (["--t5_cpu=1"], "--t5_cpu takes no value: given, it is on; leave out '1'"),
-        (["--dit_fsdp", "false"], "--dit_fsdp takes no value, and turns on what it names; leave out --dit_fsdp false"),
-        (["--compile=no"], "--compile takes no value, and turns on what it names; leave out --compile no"),
+        (["--dit_fsdp", "false"], "--dit_fsdp takes no value: given, it is on; leave out --dit_fsdp false"),
+        (["--compile=no"], "--compile takes no value: given, it is on; leave out --compile no"),
         (["--prompt", "a", "red", "circle"], f"--prompt got only 'a': {QUOTES}--prompt \"a red circle\""),
         (["--prompt=a", "cat", "--compile"], f"--prompt got only 'a': {QUOTES}--prompt \"a cat\""),
         (["--image", "my", "cat.jpg"], f"--image got only 'my': {QUOTES}--image \"my cat.jpg\""),
@@ -106,11 +106,11 @@ def test_misspelt_names(capsys, flag, value, meant):
         ),
         (
             ["--prompt", "a cat", " "],
-            "a lone ' ' is no argument; a line goes on after the shell's own sign, with no space behind that",
+            "a lone ' ' is no argument; the sign that continues a line must be the last character of it",
         ),
         (
             ["--compile", "^"],
-            "a lone '^' is no argument; a line goes on after the shell's own sign, with no space behind that",
+            "a lone '^' is no argument; the sign that continues a line must be the last character of it",
         ),
         (["--compile", ""], "an argument is empty; a shell variable that is not set, in quotes, looks like this"),
         (["-help"], "unrecognized arguments: -help; did you mean --help?"),

@@ -86,7 +86,7 @@ def test_missing_and_negative_seeds_are_drawn(seed):
         ({"shift": 1001}, "shift must lie in 0.001..1000, got 1001"),
         ({"guidance": 3.1e38}, "guidance must be 0 or more (to 3e38), got 3.1e+38"),
         ({"fps": 0}, "fps must be at least 1, got 0"),
-        ({"fps": 1_000_000}, "fps can be at most 999999, got 1000000: files of more do not play"),
+        ({"fps": 1_000_000}, "fps can be at most 999999, got 1000000: faster files do not play"),
         ({"fps": 10**12}, "fps can be at most 999999"),
         ({"boundary": -0.1}, "must lie in 0..1, got -0.1"),
         ({"prompt": "x" * 100_001}, "prompt has 100001 characters; at most 100000 are taken"),

@@ -139,5 +139,5 @@ def test_the_two_modes_by_upstreams_names(pipeline):
     assert torch.equal(text, pipeline.generate("a red circle", size=(96, 64), **values))
     image = pipeline.i2v("a red circle", photo(), 128 * 128, 5, 5.0, "unipc", 2, 5.0, "", 3)
     assert torch.equal(image, pipeline.generate("a red circle", photo(), max_area=128 * 128, **values))
-    with pytest.raises(ValueError, match="i2v needs img, an image or the path of one; t2v does without"):
+    with pytest.raises(ValueError, match="i2v needs img, an image or the path of one; t2v needs none"):
         pipeline.i2v("a red circle", None)

@@ -61,7 +61,7 @@ def test_home_folders(monkeypatch):
         "./~nobody/x",
     )
     with pytest.raises(
-        argparse.ArgumentTypeError, match="'~nobody-of-that-name/x' is in the home folder of nobody here"
+        argparse.ArgumentTypeError, match="'~nobody-of-that-name/x' names the home folder of an unknown user"
     ):
         typed.path("~nobody-of-that-name/x")
 

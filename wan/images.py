@@ -83,7 +83,7 @@ def write_image(pixels: np.ndarray, file: Path, kind: str, metadata: dict[str, s
         exif = Image.Exif()
         comment = b"ASCII\0\0\0" + json.dumps(metadata).encode()
         if kind == "JPEG" and len(comment) > MAX_JPEG_COMMENT:
-            log.warning("a JPEG has no room for this request: it is not stored; PNG has")
+            log.warning("this request is too long for a JPEG and is not stored; a PNG can hold it")
         elif metadata:
             exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
         how = {"exif": exif} | ({"lossless": True} if kind == "WEBP" else {"quality": 95, "subsampling": 0})

@@ -130,7 +130,7 @@ class Outcome:
             try:
                 output.remove_clips(self.kept)
             except OSError as error:  # in the folder of another user
-                log.warning("the latent is of no use any more and could not be removed (%s)", error)
+                log.warning("the latent is not needed any more, but could not be removed (%s)", error)
         self.kept, self.clips = None, []
 
     def in_words(self) -> str:

@@ -65,7 +65,7 @@ def check_fps(fps: Any) -> None:
     if real("fps", fps) < 0.001:
         raise ValueError(f"{called('fps')} must be at least 1, got {quoted(fps)}")
     if fps > MAX_FPS:
-        raise ValueError(f"{called('fps')} can be at most {MAX_FPS}, got {quoted(fps)}: files of more do not play")
+        raise ValueError(f"{called('fps')} can be at most {MAX_FPS}, got {quoted(fps)}: faster files do not play")
 
 
 def is_picture(path: str | Path) -> bool:

@@ -167,9 +167,7 @@ def _read(path: Path) -> tuple[SampledClip, str]:
         raise ValueError(f"{path} is not a saved latent, or a damaged one ({shown(error)})") from None
     numbers = {name: texts.get(name, "0") for name in ("skip", "drop")}
     if REQUEST_KEY not in texts or "latent" not in tensors or not all(text.isdecimal() for text in numbers.values()):
-        raise ValueError(
-            f"{path} is not a saved latent; their names end in {LATENT_SUFFIX}, and they lie where the video was to be"
-        )
+        raise ValueError(f"{path} is not a saved latent; the names of saved latents end in {LATENT_SUFFIX}")
     return SampledClip(**tensors, **{name: int(text[:9]) for name, text in numbers.items()}), texts[REQUEST_KEY]
 
 

@@ -130,7 +130,7 @@ def _needs_a_value(name: str, after: Sequence[str], flags: Flags) -> str:
 
 def _takes_no_value(name: str, value: str) -> str:
     if value.lower() in NO:
-        return f"{name} takes no value, and turns on what it names; leave out {name} {value}"
+        return f"{name} takes no value: given, it is on; leave out {name} {value}"
     return f"{name} takes no value: given, it is on; leave out {quoted(value)}"
 
 
@@ -138,7 +138,7 @@ def _stray(name: str, action: argparse.Action | None, values: Sequence[str], mor
     """Describe words that belong to no flag, after `name` and its `values`."""
     word, phrase = more[0], " ".join([*values, *more])
     if word.isspace() or word in CONTINUATIONS:
-        return f"a lone {word!r} is no argument; a line goes on after the shell's own sign, with no space behind that"
+        return f"a lone {word!r} is no argument; the sign that continues a line must be the last character of it"
     if not word:
         return "an argument is empty; a shell variable that is not set, in quotes, looks like this"
     if action is None:

@@ -196,7 +196,7 @@ class WanPipeline:
         given = {field: call[name] for field in fields if (name := ARGUMENTS.get(field, field)) in call}
         with named(ARGUMENTS):
             if given["prompt"] is None:
-                raise ValueError(f"{called('prompt')} must be text, got None; beside an image '' will do")
+                raise ValueError(f"{called('prompt')} must be text, got None; with an image '' is enough")
             if given["negative_prompt"] == "":  # upstream's way to say the task's
                 given["negative_prompt"] = None
             request = Request.create(self.config, **given)

@@ -103,7 +103,7 @@ def _check_kept(job: Job) -> None:
     if len(files) > len(shapes):
         raise ValueError(f"{job.latent} holds {len(files)} clips, and a video of its request has {len(shapes)}")
     if job.samples and job.stays:
-        raise ValueError(f"{job.latent} lacks clips, and these weights would not go with those that are there")
+        raise ValueError(f"{job.latent} lacks clips, and these weights are not those that sampled the other clips")
     for path, wanted in zip(files, shapes, strict=False):
         clip = output.load_clip(path)
         if tuple(clip.latent.shape) != wanted:
@@ -130,7 +130,7 @@ def _is_other_checkpoint(args: argparse.Namespace, stored: dict[str, Any], weigh
         log.warning("the video was made with %s, and this runs with others: expect another video", of)
     elif args.ckpt_dir is None:
         raise ValueError(
-            f"{args.resume} was sampled with {of}, and these are others; say which to decode it with: --ckpt_dir "
+            f"{args.resume} was sampled with {of}, and this run has others; name those to decode it with: --ckpt_dir "
             f"{'FOLDER, or --ckpt_dir nano for the embedded ones' if stored.get('checkpoint') == 'nano' else 'FOLDER'}"
         )
     else:

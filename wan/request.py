@@ -60,7 +60,7 @@ class Request:
             if check and not (value is None and field.default is None):
                 object.__setattr__(self, field.name, check(field.name, value))
         if not self.prompt.strip() and not self.inputs:
-            raise ValueError(f"the prompt is empty: {self.task} has nothing else to go by; describe the video in it")
+            raise ValueError("the prompt is empty, and no other input is given; describe the video in it")
         if self.steps < 1:
             raise ValueError(f"{called('steps')} must be at least 1, got {self.steps}; try 1, or leave it to the task")
         if self.shift <= 0:

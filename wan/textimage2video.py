@@ -73,7 +73,7 @@ class WanTI2V(WanPipeline):
         Upstream has sampling_steps=40 here; None means the config's number, 50.
         """
         if img is None:
-            raise ValueError("i2v needs img, an image or the path of one; t2v does without")
+            raise ValueError("i2v needs img, an image or the path of one; t2v needs none")
         schedule = shift, sample_solver, sampling_steps
         return self.generate(input_prompt, img, None, max_area, frame_num, *schedule, *settings, **named)
 

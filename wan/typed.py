@@ -34,7 +34,7 @@ def path(value: str) -> str:
     found = os.path.expanduser(value)
     if value.startswith("~") and found == value:
         raise argparse.ArgumentTypeError(
-            f"{quoted(value)} is in the home folder of nobody here; write the whole path, or ./ before a name with ~"
+            f"{quoted(value)} names the home folder of an unknown user; write the whole path, or ./ before the name"
         )
     return found
 
