@@ -1,6 +1,6 @@
-"""Tensors that say they are on a GPU, on a machine without one, and a guard against waiting for it.
+"""Tensors that pretend to be on a GPU, on a machine without one, and a guard against waiting for it.
 
-The product's code runs on FakeTensors of `cuda:0`, so that each branch on a device is the one of a GPU.
+The package runs on FakeTensors of `cuda:0`, so that each branch on a device is that of a GPU.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class NeverWaits(TorchDispatchMode):
 
 
 class _Indexing(TorchFunctionMode):
-    """Indexing by plain operators: Python's way to it asks for a CUDA guard, which a build for CPUs lacks."""
+    """Index by plain operators: Python's own indexing asks for a CUDA guard, which a build for CPUs lacks."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__getitem__:

@@ -1,4 +1,4 @@
-"""Runs of a pipeline as tests need them: the latent alone, or the frames of one."""
+"""Runs of a pipeline for tests: the latent alone, or its frames."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from wan.modules.model import time_features
 
 
 def sample(pipeline, request, on_step=None):
-    """The latent [z, T, H, W] of the first clip; the run is cancelled after it."""
+    """Sample the latent [z, T, H, W] of the first clip; the run is cancelled after it."""
     for event in pipeline.run(request):
         if isinstance(event, StepDone) and on_step is not None:
             on_step(event.step, event.steps, event.latent)
@@ -17,6 +17,6 @@ def sample(pipeline, request, on_step=None):
 
 
 def timesteps_of(features: Tensor) -> Tensor:
-    """The timesteps, whole numbers [S], that a model was given as features [S, freq_dim]."""
+    """Compute the timesteps, whole numbers [S], of features [S, freq_dim] that a model was given."""
     known = time_features(torch.arange(1001), features.shape[1], features.device)
     return (features[:, None] == known).all(dim=2).int().argmax(dim=1)

@@ -1,4 +1,4 @@
-"""The page docs/adding_a_task.md adds a task; here its code runs, and the command line knows the task."""
+"""The code of docs/adding_a_task.md runs and adds a task, which the command line knows."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ ASKED = ["--task", "toy", "--prompt", "a red circle", "--frame_num", "5", "--sam
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """The module of the page, and a random checkpoint of its task. Afterwards the task is unknown again."""
+    """Run the code of the page, and make a random checkpoint of its task. Afterwards the task is unknown again."""
     lists, tables = [list(values) for values in LISTS], [dict(values) for values in TABLES]
     module = ModuleType("toy")
     exec("\n".join(re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)), vars(module))

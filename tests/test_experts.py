@@ -56,7 +56,7 @@ def test_every_block_attends_with_the_kernel_that_was_named_and_is_compiled(fold
 
 
 def test_packing_leaves_what_computes_in_float32(folder, monkeypatch):
-    """The products need a processor that has them; here only what is packed counts."""
+    """Only the choice of layers is tested: the products need a processor that has them."""
     monkeypatch.setattr("wan.experts.can_pack", lambda device, dtype: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, rows: weight)
     before = load(folder, dtype="fp32")

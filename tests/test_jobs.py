@@ -1,4 +1,4 @@
-"""A video of several clips: what is kept of it, and how a run that was killed goes on."""
+"""A video of several clips: the clips are kept, and a run that was killed goes on."""
 
 import json
 import os

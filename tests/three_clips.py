@@ -24,7 +24,7 @@ CLIPS, TAIL = 3, 5
 
 
 class ThreeClips(WanT2V):
-    """From the second clip on the first latent frame is that of the last frames; these are decoded in front, too."""
+    """Task whose later clips begin with the latent frame of the last frames, which is also decoded in front."""
 
     kill = "never"
 

@@ -55,7 +55,7 @@ def pack(model: WanModel, runtime: Runtime) -> WanModel:
 
 
 def choose_kernels(model: WanModel, runtime: Runtime) -> WanModel:
-    """Let blocks and adapters attend with the kernel of the runtime, and products apply a GELU that is by tanh."""
+    """Let blocks and adapters attend with the kernel of the runtime, and products apply the GELU if it is by tanh."""
     operands = runtime.device, runtime.dtype, model.config.head_dim
     backend = resolve_backend(runtime.attention, *operands)
     log_kernel(backend, *operands)

@@ -178,7 +178,7 @@ def test_where_cudnn_is_fast_it_comes_before_flash_attention_2(
 
 
 def probe(monkeypatch, caplog, capability, installed, broken):
-    """What the probe of a card finds, and the kernels that it tried."""
+    """Probe a pretended card; return the kernel that is chosen, and those that were tried."""
     tried = []
 
     def kernel(name, q, k, v, kv_lens):

@@ -1,4 +1,4 @@
-"""The one entry to attention. Models call `attention`; only this file knows which kernels exist.
+"""Attention of all models: they call `attention`, and only this file knows the kernels.
 
 PyTorch's SDPA is always complete (key lengths, any device). `auto` uses FlashAttention 3, then 2, when they are
 installed and the tensors suit them. On sm90 and sm100 SDPA with cuDNN's kernel is faster than FlashAttention 2 and
@@ -134,7 +134,7 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, head_di
 
 @cache
 def _probe(device_index: int, dtype: torch.dtype) -> str:
-    """The best exact kernel that really runs on this device: installed builds may lack its architecture."""
+    """Find the best exact kernel that really runs on this device: installed builds may lack its architecture."""
     device = torch.device("cuda", device_index)
     for name in _order(device):
         if name in PACKAGES and not _installed(name):
@@ -150,7 +150,7 @@ def _probe(device_index: int, dtype: torch.dtype) -> str:
 
 
 def _order(device: torch.device) -> tuple[str, ...]:
-    """Exact kernels that are faster than plain SDPA, the fastest first."""
+    """List the exact kernels that are faster than plain SDPA, the fastest first."""
     cards = torch.get_device_module(device)
     if cards.is_available() and cards.get_device_capability(device)[0] in (9, 10):
         return "flash3", "sdpa_cudnn", "flash2"

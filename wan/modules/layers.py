@@ -27,7 +27,7 @@ class Linear(nn.Linear):
 class FeedForward(nn.Sequential):
     """Linear, GELU-tanh, Linear."""
 
-    has_fused_gelu = False  # true: outside of training the first product applies the GELU before it writes its result
+    has_fused_gelu = False  # outside of training, the first product applies the GELU before it writes its result
 
     def __init__(self, dim: int, hidden: int):
         super().__init__(Linear(dim, hidden), nn.GELU(approximate="tanh"), Linear(hidden, dim))
@@ -41,7 +41,7 @@ class FeedForward(nn.Sequential):
 
 
 def product_with_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU(x @ weight.T + bias) [L, hidden] in one kernel; the device decides whether the GELU is by tanh or by erf."""
+    """Compute GELU(x @ weight.T + bias) [L, hidden] in one kernel; the device decides between tanh and erf."""
     return torch._addmm_activation(bias, x, weight.T, use_gelu=True)
 
 
