@@ -30,7 +30,7 @@ TASK_FIELDS = ("model_type", "in_dim", "out_dim", "patch_size")
 def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
     """Check that a folder has all files of a task, that each is complete, and that they fit the task and each other.
 
-    Raises FileNotFoundError or ValueError, naming the file and what is wrong with it.
+    Raises FileNotFoundError or ValueError that names the file and the fault.
     """
     _refuse_nano(checkpoint_dir, config)
     try:

@@ -93,7 +93,7 @@ def run(job: Job) -> int:
     try:
         describe(job)
         pipeline = PIPELINES[job.config.name](job.config, job.checkpoint, runtime=job.runtime)
-        if pipeline.replica.is_first and get_rank() > 0:  # it will say what it has saved
+        if pipeline.replica.is_first and get_rank() > 0:  # it logs the files that it saves
             logging.getLogger().setLevel(logging.INFO)
         for outcome.job in job.variants()[pipeline.replica.index :: job.runtime.parallel.replicas]:
             make(outcome, pipeline)

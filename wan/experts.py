@@ -30,7 +30,7 @@ def load_expert(
     Its weights are on the CPU, from where `memory.Weights` moves them, or on the device if they stay there. `shard`
     spreads the empty model over processes. `change` merges a LoRA: see `checkpoint.loading.load_module`.
     """
-    # several processes would each keep a host copy of what they converted
+    # each of several processes would keep a host copy of its converted weights
     stays = shard is not None or (runtime.parallel.world_size > 1 and offload is Offload.NONE)
     device, sizes = runtime.device if stays else CPU, expert_config(checkpoint_dir, config, name)
     model = MODELS[config.model_type].from_pretrained(

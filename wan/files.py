@@ -37,7 +37,7 @@ def atomic_file(path: str | Path, overwrite: bool) -> Iterator[Path]:
     _unfinished.add(temporary)
     try:
         temporary.touch()
-        usual = temporary.stat().st_mode  # what the umask says; safetensors makes files that only their owner can read
+        usual = temporary.stat().st_mode  # by the umask; safetensors makes files that only their owner can read
         yield temporary
         temporary.chmod(usual)
         with open(temporary, "rb+") as file:
@@ -117,7 +117,7 @@ def check_writable(path: str | Path, overwrite: bool = False, needed: int = 0) -
         _make_folder(path.parent)
         _probe(_partial(path.parent))
         if not os.path.lexists(path):
-            _probe(path)  # its name may be too long, or hold what this file system refuses
+            _probe(path)  # its name may be too long, or have characters that this file system refuses
         free = shutil.disk_usage(path.parent).free
     except OSError as error:
         raise ValueError(

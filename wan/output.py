@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 LATENT_SUFFIX = ".latent.safetensors"
 CLIPS_SUFFIX = ".clips"  # of a folder, when a video has several
 SLUG_LENGTH = 50  # characters of a prompt in a name, and
-SLUG_BYTES = 150  # bytes: what is left of 255 for task, size, seed and time is enough
+SLUG_BYTES = 150  # bytes; the rest of 255 is enough for task, size, seed and time
 REQUEST_KEY = "wan_request"  # key of the request in the metadata of files made here
 
 

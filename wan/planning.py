@@ -218,7 +218,7 @@ def _is_nano(folder: Path, config: TaskConfig) -> bool:
 
 def _request(args: argparse.Namespace, config: TaskConfig, stored: Stored | None) -> Request:
     given = asked(args)
-    if args.resume:  # the frames are sampled already, whatever has become of the images; only fps can be given
+    if args.resume:  # the frames are sampled already, even if images have changed; only fps can be given
         return replace(stored.request, **given)
     if stored is not None:
         given = stored.given(given, Path(args.from_video).parent) | given

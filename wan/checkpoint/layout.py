@@ -11,7 +11,7 @@ from wan.checkpoint.source import PICKLED_SUFFIXES, folder_shards, open_source
 
 DOWNLOAD_GB = {"t2v-A14B": 126, "i2v-A14B": 126, "ti2v-5B": 34}
 
-# Other published names of what a `TaskConfig` names, in the order in which they are looked for; a .pth may also be a
+# Other published names of the files of a `TaskConfig`, in the order of the search; a .pth may also be a
 # .safetensors of the same stem.
 STAND_INS: dict[str, tuple[str, ...]] = {
     "models_t5_umt5-xxl-enc-bf16.pth": ("umt5-xxl-enc-bf16.safetensors", "umt5_xxl_fp16.safetensors", "text_encoder"),

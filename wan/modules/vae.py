@@ -122,7 +122,7 @@ class CausalVAE(nn.Module):
         return video
 
     def _folded(self, pixels: Tensor) -> Tensor:
-        """Make of pixels what the encoder takes."""
+        """Fold pixels for the encoder, on its device."""
         return self._to_compute(fold(pixels, self.config.patch))
 
     def _pixels(self, features: Tensor, cache: FrameCache | None) -> Iterator[Tensor]:
@@ -169,7 +169,7 @@ class CausalVAE(nn.Module):
 class Tile:
     """One tile along one axis of `size` latent pixels."""
 
-    read: slice  # what is computed: the tile and its halo
+    read: slice  # the part that is computed: the tile and its halo
     keep: slice  # the tile, counted from the start of `read`
     place: slice  # the tile in the whole
     size: int

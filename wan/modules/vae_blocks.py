@@ -234,7 +234,7 @@ class DupUp3D(nn.Module):
 
 
 def run_chunk(layers: Iterable[nn.Module], x: Tensor, cache: FrameCache | None) -> Tensor:
-    """Apply `layers` in order, each continuing from what `cache` holds of it."""
+    """Apply `layers` in order; each continues from its frames in `cache`."""
     for layer in layers:
         x = layer(x, cache)
     return x

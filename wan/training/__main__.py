@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train(config: TrainConfig) -> None:
-    """Encode what is not in the cache yet, train, and write the averaged weights to `output / expert`."""
+    """Encode what the cache lacks, train, and write the averaged weights to `output / expert`."""
     from wan.checkpoint.loading import save_safetensors_folder
 
     settings = get_config(config.task, config.family)
@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> None:
 
 
 def check_device(name: str) -> None:
-    """Raise ValueError, naming what this machine has, for a device it lacks."""
+    """Raise ValueError for a device that this machine lacks; it names those that it has."""
     try:
         resolve_device(name)
     except ValueError as error:
