@@ -20,7 +20,7 @@ from wan.modules.t5 import T5Config, T5Encoder
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.nano import worlds
 from wan.nano.tokenizer import build_tokenizer
-from wan.sampling import Keep, Velocity, denoise, identity, make_solver
+from wan.sampling import Keep, Velocity, denoise, guided, identity, make_solver, switch_at
 from wan.training.config import FlowConfig, LoopConfig
 from wan.training.data import LatentCache
 from wan.training.loop import fit
@@ -32,6 +32,7 @@ TEXT_LEN, TEXT_DIM = 64, 96
 IN_BFLOAT16 = has_bfloat16_products()  # float32 is faster where the processor has none
 PRECISION = "bfloat16" if IN_BFLOAT16 else "float32"
 EVENNESS = 1.5  # of the draws of image tasks: the faintest scenes are drawn three times as often as the mean
+KEPT_BLOCKS = (0, 1, 3, 4)  # of the five blocks of a text-to-video expert, for the models that start from one
 T5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 Batch = tuple[Tensor, list[list[str]]]  # videos [B, 3, F, H, W] in [-1, 1] and the captions of each
 
@@ -102,6 +103,12 @@ def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
+def kept_blocks(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the blocks of a text-to-video expert without its middle one."""
+    blocks = ((new, part(stored, f"blocks.{old}.")) for new, old in enumerate(KEPT_BLOCKS))
+    return {f"blocks.{new}.{name}": tensor.float() for new, block in blocks for name, tensor in block.items()}
+
+
 def tokenizer_folder(folder: Path) -> Path:
     """Return the folder of the tokenizer of this world; builds it on first use."""
     path = folder / "google" / "umt5-xxl"
@@ -169,6 +176,20 @@ def heldout(count: int, seed: int = 6) -> tuple[list[worlds.Scene], list[str]]:
     rng = np.random.default_rng(seed)
     scenes = [worlds.sample_scene(rng, "heldout") for _ in range(count)]
     return scenes, [worlds.caption(scene, rng) for scene in scenes]
+
+
+def of_experts(
+    high: WanModel, low: WanModel, boundary: float, text: TextStates, prompts: list[str], y: list[Tensor] | None = None
+) -> Velocity:
+    """Make the guided velocity of two experts, for one latent and prompt per sample; `y` as in `WanModel.forward`."""
+
+    def guide(dit: WanModel) -> Velocity:
+        def forward(latent: Tensor, t: int, context: list[Tensor]) -> Tensor:
+            return torch.stack(dit(list(latent), torch.full((len(latent),), t), context, y=y))
+
+        return guided(forward, text(prompts), text([""] * len(prompts)), 3.0)
+
+    return switch_at(boundary, guide(high), guide(low))
 
 
 @torch.no_grad()

@@ -25,7 +25,6 @@ from wan.nano.recipes import autoencoder, common
 from wan.nano.recipes.common import FRAMES, TEXT_DIM, TEXT_LEN, Recipe
 from wan.nano.recipes.t2v import SIZE, VAE_FILE
 from wan.nano.textures import texture
-from wan.sampling import Velocity, guided, switch_at
 from wan.training.config import FlowConfig
 from wan.training.data import LatentCache
 from wan.training.objective import TextStates
@@ -34,7 +33,6 @@ from wan.training.vae import to_unit
 BOUNDARY = 900.0
 GIVEN = ((0,), (0, FRAMES - 1), (FRAMES - 1,))  # frames that a condition holds ...
 WEIGHTS = (0.7, 0.2, 0.1)  # ... and how often it is drawn
-KEPT_BLOCKS = (0, 1, 3, 4)  # of the five blocks of a text-to-video expert
 
 DIT = WanModelConfig(
     model_type="i2v", in_dim=36, dim=160, ffn_dim=640, num_heads=4, num_layers=4, text_dim=TEXT_DIM, text_len=TEXT_LEN
@@ -94,13 +92,10 @@ def from_text_expert(folder: Path) -> WanModel:
     """Load a text-to-video expert without its middle block; its new channels for the condition have zero weights."""
     stored = load_file(folder / "diffusion_pytorch_model.safetensors")
     state = {name: tensor.float() for name, tensor in stored.items() if not name.startswith("blocks.")}
-    for new, old in enumerate(KEPT_BLOCKS):
-        block = common.part(stored, f"blocks.{old}.")
-        state |= {f"blocks.{new}.{name}": tensor.float() for name, tensor in block.items()}
     model = WanModel(DIT)
     patches = torch.zeros_like(model.patch_embedding.weight)
     patches[:, : stored["patch_embedding.weight"].shape[1]] = stored["patch_embedding.weight"]
-    model.load_state_dict(state | {"patch_embedding.weight": patches})
+    model.load_state_dict(state | common.kept_blocks(stored) | {"patch_embedding.weight": patches})
     return model
 
 
@@ -113,13 +108,7 @@ def score(high: WanModel, low: WanModel, text: TextStates, source: Path, count: 
     y = list(condition(vae, truth, (0,)))
     shape = (count, 16, *y[0].shape[1:])
 
-    def velocity_of(dit: WanModel) -> Velocity:
-        def forward(latent: Tensor, t: int, context: list[Tensor]) -> Tensor:
-            return torch.stack(dit(list(latent), torch.full((len(latent),), t), context, y=y))
-
-        return guided(forward, text(prompts), text([""] * count), 3.0)
-
-    velocity = switch_at(BOUNDARY, velocity_of(high), velocity_of(low))
+    velocity = common.of_experts(high, low, BOUNDARY, text, prompts, y)
     videos = vae.decode(list(common.sample(torch.randn(shape, generator=torch.Generator().manual_seed(6)), velocity)))
     return common.first_frames(truth, videos) + "  " + common.count_right(scenes, videos)
 

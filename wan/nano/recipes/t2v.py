@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.t5 import T5Encoder
@@ -21,7 +21,6 @@ from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
 from wan.nano.recipes import autoencoder, common
 from wan.nano.recipes.common import FRAMES, T5_FILE, TEXT_DIM, TEXT_LEN, Recipe
-from wan.sampling import Velocity, guided, switch_at
 from wan.training.config import FlowConfig
 from wan.training.data import LatentCache
 from wan.training.objective import TextStates, TrainedText
@@ -113,13 +112,7 @@ def score(high: WanModel, low: WanModel, text: TextStates, folder: Path, count: 
     scenes, prompts = common.heldout(count)
     shape = (count, 16, (FRAMES - 1) // 4 + 1, SIZE // 8, SIZE // 8)
 
-    def velocity_of(dit: WanModel) -> Velocity:
-        def forward(latent: Tensor, t: int, context: list[Tensor]) -> Tensor:
-            return torch.stack(dit(list(latent), torch.full((len(latent),), t), context))
-
-        return guided(forward, text(prompts), text([""] * count), 3.0)
-
-    velocity = switch_at(BOUNDARY, velocity_of(high), velocity_of(low))
+    velocity = common.of_experts(high, low, BOUNDARY, text, prompts)
     latents = common.sample(torch.randn(shape, generator=torch.Generator().manual_seed(6)), velocity)
     return common.count_right(scenes, Wan2_1_VAE(vae_pth=folder / VAE_FILE).decode(list(latents)))
 

@@ -40,7 +40,6 @@ FAINT = 200.0  # contrast below which outlines are hard to draw; half of the cli
 FAINTEST = 120.0  # contrast that only green on grey stays below
 VAE_FILE = "Wan2.2_VAE.pth"
 FIRST_FRAME_SHARE = 0.35
-KEPT_BLOCKS = (0, 1, 3, 4)  # of the five blocks of a text-to-video expert
 
 VAE = VAE2_2Config(dim=16, dec_dim=24, dim_mult=(1, 2, 2, 2), num_res_blocks=1, temporal_downsample=(False, True, True))
 DIT = WanModelConfig(
@@ -120,10 +119,7 @@ def from_text_expert(folder: Path) -> WanModel:
     model = WanModel(DIT)
     model.init_weights(torch.Generator().manual_seed(9))
     state = {name: stored[name].float() for name in stored if name.startswith(("time_", "text_", "head.modulation"))}
-    for new, old in enumerate(KEPT_BLOCKS):
-        block = common.part(stored, f"blocks.{old}.")
-        state |= {f"blocks.{new}.{name}": tensor.float() for name, tensor in block.items()}
-    model.load_state_dict(model.state_dict() | state)
+    model.load_state_dict(model.state_dict() | state | common.kept_blocks(stored))
     return model
 
 
