@@ -36,7 +36,7 @@ from wan.parallel import ALONE, Parallel
 from wan.request import Request
 from wan.runtime import Offload, Runtime
 from wan.sampling import Velocity, denoise, guided, make_solver, switch_at
-from wan.utils.flow import Solver
+from wan.utils.flow import FlowScheduler
 from wan.values import called, named
 
 log = logging.getLogger(__name__)
@@ -364,7 +364,7 @@ class WanPipeline:
     _text_encoder: T5EncoderModel | None = None
     _vae: Wan2_1_VAE | Wan2_2_VAE | None = None
 
-    def _prefetch_low_noise(self, request: Request, solver: Solver) -> None:
+    def _prefetch_low_noise(self, request: Request, solver: FlowScheduler) -> None:
         """Read the second expert while the first one works, when both have steps to do."""
         if request.boundary is not None:
             first, last = solver.timesteps[[0, -1]].tolist()

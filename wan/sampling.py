@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from wan.utils.flow import Solver
+from wan.utils.flow import FlowScheduler
 from wan.utils.solvers import make_solver as make_solver
 
 Condition = TypeVar("Condition")
@@ -19,7 +19,7 @@ def identity(latent: Tensor) -> Tensor:
     return latent
 
 
-def denoise(latent: Tensor, solver: Solver, velocity: Velocity, keep: Keep = identity) -> Iterator[Tensor]:
+def denoise(latent: Tensor, solver: FlowScheduler, velocity: Velocity, keep: Keep = identity) -> Iterator[Tensor]:
     """Integrate from noise to data, yielding each latent; `keep` restores known content (a clean first frame).
 
     The caller may stop at any latent. The solver counts the steps, so a second call with the same solver and the last

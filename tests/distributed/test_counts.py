@@ -16,8 +16,8 @@ from tests.distributed.launch import launch
 from tests.distributed.tiny import CASES, CONFIG, tiny_model
 from wan.checkpoint.loading import load_module
 from wan.configs import WAN_CONFIGS
-from wan.distributed.cfg_parallel import side_by_side
 from wan.distributed.fsdp import spread_parameters
+from wan.distributed.replica import side_by_side
 from wan.distributed.sequence_parallel import parallelize
 from wan.modules.model import WanModel, WanModelConfig
 

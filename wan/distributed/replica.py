@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from wan.distributed.bands import decode_in_bands
-from wan.distributed.cfg_parallel import side_by_side
 from wan.distributed.fsdp import spread_parameters
 from wan.distributed.sequence_parallel import parallelize
-from wan.distributed.util import broadcast_int, broadcast_tensor, get_rank
+from wan.distributed.util import all_gather, broadcast_int, broadcast_tensor, get_rank
 from wan.modules.model import WanModel
 from wan.modules.vae_wrapper import VideoVAE
 from wan.parallel import Parallel
-from wan.sampling import Pair, one_after_the_other
+from wan.sampling import Branch, Condition, Pair, one_after_the_other
 
 Shard = Callable[[nn.Module], nn.Module]
 
@@ -98,3 +97,13 @@ class Replica:
     def decode(self, vae: VideoVAE, latent: Tensor) -> Iterator[Tensor]:
         """Yield chunks of frames [3, f, H, W] on the first process; the others share the work and get none."""
         return vae.decode_stream(latent) if self.mesh is None else decode_in_bands(vae, latent, self.mesh.fsdp)
+
+
+def side_by_side(mesh: DeviceMesh) -> Pair:
+    """A `pair` for `sampling.guided`: of the two ranks of `mesh` each computes one branch, and both get both."""
+
+    def pair(branch: Branch, cond: Condition, uncond: Condition) -> tuple[Tensor, Tensor]:
+        positive, negative = all_gather(branch((cond, uncond)[mesh.get_local_rank()]), mesh.get_group())
+        return positive, negative
+
+    return pair

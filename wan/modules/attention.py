@@ -136,7 +136,9 @@ def resolve_backend(name: str, device: torch.device, dtype: torch.dtype, head_di
 def _probe(device_index: int, dtype: torch.dtype) -> str:
     """Find the best exact kernel that really runs on this device: installed builds may lack its architecture."""
     device = torch.device("cuda", device_index)
-    for name in _order(device):
+    cards = torch.get_device_module(device)
+    has_fast_cudnn = cards.is_available() and cards.get_device_capability(device)[0] in (9, 10)
+    for name in ("flash3", *["sdpa_cudnn"] * has_fast_cudnn, "flash2"):
         if name in PACKAGES and not _installed(name):
             continue
         x = torch.zeros(1, 16, 1, 128, device=device, dtype=dtype)
@@ -147,14 +149,6 @@ def _probe(device_index: int, dtype: torch.dtype) -> str:
             continue
         return name
     return "sdpa"
-
-
-def _order(device: torch.device) -> tuple[str, ...]:
-    """List the exact kernels that are faster than plain SDPA, the fastest first."""
-    cards = torch.get_device_module(device)
-    if cards.is_available() and cards.get_device_capability(device)[0] in (9, 10):
-        return "flash3", "sdpa_cudnn", "flash2"
-    return "flash3", "flash2"
 
 
 @cache

@@ -79,16 +79,14 @@ def replace_linears(module: nn.Module, make: Callable[[nn.Module], nn.Module | N
             setattr(module, name, made)
 
 
-class WanRMSNorm(nn.Module):
+class WanRMSNorm(nn.RMSNorm):
     """x / rms(x) * weight over the last axis; statistics in float32, rounded to x's dtype before the weight."""
 
     def __init__(self, dim: int, eps: float = 1e-6):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
+        super().__init__(dim, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, None, self.eps) * self.weight
+        return F.rms_norm(x, self.normalized_shape, None, self.eps) * self.weight
 
 
 class WanLayerNorm(nn.LayerNorm):

@@ -29,24 +29,17 @@ def grid_positions(grid: tuple[int, int, int], device: torch.device | str | None
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
 
 
-def rope_angles(positions: Tensor, head_dim: int, theta: float = 10000.0) -> Tensor:
-    """Angles [L, head_dim/2] in float64 for integer positions [L, 3].
-
-    Pair j of an axis with m channels turns by position * theta^(-2j/m); the exponent uses the axis' own width m.
-    """
-    columns = []
-    for axis, pairs in enumerate(axis_pairs(head_dim)):
-        exponent = torch.arange(pairs, dtype=torch.float64, device=positions.device) / max(pairs, 1)
-        columns.append(positions[:, axis, None].to(torch.float64) * theta**-exponent)
-    return torch.cat(columns, dim=1)
-
-
 def rope_table(positions: Tensor, head_dim: int, theta: float = 10000.0, dtype: torch.dtype = torch.float32) -> Tensor:
     """(cos, sin) rows [L, head_dim/2, 2] for integer positions [L, 3]; built in float64 on the CPU, stored as `dtype`.
 
-    The CPU is used because not every device has float64 (MPS); the table is small and built once per grid.
+    Pair j of an axis with m channels turns by position * theta^(-2j/m); the exponent uses the axis' own width m. The
+    CPU is used because not every device has float64 (MPS); the table is small and built once per grid.
     """
-    angles = rope_angles(positions.cpu(), head_dim, theta)
+    columns, places = [], positions.cpu().to(torch.float64)
+    for axis, pairs in enumerate(axis_pairs(head_dim)):
+        exponent = torch.arange(pairs, dtype=torch.float64) / max(pairs, 1)
+        columns.append(places[:, axis, None] * theta**-exponent)
+    angles = torch.cat(columns, dim=1)
     return torch.stack([angles.cos(), angles.sin()], dim=-1).to(dtype)
 
 

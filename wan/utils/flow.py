@@ -5,7 +5,6 @@ Convention: x_sigma = (1 - sigma) * data + sigma * noise, and the network predic
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,22 +27,6 @@ def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-class Solver(Protocol):
-    """Solver that integrates the flow from noise to data. It counts its steps: truncated timesteps may coincide."""
-
-    timesteps: Tensor  # int64 [N], for the network
-    sigmas: Tensor  # float32 [N + 1] on the CPU, the last one 0
-    step_index: int  # steps taken since set_timesteps
-
-    def set_timesteps(
-        self, num_inference_steps: int, device: torch.device | str | None = None, shift: float | None = None
-    ): ...
-
-    def step(self, model_output: Tensor, timestep: Tensor | int, sample: Tensor) -> Tensor:
-        """Compute the latent at the next sigma from the velocity at this one; shape, dtype, device stay."""
-        ...
-
-
 class FlowScheduler:
     """Base of all solvers: the schedule and the step counter. A solver adds its start and its `_advance`.
 
@@ -58,9 +41,9 @@ class FlowScheduler:
             raise ValueError("use_dynamic_shifting is not supported; give the shift as a number")
         self.num_train_timesteps = num_train_timesteps
         self.shift = _checked_shift(shift)
-        self.step_index = 0
-        self.timesteps = torch.empty(0, dtype=torch.int64)
-        self.sigmas = torch.zeros(1)
+        self.step_index = 0  # steps taken since set_timesteps: truncated timesteps may coincide
+        self.timesteps = torch.empty(0, dtype=torch.int64)  # [N], for the network
+        self.sigmas = torch.zeros(1)  # float32 [N + 1] on the CPU, the last one 0
         self._sigmas: list[float] = [0.0]
         self._lambdas: list[float] = []
 

@@ -2,10 +2,10 @@
 
 from wan import utils
 from wan.choices import SOLVERS
-from wan.utils.flow import Solver
+from wan.utils.flow import FlowScheduler
 
 
-def make_solver(name: str, num_steps: int, shift: float, num_train_timesteps: int = 1000) -> Solver:
+def make_solver(name: str, num_steps: int, shift: float, num_train_timesteps: int = 1000) -> FlowScheduler:
     """Make the named solver and set its schedule, which stays on the host."""
     if name not in SOLVERS:
         raise ValueError(f"unknown solver {name!r}; choose one of {', '.join(SOLVERS)}")
