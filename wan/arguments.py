@@ -35,11 +35,11 @@ class Kind(NamedTuple):
 class Flag:
     """Flag `--name`.
 
-    `group` is its place in the help. It also tells whose `field` the flag fills: the runtime's in RUN, that of its
-    processes in SEVERAL, the request's elsewhere. A flag without a field is used by the program itself. `tasks` are the
-    tasks that know the flag, all if there are none; they have a group of their own in the help. For other tasks an
-    input is refused, because the video would not be the one asked for, and a setting is ignored with a warning.
-    `instead` is the advice for a flag that is not available yet.
+    `group` is its place in the help. In RUN and SEVERAL the flag is an argument of `Runtime.from_flags` and
+    `Parallel.from_flags`; elsewhere `field` is the field of the request that it fills, or None for a flag of the
+    program itself. `tasks` are the tasks that know the flag, all if there are none; they have a group of their own in
+    the help. For other tasks an input is refused, because the video would not be the one asked for, and a setting is
+    ignored with a warning. `instead` is the advice for a flag that is not available yet.
     """
 
     group: str
