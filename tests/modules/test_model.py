@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from wan.checkpoint.loading import save_safetensors_folder
-from wan.modules.model import WanModel, WanModelConfig, segment_timesteps, time_features
+from wan.modules.model import WanCrossAttention, WanModel, WanModelConfig, segment_timesteps, time_features
 
 CONFIG = WanModelConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=2, in_dim=16, out_dim=16, text_len=12, text_dim=10, freq_dim=16
@@ -170,6 +170,34 @@ def test_the_trunk_runs_through_one_replaceable_loop(model):
     visited = {id(p) for step in seen for module in step.modules for p in module.parameters()}
     left = {name.split(".")[0] for name, parameter in other.named_parameters() if id(parameter) not in visited}
     assert left == {"text_embedding", "time_embedding", "time_projection"}, "weights of no token belong to no step"
+
+
+class PictureAttention(WanCrossAttention):
+    """Attends to the first rows of the context, of a picture, and to the others, of the text."""
+
+    def forward(self, x, context):
+        return super().forward(x, context[:, :2]) + super().forward(x, context[:, 2:])
+
+
+def test_another_cross_attention_is_a_class_attribute(model):
+    class Other(WanModel):
+        cross_attention_class = PictureAttention
+
+        def prepare(self, context, sizes, segments=None, y=None, *, picture):
+            prepared = super().prepare(context, sizes, segments, y)
+            return replace(prepared, context=torch.cat([picture, prepared.context], dim=1))
+
+    other = Other(CONFIG)
+    other.load_state_dict(model.state_dict())
+    x, context = sample()
+    features = time_features(torch.tensor([500, 0]), CONFIG.freq_dim, other.device)
+    found = [
+        other.requires_grad_(False)(
+            [x], features, other.prepare([context], [x.shape[1:]], picture=randn(1, 2, 48, seed=i))
+        )
+        for i in range(2)
+    ]
+    assert not torch.allclose(found[0][0], found[1][0], atol=1e-3)
 
 
 def test_every_parameter_learns_and_training_starts_at_zero_velocity():

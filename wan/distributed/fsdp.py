@@ -26,14 +26,12 @@ def spread_parameters(model: nn.Module, mesh: DeviceMesh, **policy: Any) -> nn.M
     # its import takes 0.7 s, which a process alone does not need
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    if isinstance(model, WanModel):
-        units = [list(step.modules) for step in model.trunk() if step.modules]
-    else:
-        units = [[block] for block in model.blocks]
+    is_dit = isinstance(model, WanModel)
+    units = [list(s.modules) for s in model.trunk() if s.modules] if is_dit else [[block] for block in model.blocks]
     for unit in units:
         fully_shard(unit, mesh=mesh, **policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, **policy)
-    if isinstance(model, WanModel):
+    if is_dit:
         register_fsdp_forward_method(model, "prepare")
     for (unit, *_), (following, *_) in pairwise([[model], *units]):
         unit.set_modules_to_forward_prefetch([following])

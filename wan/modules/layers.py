@@ -61,8 +61,7 @@ class Float32Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            return F.linear(x.float(), self.weight.float(), bias)
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 def replace_linears(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> None:
