@@ -120,15 +120,13 @@ def released_names(names: Iterable[str]) -> tuple[dict[str, str], str | None]:
     Names that no rule knows stay as they are, so that a strict comparison finds them. Raises ValueError when two
     names of the file mean the same tensor.
     """
-    names = list(names)
-    title = None
-    if names and all(name.startswith(COMFYUI_PREFIX) for name in names):
-        stripped = {name: name.removeprefix(COMFYUI_PREFIX) for name in names}
-        title = f"the ComfyUI prefix {COMFYUI_PREFIX}"
-    else:
-        stripped = {name: name for name in names}
-    layout = next((known for known in LAYOUTS if _matches(known, stripped.values())), None)
+    stripped = {name: name for name in names}
+    is_prefixed = bool(stripped) and all(name.startswith(COMFYUI_PREFIX) for name in stripped)
+    if is_prefixed:
+        stripped = {name: name.removeprefix(COMFYUI_PREFIX) for name in stripped}
+    layout = next((known for known in LAYOUTS if _has(*known.marks)(stripped.values())), None)
     if layout is None:
+        title = f"the ComfyUI prefix {COMFYUI_PREFIX}" if is_prefixed else None
         return {short: name for name, short in stripped.items()}, title
     renamed: dict[str, str] = {}
     for name, short in sorted(stripped.items(), key=lambda item: item[1] in layout.duplicates):
@@ -141,10 +139,6 @@ def released_names(names: Iterable[str]) -> tuple[dict[str, str], str | None]:
             )
         renamed[target] = name
     return renamed, layout.title
-
-
-def _matches(layout: Layout, names: Collection[str]) -> bool:
-    return all(any(re.search(mark, name) for name in names) for mark in layout.marks)
 
 
 def _rename(name: str, rules: Rules) -> str:
@@ -168,8 +162,9 @@ class Content:
     is_read: bool = True
 
 
-def _has(*patterns: str) -> Test:
-    return lambda shapes: all(any(re.search(pattern, name) for name in shapes) for pattern in patterns)
+def _has(*patterns: str) -> Callable[[Collection[str]], bool]:
+    """Make a test that each pattern matches some name."""
+    return lambda names: all(any(re.search(pattern, name) for name in names) for pattern in patterns)
 
 
 def _transformer(in_dim: int, out_dim: int, dim: int | None = None) -> Test:
@@ -236,8 +231,10 @@ QUANTISED = ("float8", "float4", "int8", "uint8", "int4", "uint4", "bits")  # fi
 
 
 def what_is(shapes: Shapes) -> Content | None:
-    """Return the kind of tensors under released names; None when no known kind fits."""
-    return next((content for content in CONTENTS if content.fits(shapes)), None)
+    """Return the kind of the tensors of a file, in any layout; None when no known kind fits. Raises ValueError."""
+    names, _ = released_names(shapes)
+    released = {name: shapes[stored] for name, stored in names.items()}
+    return next((content for content in CONTENTS if content.fits(released)), None)
 
 
 def describe_contents(shapes: Shapes) -> str | None:
@@ -251,8 +248,7 @@ def unread_form(shapes: Shapes, types: Mapping[str, str]) -> str | None:
 
     `shapes` and `types` (torch's names of them) are given by the names in the file.
     """
-    names, _ = released_names(shapes)
-    content = what_is({name: shapes[stored] for name, stored in names.items()})
+    content = what_is(shapes)
     if content is not None and not content.is_read:
         return content.title
     if small := sorted({kind for name, kind in types.items() if kind.startswith(QUANTISED) and len(shapes[name]) > 1}):

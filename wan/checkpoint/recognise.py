@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from wan.checkpoint.architecture import model_type_of, released_fields
-from wan.checkpoint.formats import LORA, Content, foreign_file, released_names, what_is
-from wan.checkpoint.layout import STAND_INS, is_empty
-from wan.checkpoint.source import PICKLED_SUFFIXES, folder_shards, is_safetensors, read_header
+from wan.checkpoint.formats import LORA, Content, foreign_file, what_is
+from wan.checkpoint.layout import STAND_INS, is_empty, weight_files
+from wan.checkpoint.source import PICKLED_SUFFIXES, read_header
 from wan.files import read_json, shown
 
 EXPERTS = ("high_noise_model", "low_noise_model")
@@ -79,13 +79,13 @@ def loras_beside(checkpoint_dir: Path, expert_folders: Iterator[str] | tuple[str
     """List the LoRA files in a checkpoint folder, beside its models or in folders of their own."""
     places = (checkpoint_dir, *(checkpoint_dir / place for place in (*expert_folders, "lora", "loras", "LoRA", "Lora")))
     files = {os.path.realpath(file): file for place in places if place.is_dir() for file in sorted(place.iterdir())}
-    return [file for file in files.values() if _is_lora(file)]
+    return [file for file in files.values() if file.is_file() and _is_lora(file)]
 
 
 def _is_lora(file: Path) -> bool:
     if file.suffix in PICKLED_SUFFIXES:
         return "lora" in file.name.lower()
-    content = _content_of(file)
+    content = _content(file)
     return content is not None and content.title == LORA
 
 
@@ -144,7 +144,7 @@ def _describe_folder(folder: Path) -> Found:
 
 
 def _diffusers(folder: Path) -> Found:
-    kind = str(_json(folder / "model_index.json").get("_class_name", ""))
+    kind = str(described_fields(folder, "model_index.json").get("_class_name", ""))
     task = _model(folder / "transformer")[1]
     named = f" ({shown(kind, 60)})" if kind else ""
     return Found(f"a Diffusers pipeline{named}, whose parts lie under other names (docs/checkpoints.md)", task)
@@ -207,12 +207,7 @@ def _inside_another(path: Path, found: Found) -> Found | None:
 
 def _model(folder: Path) -> tuple[str | None, str | None]:
     """Return the description of the model in a folder and its task, each None when unknown."""
-    try:
-        headers = [read_header(shard) for shard in folder_shards(folder)]
-        content = _content({name: entry.shape for header in headers for name, entry in header.items()})
-    except (OSError, ValueError):  # the layout check that follows names the fault
-        content = None
-    if content is not None:
+    if content := _content(folder):
         return content.title, content.task
     values = described_fields(folder)
     try:
@@ -227,14 +222,10 @@ def _model(folder: Path) -> tuple[str | None, str | None]:
     return (f"a {kind} transformer", TASKS[kind]) if isinstance(kind, str) and kind in TASKS else (None, None)
 
 
-def described_fields(folder: Path) -> dict[str, Any]:
-    """Read the `config.json` of a folder; {} when that fails: the check of the layout names the fault."""
-    return _json(folder / "config.json")
-
-
-def _json(path: Path) -> dict[str, Any]:
+def described_fields(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """Read a JSON file of a folder; {} when that fails: the check of the layout names the fault."""
     try:
-        values = read_json(path, MAX_CONFIG_BYTES)
+        values = read_json(folder / name, MAX_CONFIG_BYTES)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -246,7 +237,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _describe_file(path: Path) -> str:
     if path.name.endswith(".latent.safetensors"):
         return "a latent; --resume decodes one"
-    if content := _content_of(path):
+    if content := _content(path):
         return content.title
     if path.suffix.lower() in OTHER_FILES:
         return OTHER_FILES[path.suffix.lower()]
@@ -259,18 +250,10 @@ def _describe_file(path: Path) -> str:
     return foreign_file(start) or ("a single file of weights" if is_weights else OTHER_FILE)
 
 
-def _content_of(file: Path) -> Content | None:
-    """Return the kind of weights in a safetensors file; None for any other file."""
+def _content(path: Path) -> Content | None:
+    """Return the kind of the weights in a safetensors file or a folder of them; None when that is not known."""
     try:
-        header = read_header(file) if is_safetensors(file) else {}
-    except (OSError, ValueError):
+        headers = [read_header(file) for file in weight_files(path)]
+        return what_is({name: entry.shape for header in headers for name, entry in header.items()})
+    except (OSError, ValueError):  # the layout check that follows names the fault
         return None
-    return _content({name: entry.shape for name, entry in header.items()})
-
-
-def _content(shapes: dict[str, tuple[int, ...]]) -> Content | None:
-    try:
-        names, _ = released_names(shapes)
-    except ValueError:
-        return None
-    return what_is({name: shapes[stored] for name, stored in names.items()})

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,30 +45,6 @@ DTYPES = {
 PACKED = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}  # types of quantised weights that the format knows as well
 
 
-class TensorSource(ABC):
-    """Source of tensors by name; only `get` reads them."""
-
-    description: str  # the file or folder, for messages
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """All names, in the order in which reading them is fastest."""
-
-    @abstractmethod
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    @abstractmethod
-    def dtype(self, name: str) -> torch.dtype: ...
-
-    @abstractmethod
-    def get(self, name: str) -> Tensor:
-        """The tensor on the CPU in its stored dtype; do not write to it."""
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every shape by name, to infer a configuration from."""
-        return {name: self.shape(name) for name in self.names()}
-
-
 def open_source(path: str | Path, checksums: bool = False) -> TensorSource:
     """Open a checkpoint folder (indexed shards or one file), a safetensors file or one of `torch.save`.
 
@@ -77,7 +52,10 @@ def open_source(path: str | Path, checksums: bool = False) -> TensorSource:
     (see `load_pickled`; safetensors files have none). Raises FileNotFoundError naming all that is missing, and
     ValueError for a damaged file or one that holds anything but tensors.
     """
-    source = _opened_source(Path(path), checksums)
+    path = Path(path)
+    if not path.is_dir() and not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    source = TensorSource(folder_shards(path) if path.is_dir() else {path: None}, str(path), checksums)
     types = {name: str(source.dtype(name)).removeprefix("torch.") for name in source.names()}
     try:
         what = unread_form(source.shapes(), types)
@@ -86,14 +64,6 @@ def open_source(path: str | Path, checksums: bool = False) -> TensorSource:
     if what:
         raise ValueError(f"{source.description} cannot be read by this version: it holds {what}")
     return source
-
-
-def _opened_source(path: Path, checksums: bool) -> TensorSource:
-    if path.is_dir():
-        return FileSource(folder_shards(path), str(path), checksums)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    return FileSource({path: None}, str(path), checksums)
 
 
 # ---- files ----
@@ -110,14 +80,17 @@ class Entry:
     stop: int = 0
 
 
-class FileSource(TensorSource):
-    """One or more files; only the one read last stays open, so address space and page tables stay small."""
+class TensorSource:
+    """Tensors by name in one or more files; only `get` reads them.
+
+    Only the file read last stays open, so address space and page tables stay small.
+    """
 
     def __init__(self, shards: Mapping[Path, set[str] | None], description: str, checksums: bool = False):
         """shards: each file with the names it must hold according to the index (None: whatever it holds)."""
-        self.description = description
+        self.description = description  # the file or folder, for messages
         self.entries: dict[str, Entry] = {}
-        self._open: tuple[Path, Any] | None = None
+        self._open: tuple[Path, Callable[[str], Tensor]] | None = None
         for file, promised in shards.items():
             found = read_contents(file, checksums)
             absent = sorted((promised or set()) - found.keys())
@@ -129,6 +102,7 @@ class FileSource(TensorSource):
             self.entries.update(found)
 
     def names(self) -> list[str]:
+        """List all names, in the order in which reading them is fastest."""
         return list(self.entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -137,32 +111,30 @@ class FileSource(TensorSource):
     def dtype(self, name: str) -> torch.dtype:
         return self.entries[name].dtype
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Map every name to its shape, to infer a configuration from."""
+        return {name: self.shape(name) for name in self.names()}
+
     def get(self, name: str) -> Tensor:
+        """Return the tensor on the CPU in its stored dtype; do not write to it."""
         entry = self.entries[name]
         try:
-            return self._handle(entry.file).get_tensor(name)
+            if self._open is None or self._open[0] != entry.file:
+                self._open = None  # unmaps the previous file, unless tensors of it are still in use
+                self._open = (entry.file, _reader(entry.file))
+            return self._open[1](name)
         except Exception as error:  # safetensors raises its own types, all of which mean that the bytes are bad
             raise ValueError(
                 f"{entry.file}: cannot read tensor {shown(name)}: {shown(error)}; download the file again"
             ) from error
 
-    def _handle(self, file: Path) -> Any:
-        if self._open is None or self._open[0] != file:
-            self._open = None  # unmaps the previous shard, unless tensors of it are still in use
-            self._open = (file, _opened(file))
-        return self._open[1]
 
-
-class _Pickled(dict[str, Tensor]):
-    get_tensor = dict.__getitem__
-
-
-def _opened(file: Path) -> Any:
+def _reader(file: Path) -> Callable[[str], Tensor]:
     if not is_safetensors(file):
-        return _Pickled(load_pickled(file))
+        return load_pickled(file).__getitem__
     from safetensors import safe_open
 
-    return safe_open(file, framework="pt", device="cpu")
+    return safe_open(file, framework="pt", device="cpu").get_tensor
 
 
 def read_contents(path: Path, checksums: bool = False) -> dict[str, Entry]:
