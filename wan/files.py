@@ -83,15 +83,10 @@ def numbered(path: Path, suffix: str) -> Iterator[Path]:
     except (OSError, AttributeError, ValueError):  # a folder that is not there yet, or a system without the call
         limit = SHORTEST_LIMIT
     for number in range(1, MAX_TRIES):
-        end = (f"-{number}" if number > 1 else "") + suffix
-        yield path.with_name(cut_name(path.stem, limit - len(os.fsencode(end))) + end)
-
-
-def cut_name(name: str, limit: int) -> str:
-    """Cut `name` to at most `limit` bytes of a file name."""
-    while len(os.fsencode(name)) > limit:
-        name = name[:-1]
-    return name
+        stem, end = path.stem, (f"-{number}" if number > 1 else "") + suffix
+        while len(os.fsencode(stem + end)) > limit:
+            stem = stem[:-1]
+        yield path.with_name(stem + end)
 
 
 def stored_name(text: str) -> str:
@@ -142,18 +137,12 @@ def utf8_name(path: Path, misleading: str | None = None) -> Iterator[str]:
 
     The name does not end in `misleading`, a suffix from which a library would conclude the wrong format.
     """
-    suffix = path.suffix if path.suffix.isascii() and path.suffix != misleading else ""
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        is_plain = False
-    else:
-        is_plain = path.suffix != misleading
-    if is_plain:
+    if path.suffix != misleading and is_unicode(str(path)):
         yield str(path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder, "file").with_suffix(suffix)
+        is_kept = path.suffix.isascii() and path.suffix != misleading
+        link = Path(folder, "file").with_suffix(path.suffix if is_kept else "")
         link.symlink_to(path.resolve())
         yield str(link)
 
@@ -183,10 +172,8 @@ def _machine() -> str:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # it may be another user's
     return True
 
 
@@ -224,9 +211,12 @@ def shown(text: Any, limit: int = 200) -> str:
 
     Line breaks are escaped as well; a surrogate of an undecodable byte becomes its escape.
     """
-    text = str(text)
-    cut = text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
-    return printable(cut)
+    return printable(str(text), limit)
+
+
+def is_unicode(text: str) -> bool:
+    """Tell whether every encoding of Unicode can write a text: no letter is a lone surrogate, an undecodable byte."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -304,10 +294,5 @@ def refuse_placeholder(path: Path) -> None:
 
 _POINTER = "a Git-LFS pointer, not the file itself: run git lfs pull there, or download it with hf download"
 _PAGE = "a web page, not the file itself: download it with hf download, logged in where that is needed"
-PLACEHOLDERS = {
-    b"version https://git-lfs": _POINTER,
-    b"<!doctype html": _PAGE,
-    b"<html": _PAGE,
-    b"<?xml": _PAGE,
-    b"<error": _PAGE,
-}
+PAGE_MARKS = (b"<!doctype html", b"<html", b"<?xml", b"<error")
+PLACEHOLDERS = {b"version https://git-lfs": _POINTER, **dict.fromkeys(PAGE_MARKS, _PAGE)}

@@ -243,9 +243,7 @@ def damage_reported(name: str) -> Iterator[None]:
         raise ValueError(f"{name} is not an image that can be read; save it as PNG or JPEG") from None
     except Image.DecompressionBombError:
         raise _too_large(name) from None
-    except MemoryError:
-        raise
     except Exception as error:  # decoders raise any kind of error for a damaged file
-        if isinstance(error, OSError) and error.errno:  # the disk or the rights, not the content
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):  # of the disk or the rights
             raise
         raise ValueError(f"{name} is damaged or incomplete ({shown(error)}); save it again") from None

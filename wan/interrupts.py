@@ -65,15 +65,11 @@ def end_with_torchrun() -> None:
         threading.Thread(target=_follow, args=(os.getppid(),), name="follow torchrun", daemon=True).start()
 
 
-def _follow(parent: int) -> None:
+def _follow(parent: int) -> NoReturn:
+    """Wait for the end of the parent. Give the main thread time to clean up and to end the process; then end it."""
     while os.getppid() == parent:
         time.sleep(1)
     _thread.interrupt_main()
-    leave_soon()
-
-
-def leave_soon() -> NoReturn:
-    """Give the main thread time to clean up and to end the process; then end it from this one."""
     from wan.files import remove_partial_files
 
     time.sleep(GRACE)

@@ -90,7 +90,7 @@ def exit_code(main: Callable[[], int | None]) -> int:
 
 def mistake(typed: Sequence[str], actions: Sequence[argparse.Action]) -> str | None:
     """Describe the first part of a command line that cannot be read; None when the fault is in a value."""
-    flags = _flags(actions)
+    flags = {option: action for action in actions for option in action.option_strings}
     free = sum(1 for action in actions if not action.option_strings)  # arguments that no flag announces
     name, action, room = "", None, free
     values: list[str] = []
@@ -129,9 +129,8 @@ def _needs_a_value(name: str, after: Sequence[str], flags: Flags) -> str:
 
 
 def _takes_no_value(name: str, value: str) -> str:
-    if value.lower() in NO:
-        return f"{name} takes no value: given, it is on; leave out {name} {value}"
-    return f"{name} takes no value: given, it is on; leave out {quoted(value)}"
+    wrong = f"{name} {value}" if value.lower() in NO else quoted(value)
+    return f"{name} takes no value: given, it is on; leave out {wrong}"
 
 
 def _stray(name: str, action: argparse.Action | None, values: Sequence[str], more: Sequence[str], flags: Flags) -> str:
@@ -170,10 +169,6 @@ def _nearest_flag(word: str, flags: Flags) -> str | None:
     plain = word.lstrip("-" + LONG_DASHES)
     meant = f"--{SYNONYMS.get(plain.lower().replace('-', '_'))}"
     return meant if meant in flags else nearest(plain, (flag for flag in flags if flag.startswith("--")))
-
-
-def _flags(actions: Sequence[argparse.Action]) -> Flags:
-    return {option: action for action in actions for option in action.option_strings}
 
 
 def _values(words: Sequence[str]) -> list[str]:

@@ -47,8 +47,10 @@ def print_error(message: str, program: str | None = None) -> None:
     print(f"{program or program_name()}: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
 
 
-def printable(text: str) -> str:
-    """Escape control characters and undecodable bytes."""
+def printable(text: str, limit: int | None = None) -> str:
+    """Escape control characters and undecodable bytes of a text, which is cut at `limit` characters."""
+    if limit is not None and len(text) > limit:
+        text = f"{text[:limit]}... ({len(text)} characters)"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -56,8 +58,7 @@ class OneLine(logging.Formatter):
     """Formatter of log lines of limited length with control characters escaped, as names and prompts may have them."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        text = super().formatMessage(record)
-        return printable(text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}... ({len(text)} characters)")
+        return printable(super().formatMessage(record), LONGEST_LINE)
 
 
 def share_cores() -> None:

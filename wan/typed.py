@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from wan.files import is_unicode
 from wan.values import quoted
 
 YES = ("yes", "true", "t", "y", "1")
@@ -18,7 +19,7 @@ def text(value: str) -> str:
     try:
         return os.fsencode(value).decode("utf-8")
     except UnicodeError:  # other bytes, or text of a Python program that the locale has no bytes for
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
+        if not is_unicode(value):
             raise argparse.ArgumentTypeError(
                 f"the text is not UTF-8, perhaps GBK or Latin-1: {quoted(value)}; convert it to UTF-8"
             ) from None

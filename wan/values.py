@@ -3,11 +3,11 @@
 import math
 import operator
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from wan.files import shown
+from wan.files import is_unicode, shown
 
 LONGEST_TEXT = 100_000  # characters; a text encoder reads 512 tokens
 
@@ -32,10 +32,8 @@ def called(field: str) -> str:
 def whole(field: str, value: Any) -> int:
     """Convert a whole number of Python, NumPy or a tensor; no bool, no text. Raises ValueError that names the field."""
     if not _is_bool(value):
-        try:
+        with suppress(TypeError):
             return operator.index(value)
-        except TypeError:
-            pass
     raise ValueError(f"{called(field)} must be a whole number, got {quoted(value)}")
 
 
@@ -57,10 +55,8 @@ def text(field: str, value: Any) -> str:
         raise ValueError(f"{called(field)} must be text, got {quoted(value)}")
     if len(value) > LONGEST_TEXT:
         raise ValueError(f"{called(field)} has {len(value)} characters; at most {LONGEST_TEXT} are taken")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{called(field)} holds bytes that are no text: {quoted(value)}") from None
+    if not is_unicode(value):
+        raise ValueError(f"{called(field)} holds bytes that are no text: {quoted(value)}")
     return value
 
 

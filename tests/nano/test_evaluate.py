@@ -126,8 +126,8 @@ def test_failures_get_their_own_picture(scenes, tmp_path):
 
 def test_pictures_check_their_input(tmp_path):
     with pytest.raises(ValueError, match="one prompt per video"):
-        contact_strip([], [], tmp_path / "a.png")
-    bar_chart({"x": {"m": 0.0}}, tmp_path / "b.png", "title")
+        contact_strip([], [], [], tmp_path / "a.png")
+    bar_chart({"x": {"m": 0.0}}, tmp_path / "b.png", "title", "", {}, {})
     assert (tmp_path / "b.png").stat().st_size > 0
 
 

@@ -13,7 +13,7 @@ ALL = pytest.mark.parametrize("solver", [pytest.param(getattr(utils, cls), id=na
 
 def test_data_is_recovered_from_any_point_of_the_path():
     data, noise = torch.randn(2, 4, 3, 2, 2, dtype=torch.float64).unbind(0)
-    for sigma in (0.0, 0.3, 1.0, torch.tensor(0.7), torch.tensor([0.1, 0.2, 0.9, 1.0])):
+    for sigma in (0.0, 0.3, 1.0, torch.tensor(0.7), torch.tensor([0.1, 0.2, 0.9, 1.0])[:, None, None, None]):
         noisy = add_noise(data, noise, sigma)
         torch.testing.assert_close(to_data(noisy, sigma, noise - data), data)
 
@@ -21,7 +21,7 @@ def test_data_is_recovered_from_any_point_of_the_path():
 def test_sigma_per_sample_equals_samples_alone():
     data, noise = torch.randn(2, 3, 16, 1, 2, 2).unbind(0)
     sigmas = torch.tensor([0.2, 0.5, 0.8])
-    together = add_noise(data, noise, sigmas)
+    together = add_noise(data, noise, sigmas[:, None, None, None, None])
     for i, sigma in enumerate(sigmas.tolist()):
         torch.testing.assert_close(together[i], add_noise(data[i], noise[i], sigma))
 

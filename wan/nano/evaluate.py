@@ -132,7 +132,7 @@ def write_results(
     note += f"; first frame {first.first_frame_psnr:.1f} dB" if first.first_frame_psnr else ""
     note += f"; autoencoder PSNR {vae.mean_psnr:.1f} dB" if vae else ""
     title = f"{len(first.samples)} videos, combinations never seen in training"
-    bar_chart({n: r.rates() for n, r in reports.items()}, folder / "table.png", title, goal.targets, chance, note)
+    bar_chart({n: r.rates() for n, r in reports.items()}, folder / "table.png", title, note, goal.targets, chance)
     _sheet(first, first.samples[:18], folder / "samples.png")
     failures = [sample for sample in first.samples if first.wrong(sample)][:18]
     (folder / "failures.png").unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def write_results(
 
 def _sheet(report: Report, samples: Sequence[Sample], path: Path) -> None:
     marks = [_verdict(report, sample) for sample in samples]
-    contact_strip([s.frames for s in samples], [s.prompt for s in samples], path, columns=3, marks=marks)
+    contact_strip([s.frames for s in samples], [s.prompt for s in samples], marks, path)
 
 
 def _verdict(report: Report, sample: Sample) -> str:

@@ -17,42 +17,31 @@ TRACK = (232, 234, 239)
 TINTS = ((46, 110, 220), (238, 148, 56), (96, 170, 110), (170, 120, 200))
 
 
-def contact_strip(
-    videos: Sequence[np.ndarray],
-    prompts: Sequence[str],
-    path: str | Path,
-    frames: int = 5,
-    columns: int = 3,
-    scale: int = 1,
-    marks: Sequence[str] | None = None,
-) -> None:
-    """Draw several videos in one picture: each is a row of `frames` evenly spaced frames with its prompt underneath.
+def contact_strip(videos: Sequence[np.ndarray], prompts: Sequence[str], marks: Sequence[str], path: str | Path) -> None:
+    """Draw videos in one PNG: each is a row of five evenly spaced frames, with prompt and faint mark underneath.
 
-    videos: uint8 [F, H, W, 3] each, of one size; `columns` videos stand side by side; `marks` adds a second, faint
-    line per video. Written as PNG. Raises ValueError when there is nothing to show or the counts differ.
+    videos: uint8 [F, H, W, 3] each, of one size. Raises ValueError when there is none or the counts differ.
     """
-    if not videos or len(videos) != len(prompts) or (marks is not None and len(marks) != len(videos)):
+    if not videos or not len(videos) == len(prompts) == len(marks):
         raise ValueError(f"need one prompt per video and at least one video, got {len(videos)} and {len(prompts)}")
     from PIL import Image, ImageDraw
 
-    height, width = (side * scale for side in videos[0].shape[1:3])
-    gap, inner, line = 14, 2, 15
+    height, width = videos[0].shape[1:3]
+    frames, gap, inner, line = 5, 14, 2, 15
     strip = frames * (width + inner) - inner
-    columns = min(columns, len(videos))
-    cell_w, cell_h = strip + gap, height + line * (2 if marks is None else 3) + gap
+    columns = min(3, len(videos))
+    cell_w, cell_h = strip + gap, height + line * 3 + gap
     rows = -(-len(videos) // columns)
     sheet = Image.new("RGB", (columns * cell_w + gap, rows * cell_h + gap), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for place, (video, prompt) in enumerate(zip(videos, prompts)):
+    for place, (video, prompt, mark) in enumerate(zip(videos, prompts, marks)):
         left, top = gap + place % columns * cell_w, gap + place // columns * cell_h
         for n, index in enumerate(np.linspace(0, len(video) - 1, frames).round().astype(int)):
-            tile = Image.fromarray(np.ascontiguousarray(video[index])).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(tile, (left + n * (width + inner), top))
+            sheet.paste(Image.fromarray(np.ascontiguousarray(video[index])), (left + n * (width + inner), top))
         lines = _wrap(draw, prompt, strip, _font(12))[:2]
         for n, text in enumerate(lines):
             draw.text((left, top + height + 3 + n * line), text, INK, _font(12))
-        if marks is not None:
-            draw.text((left, top + height + 3 + len(lines) * line), marks[place], FAINT, _font(11))
+        draw.text((left, top + height + 3 + len(lines) * line), mark, FAINT, _font(11))
     _save(sheet, path)
 
 
@@ -60,9 +49,9 @@ def bar_chart(
     rates: Mapping[str, Mapping[str, float]],
     path: str | Path,
     title: str,
-    targets: Mapping[str, float] | None = None,
-    chance: Mapping[str, float] | None = None,
-    note: str = "",
+    note: str,
+    targets: Mapping[str, float],
+    chance: Mapping[str, float],
 ) -> None:
     """Draw `rates[series][measure]`, shares in 0..1, as horizontal bars grouped by measure; written as PNG.
 
@@ -73,7 +62,7 @@ def bar_chart(
     series, measures = list(rates), list(next(iter(rates.values())))
     left, span, bar, right, head = 170, 420, 16, 70, 64
     group = len(series) * (bar + 3) + 16
-    image = Image.new("RGB", (left + span + right, head + len(measures) * group + (34 if note else 12)), PAPER)
+    image = Image.new("RGB", (left + span + right, head + len(measures) * group + 34), PAPER)
     draw = ImageDraw.Draw(image)
     draw.text((16, 10), title, INK, _font(16))
     x = 16
@@ -91,13 +80,12 @@ def bar_chart(
                 draw.rectangle((left, y, left + round(span * rate), y + bar), tint)
             draw.text((left + span + 8, y + 1), f"{100 * rate:.1f} %", INK, _font(12))
         bottom = top + len(series) * (bar + 3)
-        if targets and measure in targets:
+        if measure in targets:
             draw.line(_upright(left, span, targets[measure], top, bottom), INK, 2)
-        if chance and measure in chance:
+        if measure in chance:
             for y in range(top - 2, bottom, 5):
                 draw.line(_upright(left, span, chance[measure], y, y + 2), INK, 1)
-    if note:
-        draw.text((16, image.height - 26), note, FAINT, _font(11))
+    draw.text((16, image.height - 26), note, FAINT, _font(11))
     _save(image, path)
 
 

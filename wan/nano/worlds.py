@@ -280,24 +280,19 @@ def measure(frames: np.ndarray) -> Measured:
     video = _smooth(frames.astype(np.float32))
     paper = np.median(video, axis=(0, 1, 2))
     background = _nearest(paper, BACKGROUNDS)
-    seeds = np.linalg.norm(video - paper, axis=-1) > _MIN_CONTRAST
-    masks = _largest_piece(seeds)
+    masks = _largest_piece(np.linalg.norm(video - paper, axis=-1) > _MIN_CONTRAST)
+    nothing = Measured(NONE, NONE, background, NONE)
     if not _present(masks).mean() >= 0.8:
-        return Measured(NONE, NONE, background, NONE)
+        return nothing
     ink = np.median(video[_core(masks)], axis=0)
     toward = (ink - paper) / np.sum((ink - paper) ** 2)
     masks = _largest_piece((video - paper) @ toward > 0.5)
     present = _present(masks)
     if not present.mean() >= 0.8:
-        return Measured(NONE, NONE, background, NONE)
+        return nothing
     centers, area = _moments(masks[present])
-    times = np.flatnonzero(present) / max(len(frames) - 1, 1)
-    return Measured(
-        _shape_of(masks[present], centers, area),
-        _nearest(ink, COLORS),
-        background,
-        _motion_of(times, centers / frames.shape[1]),
-    )
+    motion = _motion_of(np.flatnonzero(present) / max(len(frames) - 1, 1), centers / frames.shape[1])
+    return Measured(_shape_of(masks[present], centers, area), _nearest(ink, COLORS), background, motion)
 
 
 def _smooth(video: np.ndarray) -> np.ndarray:

@@ -12,14 +12,13 @@ from torch import Tensor
 
 
 def add_noise(data: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
-    """Return the point at `sigma` of the path from data (0) to noise (1); sigma is a number or one per sample [B]."""
-    sigma = _per_sample(sigma, data)
+    """Return the point at `sigma` of the path from data (0) to noise (1); a tensor `sigma` is broadcast."""
     return (1 - sigma) * data + sigma * noise
 
 
 def to_data(x: Tensor, sigma: Tensor | float, velocity: Tensor) -> Tensor:
-    """Return the data to which a velocity at x_sigma points; sigma is a number or one per sample [B]."""
-    return x - _per_sample(sigma, x) * velocity
+    """Return the data to which a velocity at x_sigma points; a tensor `sigma` is broadcast."""
+    return x - sigma * velocity
 
 
 def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:
@@ -124,13 +123,6 @@ def log_snr(sigma: float) -> float:
     if sigma >= 1:
         return -math.inf
     return math.inf if sigma <= 0 else math.log1p(-sigma) - math.log(sigma)
-
-
-def _per_sample(sigma: Tensor | float, like: Tensor) -> Tensor | float:
-    """[B] -> [B, 1, ...] so that it broadcasts against `like` [B, ...]; numbers and 0-dim tensors stay."""
-    if isinstance(sigma, Tensor) and sigma.ndim == 1:
-        return sigma.reshape(-1, *[1] * (like.ndim - 1))
-    return sigma
 
 
 def _checked_shift(shift: float) -> float:
