@@ -1,4 +1,8 @@
+import platform
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,3 +183,26 @@ def test_models_take_turns_on_a_gpu_and_come_back_to_their_host_tensors():
     weights.set_offload(Offload.MODEL)
     weights.use("b")
     assert a.is_home() and b.places() == {"cuda:1"}
+
+
+HEAP = """
+import sys, torch
+from wan.memory import keep_no_gaps
+if sys.argv[1] == "none":
+    keep_no_gaps()
+torch.zeros(30 << 18)  # from now on glibc takes blocks of up to 30 MiB from its heap
+blocks = [torch.zeros(1 << 19) for _ in range(100)]  # of 2 MiB
+blocks = blocks[-1:]  # the last one holds the end of the heap
+print(int(open("/proc/self/statm").read().split()[1]) * 4096)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
+def test_a_heap_without_gaps():
+    def used(gaps):
+        command = [sys.executable, "-c", HEAP, gaps]
+        return int(
+            subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
+        )
+
+    assert used("none") < used("kept") - (150 << 20)

@@ -27,7 +27,6 @@ DECODING = {8: 30.0, 16: 45.0}
 ENCODING = {8: 24.0, 16: 20.0}
 SHORT = {1: 0.1, 5: 0.8}  # share of those values, for videos of so many frames
 REORDERED = 1.5  # a CPU's convolutions of few channels copy them into blocks
-TILED = 1.7  # on a CPU the small tensors of tiles are in the heap, which keeps the gaps between them
 STARTED = 120 << 20  # bytes of libraries and compiled kernels that a CPU's run adds to the program
 WRITTEN = 10  # bytes per pixel of each frame that the video encoder looks ahead
 LOOK_AHEAD = 50
@@ -98,7 +97,6 @@ def decode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, o
     collected = _collected(vae, widths[0], size, frame_num) if tile else 0
     if tile and on_cpu:
         collected += PIXEL_CHANNELS * frame_num * size[0] * size[1]
-    values *= TILED if tile and on_cpu else 1
     return math.ceil(4 * (collected + _positions(vae, size, tile, vae.decoder_halo) * values))
 
 
@@ -109,7 +107,6 @@ def encode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, o
     values += _alive(ENCODING[vae.stride[1]], widths[0], frame_num, on_cpu)
     collected = PIXEL_CHANNELS * frame_num * size[0] * size[1]
     collected += _collected(vae, widths[-1], size, frame_num) if tile else 0
-    values *= TILED if tile and on_cpu else 1
     return math.ceil(4 * (collected + _positions(vae, size, tile, vae.encoder_halo) * values))
 
 

@@ -6,13 +6,14 @@ memory map of the file), and a model leaves the device by dropping its device co
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Thread
 
@@ -144,6 +145,18 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+def keep_no_gaps() -> None:
+    """Give freed tensors of a MiB and more back to the system at once; where the C library is not glibc, do nothing.
+
+    glibc keeps blocks of up to 32 MiB for later. Decoding 1008x704 in tiles of 256 took 1.39 GiB so, and takes 0.60.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+
+
+M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def total_memory(device: torch.device) -> int | None:

@@ -26,7 +26,7 @@ from wan.distributed.util import get_rank, get_world_size, init_distributed_grou
 from wan.experts import load_expert
 from wan.finite import FiniteCheck, require_finite
 from wan.geometry import LatentShape
-from wan.memory import PhaseStats, Weights, measured
+from wan.memory import PhaseStats, Weights, keep_no_gaps, measured
 from wan.modules.attention import check_backend
 from wan.modules.model import Prepared, WanModel, time_features
 from wan.modules.t5 import T5EncoderModel
@@ -353,6 +353,8 @@ class WanPipeline:
     def vae(self) -> Wan2_1_VAE | Wan2_2_VAE:
         """Video autoencoder, loaded on first use; it stays on the device."""
         if self._vae is None:
+            if self.runtime.vae_tile is not None and self.runtime.device.type == "cpu":
+                keep_no_gaps()
             self._vae = VAES[self.config.z_dim](
                 z_dim=self.config.z_dim,
                 vae_pth=part(self.checkpoint_dir, self.config.vae_checkpoint),
