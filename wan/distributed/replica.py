@@ -100,7 +100,7 @@ class Replica:
 
 
 def side_by_side(mesh: DeviceMesh) -> Pair:
-    """A `pair` for `sampling.guided`: of the two ranks of `mesh` each computes one branch, and both get both."""
+    """Make a `pair` for `sampling.guided`: each of the two ranks of `mesh` computes one branch, and both get both."""
 
     def pair(branch: Branch, cond: Condition, uncond: Condition) -> tuple[Tensor, Tensor]:
         positive, negative = all_gather(branch((cond, uncond)[mesh.get_local_rank()]), mesh.get_group())
