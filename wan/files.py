@@ -207,10 +207,7 @@ def _link(temporary: Path, path: Path) -> bool:
 
 
 def shown(text: Any, limit: int = 200) -> str:
-    """Make `text` safe for a log or a message: control characters are escaped, and it is cut at `limit`.
-
-    Line breaks are escaped as well; a surrogate of an undecodable byte becomes its escape.
-    """
+    """Make `text` safe for a message: it is cut at `limit`; line breaks, control characters, bad bytes are escaped."""
     return printable(str(text), limit)
 
 

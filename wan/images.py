@@ -193,14 +193,8 @@ def _profile(image: Any, name: str) -> Callable[[Any], Any] | None:
         fits = {"L": image.mode.startswith(GREY), "CMYK": image.mode == "CMYK"}
         if not fits.get(mode, mode == "RGB" and image.mode != "CMYK" and not image.mode.startswith(GREY)):
             raise ValueError("it is for other colours than the picture has")
-        transform = ImageCms.buildTransform(
-            profile,
-            ImageCms.createProfile("sRGB"),
-            mode,
-            "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
+        intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB", intent, flags)
         if mode == "CMYK" or not _changes_little(transform, mode):
             log.info("%s has a colour profile; its colours are converted to sRGB", name)
             return lambda band: ImageCms.applyTransform(band.convert(mode), transform)

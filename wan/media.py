@@ -128,10 +128,7 @@ def write_video(
 
 
 def read_video(path: str | Path) -> tuple[Tensor, float]:
-    """Decode to uint8 [F, H, W, 3] RGB and the frame rate in Hz.
-
-    Raises FileNotFoundError, and ValueError when the file has no video stream.
-    """
+    """Decode to uint8 [F, H, W, 3] RGB and the frame rate in Hz. Raises FileNotFoundError, ValueError without video."""
     with _open(path) as container:
         stream = _first(container.streams.video, path, "video")
         stream.thread_type = "AUTO"

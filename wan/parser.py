@@ -74,9 +74,8 @@ def exit_code(main: Callable[[], int | None]) -> int:
             raise
         print_error(f"error: the package {package} is not installed; pip install '.[{EXTRAS[package]}]'")
     except OSError as error:
-        print_error(
-            f"error: {error.filename}: {error.strerror}" if error.filename and error.strerror else f"error: {error}"
-        )
+        is_named = error.filename and error.strerror
+        print_error(f"error: {error.filename}: {error.strerror}" if is_named else f"error: {error}")
     except ValueError as error:
         print_error(f"error: {error}")
     except FloatingPointError as error:

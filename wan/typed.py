@@ -46,9 +46,7 @@ def number(value: str) -> float:
         return float(value)
     except ValueError:
         guess = _as_number(value.replace(",", "."))
-        raise argparse.ArgumentTypeError(
-            _expected("a number", value, None if guess is None else f"{guess:g}")
-        ) from None
+        raise _expected("a number", value, None if guess is None else f"{guess:g}") from None
 
 
 def whole(value: str) -> int:
@@ -58,7 +56,7 @@ def whole(value: str) -> int:
     except ValueError:
         guess = _as_number(value)
         near = None if guess is None or not math.isfinite(guess) or abs(guess) > 2**63 else str(round(guess))
-        raise argparse.ArgumentTypeError(_expected("a whole number", value, near)) from None
+        raise _expected("a whole number", value, near) from None
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -122,8 +120,9 @@ def _plain(name: str) -> str:
     return name.lstrip("-").lower().replace("-", "_").replace(".", "_")
 
 
-def _expected(what: str, value: str, guess: str | None) -> str:
-    return f"{what} was expected, got {quoted(value)}" + (f"; try {guess}" if guess is not None else "")
+def _expected(what: str, value: str, guess: str | None) -> argparse.ArgumentTypeError:
+    hint = "" if guess is None else f"; try {guess}"
+    return argparse.ArgumentTypeError(f"{what} was expected, got {quoted(value)}{hint}")
 
 
 def _as_number(value: str) -> float | None:

@@ -178,41 +178,39 @@ def _transformer(in_dim: int, out_dim: int, dim: int | None = None) -> Test:
 
 LORA = "a LoRA, to be applied to a model, not a model"
 CURE = "use the bf16, fp16 or fp32 file"
+
+
+def _unread(title: str, *patterns: str) -> Content:
+    return Content(title, _has(*patterns), is_read=False)
+
+
 # Tests see released names where a layout is known. Special families come first: they contain the names of plain ones.
 CONTENTS: list[Content] = [
-    Content(
+    _unread(
         f"fp8-, fp4- or int8-quantised weights; {CURE}",
-        _has(
-            r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale(_2)?|weight_global_scale|comfy_quant)$"
-            r"|\.(absmax|quant_map|SCB|qweight|wscales|_scale)$|\.quant_state\."
-        ),
-        is_read=False,
+        r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale(_2)?|weight_global_scale|comfy_quant)$"
+        r"|\.(absmax|quant_map|SCB|qweight|wscales|_scale)$|\.quant_state\.",
     ),
-    Content(
+    _unread(
         LORA,
-        _has(
-            r"[._]lora[._]?(A|B|down|up|mid|linear_layer)\b|\.(hada|lokr)_w\d|\.diff(_b|_m)?$|\.dora_scale$|^lora_unet_"
-        ),
-        is_read=False,
+        r"[._]lora[._]?(A|B|down|up|mid|linear_layer)\b|\.(hada|lokr)_w\d|\.diff(_b|_m)?$|\.dora_scale$|^lora_unet_",
     ),
-    Content(
+    _unread(
         "an all-in-one file of ComfyUI: model, text encoder and VAE together",
-        _has(r"^(model\.diffusion_model|diffusion_model)\.", r"^(first_stage_model|vae|text_encoders)\."),
-        is_read=False,
+        r"^(model\.diffusion_model|diffusion_model)\.",
+        r"^(first_stage_model|vae|text_encoders)\.",
     ),
     Content("VAE 2.2 (Wan2.2_VAE.pth, of TI2V-5B)", _has(r"^decoder\.upsamples\.0\.upsamples\.0\.")),
     Content("VAE 2.1 (Wan2.1_VAE.pth)", _has(r"^decoder\.middle\.0\.residual\.0\.gamma$")),
     Content("the S2V transformer", _has(r"^casual_audio_encoder\."), task="s2v-14B"),
     Content("the Animate transformer", _has(r"^face_adapter\.|^motion_encoder\."), task="animate-14B"),
-    Content(
+    _unread(
         "a VACE, Fun or camera-control transformer",
-        _has(r"^vace_(patch_embedding|blocks)\.|^control_adapter\.|^ref_conv\."),
-        is_read=False,
+        r"^vace_(patch_embedding|blocks)\.|^control_adapter\.|^ref_conv\.",
     ),
-    Content(
+    _unread(
         "the Wan2.1 image-to-video transformer (it has an image encoder branch)",
-        _has(r"^img_emb\.|^condition_embedder\.image_embedder\."),
-        is_read=False,
+        r"^img_emb\.|^condition_embedder\.image_embedder\.",
     ),
     Content("a T2V-A14B expert (or Wan2.1 T2V-14B)", _transformer(16, 16, 5120), task="t2v-A14B"),
     Content("an I2V-A14B expert", _transformer(36, 16, 5120), task="i2v-A14B"),
@@ -244,10 +242,7 @@ def describe_contents(shapes: Shapes) -> str | None:
 
 
 def unread_form(shapes: Shapes, types: Mapping[str, str]) -> str | None:
-    """Describe a file that this version cannot read; None for one that it may read.
-
-    `shapes` and `types` (torch's names of them) are given by the names in the file.
-    """
+    """Describe a file that this version cannot read, by shapes and torch's types of its tensors; None for others."""
     content = what_is(shapes)
     if content is not None and not content.is_read:
         return content.title

@@ -166,14 +166,15 @@ def is_safetensors(path: Path) -> bool:
 
 def read_header(path: Path) -> dict[str, Entry]:
     """List the tensors in the header of a safetensors file, in file order; sizes and positions must fit the file."""
+
+    def damaged(what: str) -> ValueError:
+        return ValueError(f"{path} {what}; download it again")
+
     size = path.stat().st_size
     with disk_named(path), open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise ValueError(
-                f"{path} is not a complete safetensors file: it has {size} bytes and announces a header of {length}; "
-                "download it again"
-            )
+            raise damaged(f"is not a complete safetensors file: it has {size} bytes and announces a header of {length}")
         text = file.read(length)
     try:
         header = parse_json(text)
@@ -184,7 +185,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         packed = PACKED.intersection(str(fields["dtype"]) for fields in header.values())
         entries = {} if packed else {name: _entry(path, 8 + length, fields) for name, fields in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has a damaged safetensors header: {shown(error)}; download it again") from None
+        raise damaged(f"has a damaged safetensors header: {shown(error)}") from None
     if packed:
         raise ValueError(
             f"{path} cannot be read by this version: it holds weights quantised to {', '.join(sorted(packed))}; {CURE}"
@@ -194,18 +195,15 @@ def read_header(path: Path) -> dict[str, Entry]:
     for name, entry in entries.items():
         expected = math.prod(entry.shape) * entry.dtype.itemsize
         if entry.start != end or entry.stop - entry.start != expected:
-            raise ValueError(
-                f"{path} is damaged: tensor {shown(name)} of shape {list(entry.shape)} needs {expected} bytes from "
-                f"byte {end} on, the header gives it bytes {entry.start} to {entry.stop}; download it again"
+            raise damaged(
+                f"is damaged: tensor {shown(name)} of shape {list(entry.shape)} needs {expected} bytes from byte {end} "
+                f"on, the header gives it bytes {entry.start} to {entry.stop}"
             )
         if entry.stop > size:
-            raise ValueError(
-                f"{path} is truncated: tensor {shown(name)} ends at byte {entry.stop}, the file at {size}; "
-                "download it again"
-            )
+            raise damaged(f"is truncated: tensor {shown(name)} ends at byte {entry.stop}, the file at {size}")
         end = entry.stop
     if end != size:
-        raise ValueError(f"{path} is damaged: its tensors end at byte {end}, the file at {size}; download it again")
+        raise damaged(f"is damaged: its tensors end at byte {end}, the file at {size}")
     return entries
 
 
@@ -224,13 +222,11 @@ def _entry(path: Path, base: int, fields: dict[str, Any]) -> Entry:
 
 def folder_shards(folder: Path) -> dict[Path, set[str] | None]:
     """List the weight files of a folder, each with the names of its index. Raises one error for all missing files."""
-    index = _preferred(folder, INDEX_SUFFIX)
-    if index is not None:
+    if index := _preferred(folder, INDEX_SUFFIX):
         shards = read_index(index)
     else:
-        files = sorted(folder.glob("*.safetensors"))
-        shards = dict.fromkeys(_complete_set(files), None) if files else {}
-        if not shards and (one := _preferred(folder, ".safetensors")) is not None:
+        shards = dict.fromkeys(_complete_set(sorted(folder.glob("*.safetensors"))))
+        if not shards and (one := _preferred(folder, ".safetensors")):
             shards = {one: None}
         if not shards:
             others = [file.name for file in sorted(folder.glob("*")) if file.suffix in (".gguf", *PICKLED_SUFFIXES)]
