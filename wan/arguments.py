@@ -132,8 +132,8 @@ FLAGS = [
     Flag(OUTPUT, "fps", WHOLE, f"frames per second when it is played; {defaults(lambda task: task.sample_fps)}", "fps"),
     Flag(OUTPUT, "no_metadata", SWITCH, "do not store the request in the video; default: it is stored, for "
          "--from_video"),
-    Flag(OUTPUT, "resume", FILE, "decode the latent that was kept of a run which failed after sampling; default: "
-         "sample"),
+    Flag(OUTPUT, "resume", FILE, "go on with what was kept of a run that ended early: a latent, or a folder of clips; "
+         "default: a new run"),
     Flag(OUTPUT, "progress", choice(PROGRESS), "default: bar on a terminal, plain lines elsewhere"),
 
     Flag(RUN, "device", Kind(device, "NAME"), "cuda, cuda:1, mps or cpu; default: the best there is"),
