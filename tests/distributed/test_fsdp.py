@@ -137,6 +137,34 @@ def test_the_next_step_is_fetched_while_one_works(folder):
     assert launch(2, fetched_ahead, folder) == [[[unit, [following]] for unit, following in pairwise(order)]] * 2
 
 
+def gathered_in_a_step(folder):
+    """Names of the units that a forward with prepared values gathers."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+
+    model = load(folder, None, init_device_mesh("cpu", (dist.get_world_size(),)))
+    names = {id(module): name for name, module in model.named_modules()}
+    prepared, features = (
+        model.prepare(CONTEXT, [LATENT[0].shape[1:]]),
+        time_features(TIMES[0, -1:], CONFIG.freq_dim, "cpu"),
+    )
+    seen, usual = set(), FSDPParamGroup.unshard
+
+    def unshard(group, *arguments):
+        seen.update(names[id(module)] for module in group.modules)
+        return usual(group, *arguments)
+
+    with mock.patch.object(FSDPParamGroup, "unshard", unshard):
+        model(LATENT, features, prepared)
+    units = {names[id(module)] for module in model.modules() if isinstance(module, FSDPModule)}
+    return sorted(units), sorted(seen)
+
+
+def test_a_forward_gathers_nothing_that_only_prepare_needs(folder):
+    for units, seen in launch(2, gathered_in_a_step, folder):
+        assert "text_embedding" in units and set(units) - set(seen) == {"text_embedding", ""}
+
+
 def sharded_as_upstream(param_dtype):
     model = tiny_model()
     for parameter in model.parameters():

@@ -18,6 +18,8 @@ from wan.modules.model import WanModel
 def spread_parameters(model: nn.Module, mesh: DeviceMesh, **policy: Any) -> nn.Module:
     """Shard each step of a model's trunk, or each of its `blocks`, and the rest over a one-dimensional mesh.
 
+    What `prepare` alone needs, such as the text embedding, is not gathered for a forward.
+
     Apply it to an empty model and let `checkpoint.loading.load_module` fill it: then each rank reads its own rows only.
     Parameters are sent in their own type: bfloat16 matrices as bfloat16, those sensitive to rounding as float32. No
     input is converted, so that timesteps keep their value. While a step works the next one is gathered.
@@ -28,7 +30,9 @@ def spread_parameters(model: nn.Module, mesh: DeviceMesh, **policy: Any) -> nn.M
 
     is_dit = isinstance(model, WanModel)
     units = [list(s.modules) for s in model.trunk() if s.modules] if is_dit else [[block] for block in model.blocks]
-    for unit in units:
+    inside = {module for unit in units for module in unit}
+    alone = [child for child in model.children() if is_dit and inside.isdisjoint(child.modules())]  # as for `prepare`
+    for unit in [*units, *([child] for child in alone)]:
         fully_shard(unit, mesh=mesh, **policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, **policy)
     if is_dit:
