@@ -9,7 +9,8 @@ from wan.checkpoint.pickled import load_pickled
 from wan.checkpoint.recognise import loras_beside, recognise
 from wan.checkpoint.source import is_safetensors, read_contents, read_header
 from wan.files import atomic_file, check_writable, no_file, parse_json, read_json, refuse_placeholder, shown
-from wan.media import read_image, read_metadata, read_video
+from wan.images import read_image
+from wan.media import read_metadata, read_video
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

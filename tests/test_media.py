@@ -10,17 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
+from wan.images import read_image, upright_rgb
 from wan.media import (
     MAX_FPS,
     add_audio,
     contact_sheet,
     from_uint8,
-    read_image,
     read_metadata,
     read_video,
     save_image,
     to_uint8,
-    upright_rgb,
     write,
     write_video,
     written,

@@ -74,10 +74,7 @@ def sweep(folder: Path) -> list[Path]:
 
 
 def numbered(path: Path, suffix: str) -> Iterator[Path]:
-    """Yield names beside `path` that end in `suffix`: of its own stem, then of `stem-2`, `stem-3`, ...
-
-    A stem is cut where a name would have more bytes than the file system takes.
-    """
+    """Yield names beside `path`: its stem, `stem-2`, ..., cut to what the file system takes, each before `suffix`."""
     try:
         limit = os.pathconf(path.parent, "PC_NAME_MAX")
     except (OSError, AttributeError, ValueError):  # a folder that is not there yet, or a system without the call

@@ -35,11 +35,8 @@ def task_of(folder: Path, task: str | None) -> str | None:
 def warn_about_files(checkpoint: Path, config: TaskConfig) -> None:
     """Warn about equal experts, and about LoRA files that are not used."""
     if len(config.experts) == 2 and same_weights(*(checkpoint / expert for expert in config.experts)):
-        log.warning(
-            "%s and %s in %s hold the same weights: expect worse videos than with two experts",
-            *sorted(config.experts),
-            shown(checkpoint),
-        )
+        both = f"{' and '.join(sorted(config.experts))} in {shown(checkpoint)}"
+        log.warning("%s hold the same weights: expect worse videos than with two experts", both)
     for file in loras_beside(checkpoint, config.experts):
         log.warning("%s is a LoRA; it is not applied, this version reads none", shown(file))
 

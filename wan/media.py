@@ -16,8 +16,6 @@ from torch import Tensor
 
 from wan import images
 from wan.files import atomic_file, disk_named, no_file, shown
-from wan.images import read_image as read_image
-from wan.images import upright_rgb as upright_rgb
 from wan.values import called, quoted, real
 
 log = logging.getLogger(__name__)
@@ -142,7 +140,7 @@ def read_video(path: str | Path) -> tuple[Tensor, float]:
 def written(path: str | Path) -> tuple[int, tuple[int, int]]:
     """Count the complete frames of a file, and return its size (width, height) too. Raises ValueError for damage."""
     if is_picture(path):
-        return 1, read_image(path).size
+        return 1, images.read_image(path).size
     with _open(path) as container:
         stream = container.streams.video[0]
         count = sum(packet.size > 0 and not packet.is_corrupt for packet in container.demux(stream))

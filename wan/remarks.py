@@ -45,6 +45,5 @@ def _sampling(given: set[str], request: Request) -> Iterator[str]:
         high = int((steps >= request.boundary * 1000).sum())
         if high in (0, request.steps):
             idle = "low-noise" if high else "high-noise"
-            yield f"the {idle} expert makes no step with boundary {request.boundary:g}, {request.steps} steps and " + (
-                f"shift {request.shift:g}; its guidance has no effect"
-            )
+            settings = f"boundary {request.boundary:g}, {request.steps} steps and shift {request.shift:g}"
+            yield f"the {idle} expert makes no step with {settings}; its guidance has no effect"

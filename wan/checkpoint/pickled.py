@@ -109,8 +109,7 @@ def _check_archive(file: BinaryIO) -> set[str]:
 
 
 def _records(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """List the records of an archive. A checksum of 0 (`torch.serialization.set_crc32_options`) is removed, so that it
-    is not compared."""
+    """List the records of an archive. A checksum of 0 (torch's `set_crc32_options`) is removed: it is not compared."""
     for record in archive.infolist():
         if getattr(record, "CRC", None) == 0:
             del record.CRC

@@ -81,10 +81,7 @@ class Entry:
 
 
 class TensorSource:
-    """Tensors by name in one or more files; only `get` reads them.
-
-    Only the file read last stays open, so address space and page tables stay small.
-    """
+    """Tensors by name, which `get` reads. One file is open at a time, so address space and page tables stay small."""
 
     def __init__(self, shards: Mapping[Path, set[str] | None], description: str, checksums: bool = False):
         """shards: each file with the names it must hold according to the index (None: whatever it holds)."""
