@@ -15,7 +15,7 @@ from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
 from wan.modules.model import WanModel
 from wan.modules.model_config import WanModelConfig
-from wan.modules.t5 import T5Encoder, check_tokenizer, read_t5_config
+from wan.modules.t5 import T5Config, T5Encoder, check_tokenizer
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.modules.vae2_1 import Wan2_1_VAE
 from wan.modules.vae2_2 import Wan2_2_VAE
@@ -45,7 +45,7 @@ def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
     _check_vae(part(checkpoint_dir, config.vae_checkpoint), config)
     text = part(checkpoint_dir, config.t5_checkpoint)
     source = open_source(text)
-    encoder = read_t5_config(source)
+    encoder = source.inferred(T5Config.from_state)
     check_fits(lambda: T5Encoder(encoder), source)
     for expert, model in models.items():
         if model.text_dim != encoder.dim:

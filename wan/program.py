@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,10 @@ def torchrun_line(processes: int | str) -> str:
 
 def shell_word(text: str) -> str:
     """Quote a text as one word of bash or zsh; characters that a terminal cannot show become escaped bytes."""
-    try:
+    with suppress(UnicodeEncodeError):
         text.encode(getattr(sys.stderr, "encoding", None) or "utf-8")
         if text.isprintable():
             return shlex.quote(text)
-    except UnicodeEncodeError:
-        pass
     escaped = (chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in os.fsencode(text))
     return "$'" + "".join(escaped) + "'"
 

@@ -40,12 +40,9 @@ def whole(field: str, value: Any) -> int:
 def real(field: str, value: Any) -> float:
     """Convert a finite number of Python, NumPy or a tensor, no bool or text. Raises ValueError that names the field."""
     if not _is_bool(value) and not isinstance(value, (str, bytes, bytearray)):
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            number = math.nan
-        if math.isfinite(number):
-            return number
+        with suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            if math.isfinite(number := float(value)):
+                return number
     raise ValueError(f"{called(field)} must be a finite number, got {quoted(value)}")
 
 

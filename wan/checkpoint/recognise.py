@@ -17,6 +17,7 @@ from wan.files import read_json, shown
 
 EXPERTS = ("high_noise_model", "low_noise_model")
 TASKS = {"t2v": "t2v-A14B", "i2v": "i2v-A14B", "ti2v": "ti2v-5B", "s2v": "s2v-14B", "animate": "animate-14B"}
+TWO_EXPERTS = ("t2v-A14B", "i2v-A14B")
 ONE_MODEL = ("ti2v-5B", "s2v-14B", "animate-14B")  # tasks whose model lies at the top of the folder
 ANIMATE_FIELDS = ("motion_encoder_dim", "use_img_emb")  # of a config.json that has no model_type
 ANIMATE_FILES = ("process_checkpoint", "relighting_lora.ckpt")  # beside it
@@ -95,20 +96,13 @@ def _is_lora(file: Path) -> bool:
 def _checkpoint(folder: Path) -> Found | None:
     """Recognise a checkpoint in the released layout; its task is None when nothing there tells it."""
     experts = [folder / name for name in EXPERTS if (folder / name).is_dir()]
-    for expert in experts:
-        task = _model(expert)[1]
-        if task in ("t2v-A14B", "i2v-A14B"):
-            return _checkpoint_of(task, folder)
-    if experts:
-        return Found("a checkpoint with two experts", None, folder)
-    if (folder.parent / "model_index.json").is_file():
+    if not experts and (folder.parent / "model_index.json").is_file():
         return None
-    task = _model(folder)[1]
-    return _checkpoint_of(task, folder) if task in ONE_MODEL else None
-
-
-def _checkpoint_of(task: str, folder: Path) -> Found:
-    return Found(f"a checkpoint of {task}", task, folder)
+    known = TWO_EXPERTS if experts else ONE_MODEL
+    for task in (_model(place)[1] for place in experts or [folder]):
+        if task in known:
+            return Found(f"a checkpoint of {task}", task, folder)
+    return Found("a checkpoint with two experts", None, folder) if experts else None
 
 
 def _describe_folder(folder: Path) -> Found:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from wan.checkpoint.formats import CURE, foreign_file, released_names, unread_form
+from wan.checkpoint.formats import CURE, Shapes, foreign_file, released_names, unread_form
 from wan.checkpoint.pickled import is_archive, load_pickled, some
 from wan.files import disk_named, parse_json, read_json, refuse_placeholder, shown
 
+Config = TypeVar("Config")
 MAX_HEADER_BYTES = 16_000_000  # the format allows 100 MB; the largest released model has 0.2 MB
 MAX_INDEX_BYTES = 16_000_000
 MAX_AXES = 8
@@ -109,8 +110,16 @@ class TensorSource:
         return self.entries[name].dtype
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Map every name to its shape, to infer a configuration from."""
+        """Map every name to its shape."""
         return {name: self.shape(name) for name in self.names()}
+
+    def inferred(self, config_of: Callable[[Shapes], Config]) -> Config:
+        """Infer a configuration from the shapes under released names. A ValueError names the file."""
+        names, _ = released_names(self.names())
+        try:
+            return config_of({name: self.shape(stored) for name, stored in names.items()})
+        except ValueError as error:
+            raise ValueError(f"{self.description}: {error}") from None
 
     def get(self, name: str) -> Tensor:
         """Return the tensor on the CPU in its stored dtype; do not write to it."""
@@ -280,9 +289,3 @@ def _preferred(folder: Path, suffix: str) -> Path | None:
     if len(files) > 1:
         raise ValueError(f"{folder} holds several checkpoints, name one: {some(file.name for file in files)}")
     return files[0] if files else None
-
-
-def in_file_order(source: TensorSource, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield (wanted name, stored name) of `names`, in the order in which the source is read fastest."""
-    wanted = {stored: name for name, stored in names.items()}
-    return ((wanted[stored], stored) for stored in source.names() if stored in wanted)

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan.checkpoint.formats import released_names
 from wan.checkpoint.loading import load_module
-from wan.checkpoint.source import TensorSource, open_source
+from wan.checkpoint.source import open_source
 from wan.modules.tokenizers import HuggingfaceTokenizer
 
 # Limits far beyond any model, yet small enough to build a model without weights.
@@ -305,17 +304,8 @@ def load_t5(
 ) -> T5Encoder:
     """Load the encoder of a checkpoint, of the size that its tensors show; Transformers' names are understood too."""
     source = open_source(path)
-    config = read_t5_config(source)
+    config = source.inferred(T5Config.from_state)
     return load_module(lambda: T5Encoder(config), source, dtype=dtype, device=device, shard=shard)
-
-
-def read_t5_config(source: TensorSource) -> T5Config:
-    """Read the sizes off the tensors of a checkpoint. Errors name the file."""
-    names, _ = released_names(source.names())
-    try:
-        return T5Config.from_state({name: source.shape(stored) for name, stored in names.items()})
-    except ValueError as error:
-        raise ValueError(f"{source.description}: {error}") from None
 
 
 def check_tokenizer(tokenizer: HuggingfaceTokenizer, config: T5Config, checkpoint: str | Path) -> None:

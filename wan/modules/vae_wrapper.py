@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from wan.checkpoint.formats import released_names
 from wan.checkpoint.loading import load_module
 from wan.checkpoint.source import TensorSource, open_source
 from wan.finite import require_finite
@@ -126,9 +125,4 @@ class VideoVAE:
 def open_vae(network: type[CausalVAE], path: str | Path) -> tuple[TensorSource, VAEConfig]:
     """Open the tensors of a VAE, compare their checksums, and read the architecture off them."""
     source = open_source(path, checksums=True)
-    stored, _ = released_names(source.names())
-    try:
-        config = network.config_class.from_state({name: source.shape(key) for name, key in stored.items()})
-    except ValueError as error:
-        raise ValueError(f"{source.description}: {error}") from None
-    return source, config
+    return source, source.inferred(network.config_class.from_state)
