@@ -29,6 +29,7 @@ BACKGROUNDS: dict[str, Rgb] = {
     "navy": (28, 38, 104),
 }
 MOTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
+ATTRIBUTES = {"shape": SHAPES, "color": tuple(COLORS), "background": tuple(BACKGROUNDS), "motion": tuple(MOTIONS)}
 
 UNKNOWN = "unknown"  # something is there, but it has none of the known values
 NONE = "none"  # there is no object
@@ -57,7 +58,7 @@ class Scene:
     travel: float
 
     def __post_init__(self):
-        for field, known in (("shape", SHAPES), ("color", COLORS), ("background", BACKGROUNDS), ("motion", MOTIONS)):
+        for field, known in ATTRIBUTES.items():
             value = getattr(self, field)
             if value not in known:
                 raise ValueError(f"{field} {value!r} is not in this world; choose one of {', '.join(known)}")
@@ -88,13 +89,8 @@ def held_out(scene: Scene) -> bool:
     A linear code modulo 7 over the four attributes decides. One combination in seven is held out. Three attributes
     exclude at most one value of the fourth, so that every value, and nearly every triple, is frequent in training.
     """
-    code = (
-        SHAPES.index(scene.shape)
-        + 2 * list(COLORS).index(scene.color)
-        + 3 * list(BACKGROUNDS).index(scene.background)
-        + 5 * list(MOTIONS).index(scene.motion)
-    )
-    return code % 7 == 0
+    places = [known.index(getattr(scene, field)) for field, known in ATTRIBUTES.items()]
+    return sum(weight * place for weight, place in zip((1, 2, 3, 5), places, strict=True)) % 7 == 0
 
 
 def contrast(scene: Scene) -> float:
