@@ -26,7 +26,7 @@ from wan.runtime import Offload, Runtime
 DECODING = {8: 30.0, 16: 45.0}
 ENCODING = {8: 24.0, 16: 20.0}
 SHORT = {1: 0.1, 5: 0.8}  # share of those values, for videos of so many frames
-REORDERED = 1.5  # a CPU's convolutions of few channels copy them into blocks
+REORDERED = 1.5  # whole frames on a CPU: convolutions of few channels copy them, and the heap keeps gaps
 STARTED = 120 << 20  # bytes of libraries and compiled kernels that a CPU's run adds to the program
 WRITTEN = 10  # bytes per pixel of each frame that the video encoder looks ahead
 LOOK_AHEAD = 50
@@ -56,7 +56,9 @@ def expected_bytes(config: TaskConfig, checkpoint: Path, request: Request, runti
     if on_cpu:  # the pictures themselves are read already, and part of the program
         read = sum(kept_bytes(picture.size) for picture in (request.image, request.last_image) if picture is not None)
         encode = max(encode + STARTED, picture_bytes(request) - read)
-        decode += STARTED + size[0] * size[1] * WRITTEN * min(request.frame_num, LOOK_AHEAD)
+        decode += STARTED
+        if not runtime.vae_tile:  # tiles are decoded before the first frame is written
+            decode += size[0] * size[1] * WRITTEN * min(request.frame_num, LOOK_AHEAD)
     if runtime.offload is Offload.NONE:
         needed = text + sum(experts) + vae + max(encode, denoise, decode)
     else:  # the VAE does not leave for other models: once it has encoded, it stays
@@ -93,7 +95,7 @@ def decode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, o
     """
     widths = vae.decoder_widths[1:]
     caches = _cached(vae.decoder_inputs[::-1], widths[::-1], vae.num_res_blocks + 1) + HISTORY * widths[-1]
-    values = caches + _alive(DECODING[vae.stride[1]], widths[-1], frame_num, on_cpu)
+    values = caches + _alive(DECODING[vae.stride[1]], widths[-1], frame_num, on_cpu and not tile)
     collected = _collected(vae, widths[0], size, frame_num) if tile else 0
     if tile and on_cpu:
         collected += PIXEL_CHANNELS * frame_num * size[0] * size[1]
@@ -104,7 +106,7 @@ def encode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, o
     """Bytes that encoding takes beside the weights of the VAE; all frames are in memory."""
     widths = vae.encoder_widths
     values = _cached(widths[:-1], widths[1:], vae.num_res_blocks) + HISTORY * PIXEL_CHANNELS
-    values += _alive(ENCODING[vae.stride[1]], widths[0], frame_num, on_cpu)
+    values += _alive(ENCODING[vae.stride[1]], widths[0], frame_num, on_cpu and not tile)
     collected = PIXEL_CHANNELS * frame_num * size[0] * size[1]
     collected += _collected(vae, widths[-1], size, frame_num) if tile else 0
     return math.ceil(4 * (collected + _positions(vae, size, tile, vae.encoder_halo) * values))
