@@ -96,7 +96,7 @@ def test_a_last_image_is_reached(pipelines):
     truth = render(scene)
     first, last = (Image.fromarray(truth[index]) for index in (0, -1))
     request = Request.create(pipeline.config, prompt="", image=first, last_image=last, seed=0, noise_device="cpu")
-    frames = to_uint8(pipeline.run(request)).numpy()
+    frames = to_uint8(pipeline.video(request)).numpy()
     assert psnr(truth[0], frames[0]) > 20 and psnr(truth[-1], frames[-1]) > 20
     assert psnr(truth[0], truth[-1]) < 18
 
