@@ -234,30 +234,15 @@ def describe(job: Job) -> None:
         log.info("%s %s with %s on %s into %s", what, job.latent, job.checkpoint, runtime.device, job.video)
         if not job.samples:
             return
-    log.info(
-        "%s (%s): %s, %s at %d fps, %s of %s, shift %g, guidance %s, seed %d",
-        request.task,
-        "nano" if job.config.family == "nano" else job.checkpoint,
-        format_size(request.framing.used),
-        counted(job.num_frames, "frame"),
-        request.fps,
-        counted(request.steps, "step"),
-        request.solver,
-        request.shift,
-        format_guidance(request.guidance),
-        request.seed,
-    )
+    who = "nano" if job.config.family == "nano" else job.checkpoint
+    video = f"{format_size(request.framing.used)}, {counted(job.num_frames, 'frame')} at {request.fps} fps"
+    steps = f"{counted(request.steps, 'step')} of {request.solver}, shift {request.shift:g}"
+    guidance = format_guidance(request.guidance)
+    log.info("%s (%s): %s, %s, guidance %s, seed %d", request.task, who, video, steps, guidance, request.seed)
     gib = expected_bytes(job.config, job.checkpoint, request, runtime) / 2**30
     have = (total_memory(runtime.device) or math.inf) / 2**30
-    log.info(
-        "on %s in %s, attention %s, offload %s, expected memory about %.1f GiB -> %s",
-        runtime.device,
-        runtime.dtype_name,
-        runtime.attention,
-        runtime.offload.value,
-        gib,
-        job.video,
-    )
+    how = f"{runtime.dtype_name}, attention {runtime.attention}, offload {runtime.offload.value}"
+    log.info("on %s in %s, expected memory about %.1f GiB -> %s", runtime.device, how, gib, job.video)
     if gib > have:
         log.warning("%s has only %.1f GiB; a smaller --size or --frame_num needs less", runtime.device, have)
     if job.num_videos > 1:
@@ -266,10 +251,8 @@ def describe(job: Job) -> None:
         guided = any(scale != 1 for scale in request.guidance)
         log.info("%s", runtime.parallel.describe(guided))
         num_heads = expert_config(job.checkpoint, job.config, job.config.experts[0]).num_heads
-        tiled = runtime.vae_tile is not None
-        for remark in runtime.parallel.remarks(
-            num_videos=job.num_videos, num_heads=num_heads, guided=guided, tiled=tiled
-        ):
+        run = {"num_videos": job.num_videos, "guided": guided, "tiled": runtime.vae_tile is not None}
+        for remark in runtime.parallel.remarks(num_heads=num_heads, **run):
             log.warning("%s", remark)
     if request.shape_image is not None:
         log.info("size: %s (fit %s)", request.framing, request.fit)
@@ -308,11 +291,7 @@ def _summarize(job: Job, phases: dict[str, PhaseStats], count: int, elapsed: flo
     seconds = {name: stats.seconds for name, stats in phases.items() if name != "decode"}
     seconds["decode and write"] = elapsed - sum(seconds.values())
     peaks = [stats.peak_bytes for stats in phases.values() if stats.peak_bytes]
-    log.info(
-        "saved %s: %s, %s; %s%s",
-        job.video,
-        counted(count, "frame"),
-        format_size(job.request.framing.saved),
-        ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()),
-        f"; peak memory {max(peaks) / 2**30:.2f} GiB" if peaks else "",
-    )
+    what = f"{counted(count, 'frame')}, {format_size(job.request.framing.saved)}"
+    times = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+    memory = f"; peak memory {max(peaks) / 2**30:.2f} GiB" if peaks else ""
+    log.info("saved %s: %s; %s%s", job.video, what, times, memory)

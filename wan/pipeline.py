@@ -109,12 +109,9 @@ class WanPipeline:
             raise ValueError(f"config is an entry of WAN_CONFIGS, or a changed one, got {type(config).__name__}")
         config.check()
         if runtime is None:
-            runtime = Runtime.default(
-                device_id=device_id,
-                t5_cpu=t5_cpu,
-                convert_model_dtype=convert_model_dtype,
-                parallel=_all_together(use_sp, dit_fsdp, t5_fsdp),
-            )
+            flags = {"t5_cpu": t5_cpu, "convert_model_dtype": convert_model_dtype}
+            parallel = _all_together(use_sp, dit_fsdp, t5_fsdp)
+            runtime = Runtime.default(device_id=device_id, parallel=parallel, **flags)
             runtime = replace(runtime, dtype=config.param_dtype)
         check_backend(runtime.attention, runtime.device, runtime.dtype)
         check_checkpoint(Path(checkpoint_dir), config)

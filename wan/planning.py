@@ -265,35 +265,26 @@ def _warn_about_sampling(args: argparse.Namespace, job: Job, again: Stored | Non
         _warn_about_other_noise(job.request, job.runtime, again.beside)
         _warn_about_other_inputs(job.request, again.request)
     if job.config.family != "nano" and args.device is None and job.runtime.device.type == "cpu":
-        log.warning(
-            "no GPU is found, and on a CPU a video of a released model takes hours or days (torch %s)",
-            torch.__version__,
-        )
+        slow = "on a CPU a video of a released model takes hours or days"
+        log.warning("no GPU is found, and %s (torch %s)", slow, torch.__version__)
 
 
 def _warn_about_long_prompts(request: Request, config: TaskConfig, checkpoint: Path) -> None:
     tokenizer = HuggingfaceTokenizer(part(checkpoint, config.t5_tokenizer), seq_len=config.text_len, clean="whitespace")
     for name in ("prompt", "negative_prompt"):
         text = getattr(request, name)
-        cut = tokenizer.truncated_part(text)
-        if cut:
+        if cut := tokenizer.truncated_part(text):
+            has = f"the {name.replace('_', ' ')} has {tokenizer.count(text)}"
             log.warning(
-                "the text encoder reads %d tokens and the %s has %d; this part is cut off: %s",
-                config.text_len,
-                name.replace("_", " "),
-                tokenizer.count(text),
-                shown(cut),
+                "the text encoder reads %d tokens and %s; this part is cut off: %s", config.text_len, has, shown(cut)
             )
 
 
 def _warn_about_other_noise(request: Request, runtime: Runtime, stored: dict[str, Any]) -> None:
-    made_on = stored.get("device", runtime.device.type)
-    if made_on != runtime.device.type and request.noise_device == "default":
-        log.warning(
-            "the video was made on %s and this runs on %s, where the same seed gives other noise: expect another video",
-            made_on,
-            runtime.device.type,
-        )
+    here = runtime.device.type
+    if (made_on := stored.get("device", here)) != here and request.noise_device == "default":
+        changed = "where the same seed gives other noise: expect another video"
+        log.warning("the video was made on %s and this runs on %s, %s", made_on, here, changed)
 
 
 def _warn_about_other_inputs(request: Request, before: Request) -> None:

@@ -59,12 +59,7 @@ class Runtime:
 
     @classmethod
     def default(
-        cls,
-        *,
-        device_id: int = 0,
-        t5_cpu: bool = False,
-        convert_model_dtype: bool = False,
-        parallel: Parallel = ALONE,
+        cls, *, device_id: int = 0, t5_cpu: bool = False, convert_model_dtype: bool = False, parallel: Parallel = ALONE
     ) -> "Runtime":
         """Make the runtime of the library constructors: the best device, and on CUDA the one numbered `device_id`."""
         device = f"cuda:{device_id}" if torch.cuda.is_available() else None

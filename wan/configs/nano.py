@@ -32,13 +32,7 @@ SHARED_TEXT: dict[str, Any] = {
 }
 
 NANO_CONFIGS = Presets(
-    t2v_A14B.copy(
-        sizes=("64*64",),
-        size="64*64",
-        sample_guide_scale=(3.0, 3.0),
-        num_layers=5,
-        **COMMON,
-    ),
+    t2v_A14B.copy(sizes=("64*64",), size="64*64", sample_guide_scale=(3.0, 3.0), num_layers=5, **COMMON),
     i2v_A14B.copy(
         sizes=("64*64",),
         size="64*64",
@@ -48,14 +42,7 @@ NANO_CONFIGS = Presets(
         **SHARED_TEXT,
         **COMMON,
     ),
-    ti2v_5B.copy(
-        sizes=("128*128",),
-        size="128*128",
-        sample_guide_scale=3.0,
-        num_layers=4,
-        **SHARED_TEXT,
-        **COMMON,
-    ),
+    ti2v_5B.copy(sizes=("128*128",), size="128*128", sample_guide_scale=3.0, num_layers=4, **SHARED_TEXT, **COMMON),
 )
 
 

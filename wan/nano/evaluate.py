@@ -34,16 +34,7 @@ from wan.geometry import parse_size
 from wan.image2video import WanI2V
 from wan.media import to_uint8
 from wan.nano.pictures import bar_chart, contact_strip
-from wan.nano.scores import (
-    MEASURES,
-    Generate,
-    Reconstruction,
-    Report,
-    Sample,
-    evaluate,
-    heldout_scenes,
-    reconstruction,
-)
+from wan.nano.scores import MEASURES, Generate, Reconstruction, Report, Sample, evaluate, heldout_scenes, reconstruction
 from wan.parser import Parser, exit_code
 from wan.pipeline import WanPipeline
 from wan.request import Request
