@@ -30,6 +30,13 @@ ASKED = ["--prompt", "a red circle", "--frame_num", "5", "--sample_steps", "3", 
 NEW = [*FLAGS, *ASKED, "--save_file", "a.mp4"]
 
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # the same rounding in every run
+
+
+def program(checkpoint, kill):
+    return [sys.executable, "-m", "tests.three_clips", str(checkpoint), kill]
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     return write_random_checkpoint(tmp_path_factory.mktemp("nano"))
@@ -47,14 +54,13 @@ def files(folder="."):
     return sorted(path.name for path in Path(folder).iterdir())
 
 
-def test_a_run_that_is_killed_in_every_phase_of_every_clip_writes_the_same_file(three_clips, tmp_path, checkpoint):
+def test_a_run_that_is_killed_in_every_phase_of_every_clip_writes_the_same_file(three_clips, checkpoint):
     """Each run goes on where the last one was killed, to be killed a phase later, until the tenth one ends."""
 
     def run(kill, *arguments):
-        command = [sys.executable, "-m", "tests.three_clips", str(checkpoint), kill, *arguments]
-        return subprocess.run(command, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=tmp_path).returncode
+        return subprocess.run([*program(checkpoint, kill), *arguments], env=ENVIRONMENT).returncode
 
-    assert cli.main([*FLAGS, *ASKED, "--save_file", "whole.mp4"]) == cli.DONE
+    assert run("never", *FLAGS, *ASKED, "--save_file", "whole.mp4") == 0
     assert media.written("whole.mp4")[0] == 14
     for index in range(CLIPS):
         for phase in ("encode", "denoise", "decode"):
@@ -69,14 +75,15 @@ def test_a_run_that_is_killed_in_every_phase_of_every_clip_writes_the_same_file(
 
 def test_two_processes_make_the_clips_together(three_clips, checkpoint):
     """The end of a clip is decoded by one process and given to the other."""
-    assert cli.main([*FLAGS, *ASKED, "--dtype", "fp32", "--save_file", "whole.mp4"]) == cli.DONE
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    program = ["-m", "tests.three_clips", str(checkpoint), "never"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, *program, *NEW, "--dtype", "fp32"], env=environment, check=True)
+    one = [*program(checkpoint, "never"), *FLAGS, *ASKED, "--dtype", "fp32", "--save_file", "whole.mp4"]
+    subprocess.run(one, env=ENVIRONMENT, check=True)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    two = [sys.executable, *launch, *program(checkpoint, "never")[1:], *NEW, "--dtype", "fp32"]
+    subprocess.run(two, env=ENVIRONMENT, check=True)
     assert files() == ["a.mp4", "whole.mp4"]
-    a, b = (media.read_video(name)[0].int() for name in files())
-    assert (a - b).abs().max() <= 2
+    a, b = (media.read_video(name)[0].float() for name in files())
+    assert (a - b).abs().mean() < 0.2, "rounding, and what the video encoder makes of it"
+    assert (a - b.roll(1, dims=0)).abs().mean() > 1
 
 
 def test_a_failure_says_how_to_go_on(three_clips, monkeypatch, capsys):
