@@ -39,7 +39,7 @@ def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
         if checkpoint_dir.exists() and (reason := refusal(checkpoint_dir, recognise(checkpoint_dir), config.name)):
             raise ValueError(reason) from None
         raise
-    models = {expert: expert_config(checkpoint_dir, config, expert) for expert in config.experts}
+    models = {expert: expert_config(checkpoint_dir, config, expert) for expert in sorted(config.experts)}
     for expert, model in models.items():
         check_fits(lambda model=model: MODELS[config.model_type](model), open_source(checkpoint_dir / expert))
     _check_vae(part(checkpoint_dir, config.vae_checkpoint), config)
@@ -91,7 +91,7 @@ def _check_vae(path: Path, config: TaskConfig) -> None:
 
 def _refuse_nano(checkpoint_dir: Path, config: TaskConfig) -> None:
     """Refuse a nano folder with the config of a released model, and name the right config."""
-    folder = checkpoint_dir / config.experts[0]
+    folder = checkpoint_dir / config.experts[-1]
     if config.family != "nano" and (folder / "config.json").is_file() and read_config(folder).get("family") == "nano":
         raise ValueError(
             f"{checkpoint_dir} holds a model of the nano family; its config is wan.configs.get_config({config.name!r}, "

@@ -32,7 +32,7 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
         raise FileNotFoundError(f"there is no checkpoint folder {folder}. Download it with: {download(config, folder)}")
     missing: list[str] = []
     damaged: list[str] = []
-    for expert in config.experts:
+    for expert in sorted(config.experts):
         where = "" if expert == "." else f"{expert}/"
         if not (folder / expert).is_dir():
             missing.append(f"{where} (a diffusion model)")
