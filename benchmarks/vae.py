@@ -166,9 +166,10 @@ def decode_or_encode_flops(network: type[CausalVAE], name: str, latent_shape: tu
     time, height, width = model.config.stride
     video = (b, 3, (t - 1) * time + 1, h * height, w * width)
     with FlopCounterMode(display=False) as counter:
-        model.decode(torch.empty(latent_shape, device="meta")) if name == "decode" else model.encode(
-            torch.empty(video, device="meta")
-        )
+        if name == "decode":
+            model.decode(torch.empty(latent_shape, device="meta"))
+        else:
+            model.encode(torch.empty(video, device="meta"))
     return counter.get_total_flops()
 
 

@@ -51,9 +51,8 @@ class _Indexing(TorchFunctionMode):
             return _item(*args)
         if func is Tensor.__setitem__:
             target, index, value = args
-            aten.copy_(_item(target, index), value) if isinstance(value, Tensor) else aten.fill_(
-                _item(*args[:2]), value
-            )
+            write = aten.copy_ if isinstance(value, Tensor) else aten.fill_
+            write(_item(target, index), value)
             return None
         if func is F.scaled_dot_product_attention:  # which kernel runs is decided by the device
             return torch.empty_like(args[0])

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from wan import cli, jobs, media, output, planning
-from wan import progress as progress_of
+from wan import cli, jobs, media, output, planning, progress as progress_of
 from wan.arguments import build_parser, str2bool
 from wan.clips import ClipSampled, FramesDecoded, SampledClip, StepDone
 from wan.configs import NANO_CONFIGS, get_config

@@ -169,7 +169,7 @@ def temporary_folder(tmp_path_factory, monkeypatch):
     return folder
 
 
-def test_a_full_disk_sends_the_latent_to_the_temporary_folder(stub, monkeypatch, capsys, caplog, temporary_folder):  # noqa: F811
+def test_a_full_disk_sends_it_to_the_other_folder(stub, monkeypatch, capsys, caplog, temporary_folder):  # noqa: F811
     from safetensors import SafetensorError
 
     broken_folder(monkeypatch, ".", SafetensorError("I/O error: No space left on device (os error 28)"))
@@ -242,7 +242,7 @@ def test_a_folder_that_vanishes_while_decoding(stub, monkeypatch, capsys, tempor
     assert [path.name for path in made.iterdir()] == ["a.mp4"]
 
 
-def test_a_latent_that_could_not_be_kept_is_written_when_decoding_fails(stub, monkeypatch, capsys, caplog):  # noqa: F811
+def test_a_latent_that_was_not_kept_is_written_when_decoding_fails(stub, monkeypatch, capsys, caplog):  # noqa: F811
     """The disk was full, and the unfinished video is gone by then."""
     usual, calls = output.keep_clips, []
 

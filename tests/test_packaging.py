@@ -26,7 +26,7 @@ CORE = {"torch", "numpy", "safetensors", "tokenizers", "ftfy", "pillow", "av", "
 
 FOLDERS = ("wan", "tests", "docs", "examples", "benchmarks")
 FILES = """
-    CHANGELOG.md CONTRIBUTING.md LICENSE MANIFEST.in Makefile NOTICE README.md generate.py pyproject.toml
+    .flake8 CHANGELOG.md CONTRIBUTING.md LICENSE MANIFEST.in Makefile NOTICE README.md generate.py pyproject.toml
     requirements.txt requirements-dev.txt
 """.split()
 
@@ -96,6 +96,12 @@ def test_version_is_the_one_the_package_names(wheel):
 def test_core_install_needs_only_the_core(wheel):
     requires = metadata(wheel).get_all("Requires-Dist")
     assert {distribution(line) for line in requires if "extra ==" not in line} == CORE
+
+
+def test_the_dev_extra_brings_the_tools_that_the_original_names(wheel):
+    requires = metadata(wheel).get_all("Requires-Dist")
+    dev = {distribution(line) for line in requires if 'extra == "dev"' in line}
+    assert {"pytest", "black", "flake8", "isort", "mypy", "huggingface-hub", "ruff"} <= dev
 
 
 def test_requirements_pin_every_core_package_for_every_python():

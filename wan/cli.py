@@ -17,9 +17,13 @@ if __name__ == "__main__":  # before torch is imported
 
 import torch
 
-from wan.distributed.util import broadcast_text, get_rank, is_first_failure
-from wan.distributed.util import start as join_processes
-from wan.distributed.util import stop as part_from_processes
+from wan.distributed.util import (
+    broadcast_text,
+    get_rank,
+    is_first_failure,
+    start as join_processes,
+    stop as part_from_processes,
+)
 from wan.distributed.watch import is_lost_contact
 from wan.interrupts import INTERRUPTED, as_interrupt
 from wan.jobs import PIPELINES, Job, Outcome, describe, make

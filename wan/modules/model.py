@@ -33,9 +33,13 @@ from wan.modules.layers import (
     sinusoidal_embedding_1d,
 )
 from wan.modules.model_config import WanModelConfig
-from wan.modules.rope import grid_positions, rope_table, rotate
-from wan.modules.rope import rope_apply as rope_apply  # where upstream's scripts look for them
-from wan.modules.rope import rope_params as rope_params
+from wan.modules.rope import (
+    grid_positions,
+    rope_apply as rope_apply,
+    rope_params as rope_params,
+    rope_table,
+    rotate,
+)
 
 
 class Segment(NamedTuple):
