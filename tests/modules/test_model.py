@@ -245,7 +245,7 @@ def test_impossible_configs_fail_before_any_weight(change, message):
 
 
 def test_one_timestep_per_sample_is_one_segment():
-    segments, values = segment_timesteps(torch.tensor([5, 6]), 9)
+    segments, values = segment_timesteps(torch.tensor([5, 6])[:, None].expand(2, 9), 9)
     assert plain(segments) == [(0, 9, [0, 1])] and values.tolist() == [5, 6]
 
 

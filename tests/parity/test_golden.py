@@ -28,10 +28,6 @@ EMBEDDED = Path(__file__).parents[1] / "data" / "golden"
 PENDING = {
     "speech to video is not implemented yet": (
         "audio_buckets",
-        "audio_injector",
-        "causal_audio_encoder",
-        "framepack",
-        "model_forward",
         "pipeline_trace",
         "wav2vec2_features",
     ),

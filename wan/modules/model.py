@@ -275,7 +275,7 @@ class WanModel(nn.Module):
         if isinstance(context, Prepared):
             prepared, features = context, t[: context.num_timesteps]
         else:
-            prepared, features = self._prepare_call(x, t, context, seq_len, y)
+            prepared, features = self._prepare_call(x, t, context, seq_len, y=y)
         tokens, cond = self.embed(x, features, prepared)
         return self.unembed(self.run_blocks(self.trunk(), tokens, cond), prepared.sizes)
 
@@ -305,7 +305,7 @@ class WanModel(nn.Module):
         num_timesteps = 1 + max(row for _, row in parts)
         return Prepared(self.embed_text(context), rope, tuple(laid), num_timesteps, padding, tuple(sizes), y)
 
-    def _prepare_call(self, x, t, context, seq_len, y) -> tuple[Prepared, Tensor]:
+    def _prepare_call(self, x, t, context, seq_len=None, **inputs) -> tuple[Prepared, Tensor]:
         """Prepare the arguments of the public `forward`, and the features of its timesteps. Raises ValueError."""
         if len(context) != len(x) or t.shape[0] != len(x):
             raise ValueError(f"{len(x)} samples need as many contexts and timesteps, got {len(context)}, {t.shape[0]}")
@@ -315,9 +315,10 @@ class WanModel(nn.Module):
             raise ValueError(f"seq_len {seq_len} is shorter than the longest sample, {longest} tokens")
         if t.ndim == 2 and t.shape[1] < longest:
             raise ValueError(f"t has {t.shape[1]} timesteps per sample for {longest} tokens")
-        segments, timesteps = segment_timesteps(t, longest)
         # the plain method: FSDP's would give the weights away that this forward has gathered
-        prepared = replace(type(self).prepare(self, context, sizes, None, y), segments=segments)
+        prepared = type(self).prepare(self, context, sizes, **inputs)
+        segments, timesteps = segment_timesteps(t, longest) if t.ndim == 2 else own_timesteps(t, prepared)
+        prepared = replace(prepared, segments=segments, num_timesteps=len(timesteps))
         return prepared, time_features(timesteps, self.config.freq_dim, self.device)
 
     def trunk(self) -> Sequence[Step]:
@@ -462,14 +463,22 @@ def time_features(t: Tensor, dim: int, device: torch.device) -> Tensor:
     return sinusoidal_embedding_1d(dim, t.cpu() if t.device.type == "mps" else t).float().to(device)
 
 
+def own_timesteps(t: Tensor, prepared: Prepared) -> tuple[Segments, Tensor]:
+    """Give every sample its own timestep of t [B] where segments have row 0, and timestep 0 where they have row 1."""
+    if prepared.num_timesteps == 1:
+        timesteps, last = t, 0
+    else:
+        timesteps, last = torch.cat([t, t.new_zeros(1)]), len(t)
+    own = torch.arange(len(t), device=prepared.rope.device)
+    return tuple(s._replace(rows=own.where(s.rows == 0, last)) for s in prepared.segments), timesteps
+
+
 def segment_timesteps(t: Tensor, length: int) -> tuple[Segments, Tensor]:
-    """Turn timesteps [B] or [B, >= length] into segments of the first `length` tokens and distinct timesteps [S]."""
-    if t.ndim == 1:
-        return (Segment(0, length, torch.arange(len(t), device=t.device)),), t
+    """Turn timesteps [B, >= length] into segments of the first `length` tokens and distinct timesteps [S]."""
     t = t[:, :length]
     changes = (t[:, 1:] != t[:, :-1]).any(dim=0).nonzero()[:, 0] + 1  # tokens at which any sample changes
     if not len(changes):
-        return segment_timesteps(t[:, 0], length)
+        return (Segment(0, length, torch.arange(len(t), device=t.device)),), t[:, 0]
     edges = [0, *changes.tolist(), length]
     values, rows = t[:, edges[:-1]].unique(return_inverse=True)
     return tuple(map(Segment, edges[:-1], edges[1:], rows.unbind(1))), values
