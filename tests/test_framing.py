@@ -11,6 +11,7 @@ from wan.framing import AREA_FITS, FITS, Framing, crop_to_aspect, of_area, of_si
 from wan.geometry import MAX_POSITION, check_size, format_size, token_size
 
 MODELS = {"i2v": ((4, 8, 8), (1, 2, 2)), "ti2v": ((4, 16, 16), (1, 2, 2))}
+MODELS |= dict.fromkeys(("s2v", "s2v_upstream"), MODELS["i2v"])
 SIZED = [fit for fit in FITS if fit != "area"]
 
 
@@ -38,12 +39,12 @@ def finished(image, framing):
 @pytest.mark.parametrize("model_type", AREA_FITS)
 def test_any_image_has_a_legal_size_in_the_area_or_is_refused_in_words(model_type):
     tokens = MODELS[model_type]
-    steps = token_size(*tokens)
+    steps, multiple = token_size(*tokens), AREA_FITS[model_type].tokens
     generator = random.Random(0)
     made = 0
     for image in random_sides(generator, 2000, 100_000):
         area = round(10 ** generator.uniform(1, 11))
-        least, most = steps[0] * steps[1], steps[0] * steps[1] * MAX_POSITION**2
+        least, most = steps[0] * steps[1] * multiple**2, steps[0] * steps[1] * MAX_POSITION**2
         try:
             used = of_area(model_type, area, image, *tokens)
         except ValueError as error:
@@ -53,6 +54,7 @@ def test_any_image_has_a_legal_size_in_the_area_or_is_refused_in_words(model_typ
             continue
         made += 1
         check_size(used, *tokens)
+        assert not any(side % (step * multiple) for side, step in zip(used, steps))
         assert max(side / step for side, step in zip(used, steps)) <= MAX_POSITION
         assert used[0] * used[1] <= area
     assert 400 < made < 1900, "both outcomes are tried"
@@ -62,12 +64,12 @@ def test_any_image_has_a_legal_size_in_the_area_or_is_refused_in_words(model_typ
 @pytest.mark.parametrize("model_type", AREA_FITS)
 def test_any_size_is_saved_as_asked_or_refused_in_words(model_type, fit):
     tokens = MODELS[model_type]
-    steps = token_size(*tokens)
+    steps, multiple = token_size(*tokens), AREA_FITS[model_type].tokens
     generator = random.Random(1)
     made = 0
     for asked, image in zip(random_sides(generator, 1000, 50_000), random_sides(generator, 1000, 50_000)):
         try:
-            framing = of_size(fit, asked, image, *tokens)
+            framing = of_size(fit, asked, image, *tokens, model_type)
         except ValueError as error:
             assert f"size {format_size(asked)} is not possible" in str(error) or "too elongated" in str(error)
             continue
@@ -77,7 +79,8 @@ def test_any_size_is_saved_as_asked_or_refused_in_words(model_type, fit):
         assert framing.asked == asked
         assert framing.saved == (asked[0] + asked[0] % 2, asked[1] + asked[1] % 2)
         for used, saved, step in zip(framing.used, framing.saved, steps):
-            assert used <= saved if fit == "pad" else 0 <= used - saved < step
+            assert used % (step * multiple) == 0
+            assert used <= saved if fit == "pad" else 0 <= used - saved < step * multiple
     assert 100 < made < 900
 
 
@@ -159,6 +162,21 @@ def test_crop_to_aspect(size, like, result):
 def test_the_same_shape_is_not_cropped():
     image = gradient(37, 23)
     np.testing.assert_array_equal(crop_to_aspect(image, (37, 23)), image)
+
+
+def test_speech_to_video_covers_the_frame_and_upstream_letterboxes_it():
+    used = of_area("s2v", 1024 * 704, (832, 1104), *MODELS["s2v"])
+    assert used == of_area("s2v_upstream", 1024 * 704, (832, 1104), *MODELS["s2v"]) == (704, 960)
+    image, framing = Image.new("RGB", (832, 1104), "white"), Framing(used, used, used)
+    pixels = {name: AREA_FITS[name].place(image, framing) for name in ("s2v", "s2v_upstream")}
+    assert (pixels["s2v"] == 1).all()
+    rows = pixels["s2v_upstream"].amax((0, 2))
+    assert pixels["s2v_upstream"].shape == (3, 960, 704)
+    assert rows.tolist() == [-1] * 13 + [1] * 934 + [-1] * 13
+
+
+def test_speech_to_video_does_not_enlarge():
+    assert of_area("s2v", 1024 * 704, (100, 50), *MODELS["s2v"]) == (128, 64)
 
 
 # ---------------------------------------------------------------- the value and its texts

@@ -62,6 +62,7 @@ BEHIND_ONE_FILE = {
     ),
     *("sam2", "tomli", "tqdm"),
 }
+PRETRAINED = {"wan/modules/speech.py"}  # wrappers of encoders, which alone use transformers
 NEVER = {"diffusers", "decord", "librosa", "imageio", "torchvision", "torchaudio", "easydict"}
 STANDARD = set(sys.stdlib_module_names) | {"tomllib"}  # tomllib: from Python 3.11 on
 
@@ -188,6 +189,11 @@ def test_optional_packages_are_imported_inside_functions():
 def test_package_is_behind_one_file(package):
     users = {place.split(":")[0] for place in violations(lambda _, found: outside(found) == package)}
     assert len(users) <= 1, users
+
+
+def test_transformers_is_behind_the_wrappers_of_pretrained_encoders():
+    users = {place.split(":")[0] for place in violations(lambda _, found: outside(found) == "transformers")}
+    assert users == PRETRAINED
 
 
 def test_unmaintained_and_heavy_packages_are_not_used():

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+PACKED_TOKENS = 4  # rows and columns of tokens that speech-to-video packs into one for the oldest frames
+
+
 @dataclass(frozen=True)
 class Framing:
     """Three sizes (width, height): that of the request, of the generated frames and of the saved ones."""
@@ -62,11 +65,16 @@ def closest_aspect(image: Size, area: int, vae_stride: Stride, patch: Stride) ->
     return geometry.best_output_size(*image, *geometry.token_size(vae_stride, patch), area)
 
 
+def scaled_down(image: Size, area: int, vae_stride: Stride, patch: Stride) -> Size:
+    """Size for an image in speech-to-video: sides are whole groups of tokens, and the image is not enlarged."""
+    return geometry.largest_scaled_size(*image, geometry.token_size(vae_stride, _packed(patch, "s2v")), area)
+
+
 def of_area(model_type: str, area: int, image: Size, vae_stride: Stride, patch: Stride) -> Size:
     """Size that a model generates for an image (width, height) in about `area` pixels."""
-    steps = geometry.token_size(vae_stride, patch)
-    geometry.check_area(area, steps)
-    used = AREA_FITS[model_type].used(image, area, vae_stride, patch)
+    steps, row = geometry.token_size(vae_stride, patch), AREA_FITS[model_type]
+    geometry.check_area(area, steps, row.tokens)
+    used = row.used(image, area, vae_stride, patch)
     try:
         geometry.check_extent(used, steps)
     except ValueError:
@@ -74,19 +82,19 @@ def of_area(model_type: str, area: int, image: Size, vae_stride: Stride, patch: 
     return used
 
 
-def of_size(fit: str, asked: Size, image: Size, vae_stride: Stride, patch: Stride) -> Framing:
+def of_size(fit: str, asked: Size, image: Size, vae_stride: Stride, patch: Stride, model_type: str = "") -> Framing:
     """Frame an image for a fit that saves exactly the size that was asked; odd sides grow by one pixel."""
     steps = geometry.token_size(vae_stride, patch)
     geometry.check_extent(asked, steps)
-    used = SIZE_FITS[fit].used(image, asked, steps)
+    used = SIZE_FITS[fit].used(image, asked, geometry.token_size(vae_stride, _packed(patch, model_type)))
     geometry.check_extent(used, steps)
     return Framing(asked, used, _even(asked))
 
 
-def check_together(framing: Framing, vae_stride: Stride, patch: Stride) -> None:
+def check_together(framing: Framing, vae_stride: Stride, patch: Stride, model_type: str = "") -> None:
     """Refuse sizes that no fit gives. `used` must be whole tokens, `saved` must be as used, or as asked but even."""
     steps = geometry.token_size(vae_stride, patch)
-    geometry.check_size(framing.used, vae_stride, patch)
+    geometry.check_size(framing.used, vae_stride, _packed(patch, model_type))
     geometry.check_extent(framing.used, steps)
     if framing.saved != framing.used:
         geometry.check_extent(framing.asked, steps)
@@ -140,6 +148,30 @@ def cover(image: Image, size: Size) -> Image:
     resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     left, top = (resized.width - width) // 2, (resized.height - height) // 2
     return resized.crop((left, top, left + width, top + height))
+
+
+def letterbox(image: Image, size: Size) -> Image:
+    """Scale an image (bilinear) until its short side is that of `size`; cut it, or add black, to the size.
+
+    Upstream does so in speech-to-video.
+    """
+    from PIL import Image, ImageOps
+
+    image = image.resize(short_side_size(image.size, min(size)), Image.Resampling.BILINEAR)
+    image = ImageOps.expand(image, letterbox_borders(image.size, size))
+    left, top = (round((side - wanted) / 2) for side, wanted in zip(image.size, size, strict=True))
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def short_side_size(image: Size, short: int) -> Size:
+    """Size of an image scaled so that its short side has `short` pixels; the other one is rounded down."""
+    return tuple(short if side == min(image) else int(short * side / min(image)) for side in image)
+
+
+def letterbox_borders(image: Size, size: Size) -> tuple[int, int, int, int]:
+    """Borders (left, top, right, bottom) that make an image at least as large as `size`, centred."""
+    wide, high = (max(0, wanted - side) for side, wanted in zip(image, size, strict=True))
+    return wide // 2, high // 2, wide - wide // 2, high - high // 2
 
 
 def resize_first_frame(image: Tensor, height: int, width: int) -> Tensor:
@@ -202,6 +234,12 @@ def _inscribed(image: Size, within: Size, steps: Size) -> Size:
     return tokens[0] * steps[0], tokens[1] * steps[1]
 
 
+def _packed(patch: Stride, model_type: str) -> Stride:
+    """Multiply a patch (frames, rows, columns) so that the sides of frames are multiples of it."""
+    tokens = AREA_FITS[model_type].tokens if model_type in AREA_FITS else 1
+    return patch[0], patch[1] * tokens, patch[2] * tokens
+
+
 def _margins(outer: Size, inner: Size) -> tuple[int, int, int, int]:
     """Margins (left, right, top, bottom) around the centre; an odd pixel is at the right or at the bottom."""
     wide, high = outer[0] - inner[0], outer[1] - inner[1]
@@ -220,18 +258,23 @@ def _pixels(image: Image) -> Tensor:
 class Fit(NamedTuple):
     """Fit of an image to the size that was asked: the rule of the generated size, and the placement of the image.
 
-    With `keeps_shape` the video has the aspect ratio of the image.
+    With `keeps_shape` the video has the aspect ratio of the image. Sides of generated frames are multiples of `tokens`.
     """
 
     used: Callable[..., Size]
     place: Callable[[Image, Framing], Tensor]
     keeps_shape: bool
+    tokens: int = 1
 
 
 # "area", by model type: the aspect ratio of the image in about the area that was asked.
 AREA_FITS = {
     "i2v": Fit(within_area, lambda image, framing: resize_picture(image, *reversed(framing.used)), True),
     "ti2v": Fit(closest_aspect, lambda image, framing: _pixels(cover(image, framing.used)), True),
+    "s2v": Fit(scaled_down, lambda image, size: _pixels(cover(image, size.used)), True, PACKED_TOKENS),
+    "s2v_upstream": Fit(
+        scaled_down, lambda image, framing: _pixels(letterbox(image, framing.used)), True, PACKED_TOKENS
+    ),
 }
 # Exactly the size that was asked: the image fills it and is cut, or is whole between black borders, or is stretched.
 SIZE_FITS = {

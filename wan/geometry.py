@@ -81,10 +81,13 @@ def check_extent(size: Size, steps: Size) -> None:
         )
 
 
-def check_area(area: int, steps: Size) -> None:
-    """Refuse an area in pixels other than that of one to 1024 x 1024 tokens, of `steps` = (width, height) pixels."""
-    least = steps[0] * steps[1]
-    most = least * MAX_POSITION**2
+def check_area(area: int, steps: Size, least_tokens: int = 1) -> None:
+    """Refuse an area in pixels other than that of 1 to 1024 tokens on both axes, of `steps` = (width, height) pixels.
+
+    Sides may be at least `least_tokens`.
+    """
+    least = steps[0] * steps[1] * least_tokens**2
+    most = steps[0] * steps[1] * MAX_POSITION**2
     if not least <= area <= most:
         raise ValueError(
             f"an area of {area} pixels is not possible: it must be {least} to {most}; try {min(max(area, least), most)}"
@@ -140,6 +143,26 @@ def best_output_size(width: int, height: int, step_w: int, step_h: int, expected
     if not candidates:
         raise too_elongated((width, height), expected_area)
     return min(candidates, key=lambda size: max(ratio / (size[0] / size[1]), size[0] / size[1] / ratio))
+
+
+def largest_scaled_size(width: int, height: int, steps: Size, area: int) -> Size:
+    """Scale an image down to at most `area`, with sides rounded up to multiples of `steps`: (width, height).
+
+    The first of 100 scales that fits is taken, as upstream does in speech-to-video. An image is not enlarged. The
+    smallest scale solves a quadratic equation, in which upstream has the factor 2 in place of 4.
+    """
+    _check_image(width, height)
+    pixels, largest, smallest = width * height, 1.0, 0.1
+    if pixels > area:
+        more = steps[0] - 1  # pixels that rounding adds to a side at most
+        largest, rounding, rest = math.sqrt(area / pixels), more * (width + height), more**2 - area
+        smallest = (math.sqrt(rounding**2 - 2 * pixels * rest) - rounding) / (2 * pixels)
+    for number in range(100):
+        scale = largest - (largest - smallest) * number / 100
+        size = tuple(-(-int(side * scale) // step) * step for side, step in zip((width, height), steps, strict=True))
+        if all(size) and size[0] * size[1] <= area:
+            return size
+    raise too_elongated((width, height), area)
 
 
 def first_frame_mask(shape: LatentShape, zero: bool = True) -> Tensor:

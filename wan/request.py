@@ -227,7 +227,7 @@ class Request:
                     known[name] = kind.from_dict(known[name])
             request = cls(**known | {"framing": Framing(*parsed)})
             request.check_task(config)
-            framing.check_together(request.framing, config.vae_stride, config.patch_size)
+            framing.check_together(request.framing, config.vae_stride, config.patch_size, config.model_type)
             return request
 
     def to_json(self, **extra: Any) -> str:
@@ -303,7 +303,7 @@ def _framing(config: TaskConfig, fit: str, size: Size | None, max_area: int | No
     if image is None:
         return framing.plain(asked, *tokens)
     if fit != "area":
-        return framing.of_size(fit, asked, image.size, *tokens)
+        return framing.of_size(fit, asked, image.size, *tokens, config.model_type)
     area = asked[0] * asked[1] if max_area is None else whole("max_area", max_area)
     used = framing.of_area(config.model_type, area, image.size, *tokens)
     return Framing(asked if max_area is None else used, used, used)

@@ -1,11 +1,13 @@
 """One test per golden file: the recorded numbers of the reference implementation decide.
 
 The files in tests/data/golden always run. WAN_GOLDEN_DIR adds every *.safetensors below the folders it names, separated
-by ':'. A file that no runner knows fails, unless PENDING names the task that is still to come.
+by ':', and every *.json whose name begins with that of a table. A *.safetensors that no runner knows fails, unless
+PENDING names the task that is still to come.
 """
 
 import fnmatch
 import importlib
+import json
 import os
 import pkgutil
 from pathlib import Path
@@ -18,19 +20,18 @@ from tests.parity import read_case
 
 # kind -> function(case, tensors), from every module here that is not itself a test
 RUNNERS = {}
+TABLES = {}  # name -> function(rows)
 for module in pkgutil.iter_modules(parity.__path__, "tests.parity."):
     if ".test_" not in module.name:
-        RUNNERS.update(importlib.import_module(module.name).RUNNERS)
+        found = importlib.import_module(module.name)
+        RUNNERS.update(found.RUNNERS)
+        TABLES.update(getattr(found, "TABLES", {}))
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "golden"
 
 # Recordings of tasks that do not exist yet: reason -> kinds. Delete a row with the issue that builds its task.
 PENDING = {
-    "speech to video is not implemented yet": (
-        "audio_buckets",
-        "pipeline_trace",
-        "wav2vec2_features",
-    ),
+    "speech to video is not implemented yet": ("pipeline_trace",),
     "character animation is not implemented yet": (
         "clip_preprocess",
         "clip_schedule",
@@ -74,6 +75,12 @@ def kind_of(name: str, case: dict | None) -> str | None:
     return kind
 
 
+def table_of(path: Path) -> str | None:
+    """Name the table in a JSON file; None for other files."""
+    names = (name for name in TABLES if path.suffix == ".json" and path.stem.startswith(name))
+    return next(names, None)
+
+
 def golden_folders(setting: str) -> list[Path]:
     """List the embedded folder, then those of WAN_GOLDEN_DIR; each must hold recordings."""
     folders = [EMBEDDED, *(Path(part).resolve() for part in setting.split(":") if part)]
@@ -88,15 +95,20 @@ def golden_folders(setting: str) -> list[Path]:
 def golden_files() -> list:
     files = []
     for folder in golden_folders(os.environ.get("WAN_GOLDEN_DIR", "")):
-        for path in sorted(folder.rglob("*.safetensors")):
+        tables = [path for path in folder.rglob("*.json") if table_of(path)]
+        for path in sorted([*folder.rglob("*.safetensors"), *tables]):
             name = f"{folder.parent.name}/{folder.name}/{path.relative_to(folder).with_suffix('').as_posix()}"
-            slow = (read_case(path) or {}).get("kind") == "procedural_real_size"
+            slow = not table_of(path) and (read_case(path) or {}).get("kind") == "procedural_real_size"
             files.append(pytest.param(path, id=name, marks=pytest.mark.slow if slow else ()))
     return files
 
 
 @pytest.mark.parametrize("path", golden_files())
 def test_golden(path):
+    if table := table_of(path):
+        rows = json.loads(path.read_text())["rows"]
+        assert rows
+        return TABLES[table](rows)
     case = read_case(path)
     kind = kind_of(path.stem, case)
     if kind in REASONS:
@@ -109,6 +121,7 @@ def test_golden(path):
 def test_embedded_files_are_all_checked():
     kinds = {kind_of(path.stem, read_case(path)) for path in EMBEDDED.rglob("*.safetensors")}
     assert kinds <= set(RUNNERS), "a file of the repository is skipped or unknown"
+    assert all(map(table_of, EMBEDDED.rglob("*.json"))), "a table of the repository is unknown"
 
 
 def test_no_kind_is_both_pending_and_implemented():

@@ -22,7 +22,7 @@ COMFYUI_PREFIX = "model.diffusion_model."
 class Layout:
     """Layout of a file: each of `marks` matches some name in it, and `rules` rename to the released names.
 
-    `duplicates` are names whose tensors repeat others and may be missing.
+    `duplicates` are names whose tensors repeat others, or are not needed, and may be missing.
     """
 
     title: str
@@ -90,6 +90,16 @@ LAYOUTS = (
         ),
         # the tied embedding, and the tokenizer that ComfyUI's files carry as bytes
         duplicates=frozenset({"encoder.embed_tokens.weight", "spiece_model"}),
+    ),
+    Layout(
+        "the Transformers layout of a wav2vec2 speech encoder",
+        (r"^wav2vec2\.encoder\.pos_conv_embed\.",),
+        (
+            (r"\.pos_conv_embed\.conv\.weight_g$", ".pos_conv_embed.conv.parametrizations.weight.original0"),
+            (r"\.pos_conv_embed\.conv\.weight_v$", ".pos_conv_embed.conv.parametrizations.weight.original1"),
+        ),
+        # for training, and for writing down what is said
+        duplicates=frozenset({"wav2vec2.masked_spec_embed", "lm_head.weight", "lm_head.bias"}),
     ),
     Layout(
         "the Diffusers layout of VAE 2.1",
@@ -222,6 +232,7 @@ CONTENTS: list[Content] = [
     Content("a Wan transformer of another kind", _has(r"^head\.modulation$", r"^patch_embedding\.weight$")),
     Content("the umT5 text encoder", _has(r"^token_embedding\.weight$", r"^blocks\.0\.pos_embedding\.")),
     Content("a T5 with its decoder, of which only the encoder is needed", _has(r"^decoder\.block\.0\.")),
+    Content("the wav2vec2 speech encoder", _has(r"^wav2vec2\.encoder\.pos_conv_embed\.")),
     Content("the open-CLIP image encoder", _has(r"^visual\.transformer\.")),
 ]
 PREFIX_MARKS = ("patch_embedding.weight", "token_embedding.weight", "encoder.conv1.weight", "shared.weight")
