@@ -25,7 +25,7 @@ def test_help_is_complete_and_fits_every_terminal(capsys):
     assert cli.main(["--help"]) == cli.DONE
     text = capsys.readouterr().out
     assert text.isascii() and all(option in text for action in ACTIONS for option in action.option_strings)
-    for group in ("prompt extension", "speech-to-video", "animate"):
+    for group in ("speech-to-video", "animate"):
         assert f"{group} (comes later):" in text
     assert "animate-14B and s2v-14B come later" in " ".join(text.split())
 

@@ -129,7 +129,6 @@ def files():
         (["--image", "cat.jpg"], "there is no image cat.jpg"),
         (["--fit", "crop"], "--fit is not used by t2v-A14B, only by i2v-A14B"),
         (["--audio", "talk.wav"], "--audio is not used by t2v-A14B, only by s2v-14B; leave it out"),
-        (["--use_prompt_extend"], "--use_prompt_extend is not available yet; leave it out"),
         (["--ulysses_size", "8"], "--ulysses_size needs several processes, and this is one; start with torchrun"),
         (["--dit_fsdp", "--cfg_parallel"], "--cfg_parallel and --dit_fsdp need several processes"),
         (["--num_videos", "0"], "--num_videos must be at least 1, got 0"),

@@ -62,11 +62,9 @@ def is_later(status: str) -> bool:
     """Tell whether the page says that something comes later; then it must not exist."""
     if not status.startswith("later: "):
         return False
-    if (task := status.removeprefix("later: ")) != "prompt extension":
-        assert task in WAN_CONFIGS and task not in IMPLEMENTED_TASKS, f"{task} exists: move its rows"
-        assert "not available yet" in refusal("--task", task, "--image", "a.png")
-    else:
-        assert "not available yet" in refusal("--use_prompt_extend"), "prompt extension exists: move its rows"
+    task = status.removeprefix("later: ")
+    assert task in WAN_CONFIGS and task not in IMPLEMENTED_TASKS, f"{task} exists: move its rows"
+    assert "not available yet" in refusal("--task", task, "--image", "a.png")
     return True
 
 

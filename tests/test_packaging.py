@@ -101,7 +101,15 @@ def test_core_install_needs_only_the_core(wheel):
 def test_the_dev_extra_brings_the_tools_that_the_original_names(wheel):
     requires = metadata(wheel).get_all("Requires-Dist")
     dev = {distribution(line) for line in requires if 'extra == "dev"' in line}
-    assert {"pytest", "black", "flake8", "isort", "mypy", "huggingface-hub", "ruff"} <= dev
+    assert {"wan", "pytest", "black", "flake8", "isort", "mypy", "huggingface-hub", "ruff"} <= dev
+
+
+def test_the_prompt_extra_brings_what_prompt_extension_needs(wheel):
+    requires = metadata(wheel).get_all("Requires-Dist")
+    prompt = {distribution(line) for line in requires if 'extra == "prompt"' in line}
+    assert prompt == {"dashscope", "openai", "tenacity", "transformers"}
+    pinned = (ROOT / "requirements-dev.txt").read_text()
+    assert all(f"\n{name}==" in pinned for name in prompt), "else make test skips the tests"
 
 
 def test_requirements_pin_every_core_package_for_every_python():

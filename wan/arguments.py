@@ -39,7 +39,7 @@ class Flag:
     `Parallel.from_flags`; elsewhere `field` is the field of the request that it fills, or None for a flag of the
     program itself. `tasks` are the tasks that know the flag, all if there are none; they have a group of their own in
     the help. For other tasks an input is refused, because the video would not be the one asked for, and a setting is
-    ignored with a warning. `instead` is the advice for a flag that is not available yet.
+    ignored with a warning.
     """
 
     group: str
@@ -50,7 +50,6 @@ class Flag:
     tasks: tuple[str, ...] = ()
     is_input: bool = False
     default: Any = None
-    instead: str = ""
 
 
 def choice(names: Iterable[str]) -> Kind:
@@ -85,7 +84,7 @@ TEXT, FILE, FOLDER, WHOLE, NUMBER = (
 SWITCH, YES_OR_NO = Kind(None, None), Kind(str2bool, "BOOL")
 MAKE, OUTPUT, RUN, SEVERAL = "what to make", "output", "how to run", "several GPUs"
 LATER = " (comes later)"
-EXTENSION = f"prompt extension{LATER}"
+EXTENSION = "prompt extension"
 IMAGES, SPEECH, ANIMATE = ("i2v-A14B", "ti2v-5B", "s2v-14B"), ("s2v-14B",), ("animate-14B",)
 # Titles of the groups of tasks in the help, by the first task that knows a flag.
 TITLES = {"i2v-A14B": "image-to-video (i2v-A14B, ti2v-5B)", "s2v-14B": "speech-to-video", "animate-14B": "animate"}
@@ -158,13 +157,20 @@ FLAGS = [
     Flag(SEVERAL, "t5_fsdp", SWITCH, "spread the text encoder's parameters over the processes; default: the first has "
          "all"),
 
-    Flag(EXTENSION, "use_prompt_extend", SWITCH, "let a language model write the prompt out; default: off",
-         instead="write a detailed prompt yourself"),
-    Flag(EXTENSION, "prompt_extend_method", choice(("dashscope", "local_qwen")), "a service, or a model on this "
-         "machine; default: local_qwen", default="local_qwen"),
-    Flag(EXTENSION, "prompt_extend_model", Kind(text, "NAME"), "which model; default: the method's"),
+    Flag(EXTENSION, "use_prompt_extend", SWITCH, "let a language model write the prompt out, with an image one that "
+         "sees it; default: off"),
+    Flag(EXTENSION, "prompt_extend_method", choice(("dashscope", "local_qwen", "openai")), "dashscope: a service, with "
+         "the key in DASH_API_KEY; local_qwen: a model on this machine; openai: any server with that API; default: "
+         "local_qwen", default="local_qwen"),
+    Flag(EXTENSION, "prompt_extend_model", Kind(text, "NAME"), "which model; of local_qwen an alias, a folder, or a "
+         "name of the Hugging Face hub; default: qwen-plus, Qwen2.5_14B, with an image qwen-vl-max, QwenVL2.5_7B; the "
+         "first that the server lists"),
     Flag(EXTENSION, "prompt_extend_target_lang", choice(("zh", "en")), "language of the written-out prompt; default: "
          "zh", default="zh"),
+    Flag(EXTENSION, "prompt_extend_url", Kind(text, "URL"), "the server of method openai, with a key in OPENAI_API_KEY "
+         "where it wants one; default: none, as http://localhost:8000/v1"),
+    Flag(EXTENSION, "prompt_extend_timeout", WHOLE, "seconds that a service has, all tries together; default: 120",
+         default=120),
 
     Flag(MAKE, "audio", FILE, "what is spoken or sung; default: none", None, SPEECH, True),
     Flag(MAKE, "pose_video", FILE, "a video whose poses are followed; default: none", None, SPEECH, True),

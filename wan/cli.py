@@ -25,10 +25,11 @@ from wan.distributed.util import (
     stop as part_from_processes,
 )
 from wan.distributed.watch import is_lost_contact
+from wan.extension import extended
 from wan.interrupts import INTERRUPTED, as_interrupt
 from wan.jobs import PIPELINES, Job, Outcome, describe, make
 from wan.parallel import launched_rank, launched_size, local_rank
-from wan.planning import plan
+from wan.planning import plan, warn_about_texts
 from wan.program import OneLine, print_error
 from wan.runtime import own_device
 
@@ -68,7 +69,7 @@ def _main(arguments: list[str] | argparse.Namespace | None) -> int:
     try:
         if launched_size() > 1:
             join_processes(own_device(args.device, local_rank()))
-        job = agreed(plan(args))
+        job = agreed(with_written_out_prompt(plan(args)))
     except (ValueError, OSError) as error:
         if is_first_failure(error):
             print_error(f"error: {error}")
@@ -83,12 +84,21 @@ def _main(arguments: list[str] | argparse.Namespace | None) -> int:
     return code
 
 
+def with_written_out_prompt(job: Job) -> Job:
+    """Extend the prompt in rank 0, if that was asked for; the others get it in `agreed`."""
+    if job.extension is None:
+        return job
+    if get_rank() == 0:
+        job = replace(job, request=extended(job.request, job.extension))
+        warn_about_texts(job)
+    return replace(job, extension=None)
+
+
 def agreed(job: Job) -> Job:
-    """Take the job as rank 0 planned it: a seed may be drawn, a name contains the time."""
-    mine = json.dumps({"seed": job.request.seed, "prompt": job.request.prompt, "video": str(job.video)})
-    values = json.loads(broadcast_text(mine, job.runtime.device))
-    request = replace(job.request, seed=values["seed"], prompt=values["prompt"])
-    return replace(job, request=request, video=Path(values["video"]))
+    """Take the job as rank 0 planned it: a seed may be drawn, a prompt written out, a name contains the time."""
+    mine = {name: getattr(job.request, name) for name in ("seed", "prompt", "original_prompt")}
+    values = json.loads(broadcast_text(json.dumps([mine, str(job.video)]), job.runtime.device))
+    return replace(job, request=replace(job.request, **values[0]), video=Path(values[1]))
 
 
 def run(job: Job) -> int:

@@ -19,6 +19,7 @@ from wan.checking import expert_config
 from wan.clips import ClipSampled, Event, FramesDecoded, SampledClip
 from wan.configs import TaskConfig
 from wan.distributed.util import get_rank
+from wan.extension import Extension
 from wan.files import check_writable, shown
 from wan.forecast import expected_bytes
 from wan.geometry import LatentShape, format_size
@@ -61,6 +62,7 @@ class Job:
     ckpt_dir: str | None = None  # as it was given
     fingerprint: str = ""  # of the checkpoint's weights
     stays: bool = False  # the latent, when it is decoded with weights that did not sample it
+    extension: Extension | None = None  # of the prompt, until it is done
 
     def variant(self, number: int) -> "Job":
         """Make the job of one video, 0 <= number < num_videos."""
@@ -258,7 +260,9 @@ def describe(job: Job) -> None:
         log.info("size: %s (fit %s)", request.framing, request.fit)
     for name, given in request.inputs.items():
         log.info("%s: %s, %s", name.replace("_", " "), shown(given.path), given)
-    log.info("prompt: %s", shown(request.prompt, 1000) or "(empty)")
+    log.info("prompt: %s", shown(request.prompt, 4000) or "(empty)")
+    if request.original_prompt is not None:
+        log.info("written out by a language model from: %s", shown(request.original_prompt, 1000) or "(empty)")
     log.info("reading the weights in %s; the first step waits for them", job.checkpoint)
 
 

@@ -20,6 +20,7 @@ from wan.checkpoint.layout import part
 from wan.checkpoint.loading import READABLE
 from wan.checkpoint.recognise import described_fields
 from wan.configs import TaskConfig, get_config, nano_checkpoint
+from wan.extension import plan_extension
 from wan.files import check_writable, shown, stored_name, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
 from wan.jobs import Job
@@ -72,12 +73,15 @@ def _plan(args: argparse.Namespace) -> Job:
         ckpt_dir=args.ckpt_dir,
         fingerprint=weights,
         stays=is_other and latent is not None,
+        extension=plan_extension(args, request, runtime.device),
     )
     if latent is not None:
         _check_kept(job)
         if job.samples:
             job = replace(job, request=again.with_inputs(request, latent.parent))
     if job.samples:
+        if job.extension is None:
+            warn_about_texts(job)
         _warn_about_sampling(args, job, again)
     for remark in without_effect(args, job.request, runtime, job.samples):
         log.warning("%s", remark)
@@ -170,12 +174,10 @@ def _parallel(args: argparse.Namespace) -> Parallel:
 
 
 def _check_flags(args: argparse.Namespace, task: str) -> None:
-    """Refuse flags that come later and inputs of other tasks; warn about settings of other tasks."""
+    """Refuse inputs of other tasks; warn about settings of other tasks."""
     for flag in FLAGS:
         if getattr(args, flag.name) in (None, False):
             continue
-        if flag.instead:
-            raise ValueError(f"--{flag.name} is not available yet; leave it out and {flag.instead}")
         if flag.tasks and task not in flag.tasks:
             others = ", ".join(flag.tasks)
             if flag.is_input:
@@ -221,6 +223,10 @@ def _request(args: argparse.Namespace, config: TaskConfig, stored: Stored | None
     if args.resume:  # the frames are sampled already, even if images have changed; only fps can be given
         return replace(stored.request, **given)
     if stored is not None:
+        if "prompt" in given and stored.request.original_prompt is not None and not args.use_prompt_extend:
+            log.info(
+                "the prompt of the video was written out by a language model; --use_prompt_extend does so with this"
+            )
         given = stored.given(given, Path(args.from_video).parent) | given
     if "size" in given and given.get("fit", "area") == "area":
         check_supported_size(config, given["size"])
@@ -257,10 +263,14 @@ def _video_path(args: argparse.Namespace, request: Request, latent: Path | None,
     )
 
 
-def _warn_about_sampling(args: argparse.Namespace, job: Job, again: Stored | None) -> None:
+def warn_about_texts(job: Job) -> None:
+    """Warn about a prompt that the models of a job do not read as a whole, or do not know."""
     _warn_about_long_prompts(job.request, job.config, job.checkpoint)
     for remark in remarks(job.config, job.request) if job.config.family == "nano" else ():
         log.warning("%s", remark)
+
+
+def _warn_about_sampling(args: argparse.Namespace, job: Job, again: Stored | None) -> None:
     if again:
         _warn_about_other_noise(job.request, job.runtime, again.beside)
         _warn_about_other_inputs(job.request, again.request)

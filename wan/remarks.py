@@ -30,8 +30,23 @@ def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime,
         yield f"--vae_tile {runtime.vae_tile} has no effect: whole frames are no larger"
     if args.output_dir and args.save_file and Path(args.save_file).is_absolute():
         yield "--output_dir has no effect: --save_file is a whole path"
-    if idle := sorted(flag for flag in given if flag.startswith("prompt_extend_")):
-        yield f"--{', --'.join(idle)} has no effect without --use_prompt_extend, which comes later"
+    yield from _extension(args, given, request)
+
+
+def _extension(args: argparse.Namespace, given: set[str], request: Request) -> Iterator[str]:
+    idle = sorted(flag for flag in given if flag.startswith("prompt_extend_"))
+    if not args.use_prompt_extend:
+        if idle:
+            yield f"--{', --'.join(idle)} has no effect without --use_prompt_extend"
+    elif args.resume:
+        yield "--use_prompt_extend has no effect: with --resume the prompt is the one that was sampled"
+    elif request.original_prompt is not None:
+        yield "--use_prompt_extend has no effect: the stored prompt is written out already; give --prompt for another"
+    else:
+        if "prompt_extend_url" in given and args.prompt_extend_method != "openai":
+            yield "--prompt_extend_url has no effect without --prompt_extend_method openai"
+        if "prompt_extend_timeout" in given and args.prompt_extend_method == "local_qwen":
+            yield "--prompt_extend_timeout has no effect: a model on this machine has all the time that it needs"
 
 
 def _sampling(given: set[str], request: Request) -> Iterator[str]:

@@ -31,6 +31,7 @@ MAX_SHIFT, MAX_GUIDANCE = 1000, 3e38  # float32 ends above the latter
 class Request:
     """Request for one video. `framing` holds its sizes in pixels.
 
+    `original_prompt` is the user's, where a language model wrote `prompt` out; None elsewhere.
     `boundary` is the share of the timesteps from which the high-noise expert works, None for tasks with one model.
     `image` is the first frame and `last_image` the last; `fit` brings an image to the size that was asked.
     `noise_device` "default" draws the noise where the model runs; "cpu" makes it equal on every machine.
@@ -50,6 +51,7 @@ class Request:
     fps: int
     boundary: float | None = None
     noise_device: str = "default"
+    original_prompt: str | None = None
     image: Picture | None = None
     last_image: Picture | None = None
     fit: str = "area"

@@ -29,6 +29,8 @@ class Stored(NamedTuple):
         values = self.request.given()
         if changes.get("fit") == "area" != values.get("fit", "area"):
             del values["size"]  # it was made for another fit, and is hardly a size of the task
+        if "prompt" in changes:
+            del values["original_prompt"]
         values = {name: value for name, value in values.items() if name not in changes}
         return values | {n: _find(value, n, folder) for n, value in values.items() if isinstance(value, Input)}
 
