@@ -18,9 +18,10 @@ from torch.nn.functional import pad
 from wan.checkpoint.loading import MAX_CONFIG_BYTES, check_fits, load_module
 from wan.checkpoint.source import open_source
 from wan.files import atomic_file, read_json, shown
+from wan.inputs import SPEECH_RATE
 from wan.values import dictionary, quoted
 
-SAMPLE_RATE, STATE_RATE, FEATURE_RATE, FRAME_RATE = 16_000, 50, 30, 16  # Hz
+SAMPLE_RATE, STATE_RATE, FEATURE_RATE, FRAME_RATE = SPEECH_RATE, 50, 30, 16  # Hz
 KERNELS, STRIDES = [10, 3, 3, 3, 3, 2, 2], [5, 2, 2, 2, 2, 2, 2]  # of the convolutions in front of the encoder
 STRIDE = 320  # samples between states
 REACH = 400  # samples that one state is made from
