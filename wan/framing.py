@@ -144,10 +144,15 @@ def cover(image: Image, size: Size) -> Image:
     from PIL import Image
 
     width, height = size
-    scale = max(width / image.width, height / image.height)
-    resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    resized = image.resize(covering_size(image.size, size), Image.Resampling.LANCZOS)
     left, top = (resized.width - width) // 2, (resized.height - height) // 2
     return resized.crop((left, top, left + width, top + height))
+
+
+def covering_size(image: Size, size: Size) -> Size:
+    """Size in whole pixels of an image scaled until it covers `size`."""
+    scale = max(wanted / side for wanted, side in zip(size, image, strict=True))
+    return round(image[0] * scale), round(image[1] * scale)
 
 
 def letterbox(image: Image, size: Size) -> Image:

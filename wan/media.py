@@ -190,6 +190,13 @@ def upright_frames(path: str | Path) -> Iterator[tuple[Fraction, np.ndarray]]:
             yield last, np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
 
 
+def frame_rate(path: str | Path) -> float:
+    """Frames per second of a video, on average. Raises FileNotFoundError, and ValueError without video."""
+    with _open(path) as container:
+        stream = _first(container.streams.video, path, "video")
+        return float(stream.average_rate or stream.guessed_rate or 25)
+
+
 def add_audio(video: str | Path, audio: str | Path, start: float = 0, length: float | None = None) -> None:
     """Give an mp4 the first sound of another file, in place of its own; it ends with the shorter of the two.
 

@@ -1,5 +1,8 @@
 """Runners for the golden cases of speech: features of the encoder, and their places in the frames of a video."""
 
+from fractions import Fraction
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from wan import framing, geometry
 from wan.checkpoint.formats import released_names
 from wan.modules import speech
 from wan.modules.speech import SpeechEncoder, SpeechFeatures, feature_index, num_features
+from wan.pose import GuidingFrames
 
 Tensors = dict[str, Tensor]
 
@@ -76,16 +80,31 @@ def size_table(rows: list[dict]) -> None:
         assert resized == tuple(reversed(row["resized"]))
         left, top, right, bottom = framing.letterbox_borders(resized, size)
         assert [top, left, bottom, right] == row["pad"]
-        places = np.indices(resized[::-1])[..., None] + 1  # a picture of rows, and one of columns; borders are 0
-        pixels = [np.concatenate([axis % 256, axis // 256, axis // 256], -1).astype(np.uint8) for axis in places]
-        shown = [np.asarray(framing.letterbox(Image.fromarray(image), size)).astype(int) for image in pixels]
-        origin = [int(image[top, left] @ [1, 256, 0]) - 1 for image in shown]
-        assert origin == row["crop_origin"]
-        assert shown[0].shape == (*row["output_hw"], 3) and not shown[0][:top].any() and not shown[0][:, :left].any()
+        row_of, column_of = np.indices(resized[::-1])
+        blocks = row_of // 256 * 16 + column_of // 256 + 1  # borders have 0
+        image = Image.fromarray(np.stack([row_of % 256, column_of % 256, blocks], -1).astype(np.uint8))
+        shown = np.asarray(framing.letterbox(image, size)).astype(int)
+        low_row, low_column, block = shown[top, left]
+        assert [low_row + (block - 1) // 16 * 256, low_column + (block - 1) % 16 * 256] == row["crop_origin"]
+        assert shown.shape == (*row["output_hw"], 3) and not shown[:top].any() and not shown[:, :left].any()
+
+
+def pose_index_table(rows: list[dict]) -> None:
+    for row in rows:
+        frames = [(Fraction(n), np.full((4, 4, 3), n)) for n in range(row["video_frames"])]
+        with (
+            mock.patch("wan.media.upright_frames", lambda _, frames=frames: iter(frames)),
+            mock.patch("wan.media.frame_rate", lambda _, fps=row["video_fps"]: fps),
+        ):
+            film = GuidingFrames("recorded.mp4", (4, 4), row["target_fps"], as_upstream=True)
+            found = [film._at(Fraction(n, row["target_fps"])) for n in range(row["n_frames"])]
+        chosen = [int(pixels[0, 0, 0]) for pixels in found if pixels is not None]
+        assert chosen == row["first_n"]
+        assert all(pixels is None for pixels in found[len(chosen) :])
 
 
 RUNNERS = {
     "audio_buckets": audio_buckets,
     "wav2vec2_features": wav2vec2_features,
 }
-TABLES = {"clip_table": clip_table, "size_table": size_table}
+TABLES = {"clip_table": clip_table, "size_table": size_table, "pose_index_table": pose_index_table}
