@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from wan.configs.wan_s2v_14B import s2v_14B
 from wan.media import write_video
 from wan.modules.model import WanModel
 from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
 from wan.nano.random import write_random_checkpoint
 from wan.parser import exit_code
-from wan.training.__main__ import encode_videos, load_clip, main, read_captions, warn_about_range
+from wan.training.__main__ import build_caches, encode_videos, load_clip, main, read_captions, warn_about_range
 from wan.training.config import DataConfig, FlowConfig, LoopConfig, TrainConfig
 from wan.training.objective import StoredText
 
@@ -72,6 +73,12 @@ def test_a_folder_of_videos_becomes_a_trained_expert(tmp_path, task, expert, sha
     assert (tmp_path / "out" / "previews" / "0000002-0.png").exists()
     rows = [json.loads(row) for row in (tmp_path / "out" / "state" / "log.jsonl").read_text().splitlines()]
     assert set(rows[-1]["bins"]) <= {"800", "900"}
+
+
+def test_a_cache_that_needs_more_than_videos_is_not_made(tmp_path):
+    data = DataConfig(tmp_path / "clips", tmp_path / "cache", (64, 32))
+    with pytest.raises(ValueError, match="videos are not enough for one of s2v-14B: write it by"):
+        build_caches(TrainConfig(tmp_path, tmp_path, data, LoopConfig(steps=1), task="s2v-14B"), s2v_14B)
 
 
 def test_a_cache_of_another_task_is_refused(tmp_path):

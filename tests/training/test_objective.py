@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -189,3 +190,55 @@ def test_cache_groups_by_shape_and_draws_repeatably(tmp_path):
     assert len(seen) == 12
     with pytest.raises(ValueError, match="at least one caption"):
         CacheWriter(tmp_path / "other").add(torch.zeros(1), [])
+
+
+def test_cache_keeps_named_inputs_of_other_shapes(tmp_path):
+    writer = CacheWriter(tmp_path)
+    for value in range(6):
+        inputs = {"audio_input": torch.full((2, 3, 8), float(value))}
+        if value % 2:
+            inputs["motion_latents"] = torch.arange(4 * 19 * 4.0).view(4, 19, 2, 2) + value
+        writer.add(torch.full((4, 2, 2, 2), float(value)), [""], inputs=inputs)
+    writer.close()
+    cache = LatentCache(tmp_path, evenness=1.0)
+    seen = [cache.draw(5, 0, index) for index in range(12)]
+    assert {tuple(sorted(batch.inputs)) for batch in seen} == {("audio_input",), ("audio_input", "motion_latents")}
+    for batch in seen:
+        values = batch.latents[:, 0, 0, 0, 0]
+        assert torch.equal(batch.inputs["audio_input"], values.view(-1, 1, 1, 1).expand(-1, 2, 3, 8))
+        if "motion_latents" in batch.inputs:
+            wanted = torch.arange(4 * 19 * 4.0).view(1, 4, 19, 2, 2) + values.view(-1, 1, 1, 1, 1)
+            assert torch.equal(batch.inputs["motion_latents"], wanted)
+
+
+@pytest.mark.parametrize("name", ["audio_input", "../x"])
+def test_a_cache_whose_inputs_do_not_fit_its_files_is_refused(tmp_path, name):
+    writer = CacheWriter(tmp_path)
+    writer.add(torch.zeros(4, 2, 2, 2), [""], inputs={"audio_input": torch.zeros(2, 3)})
+    writer.close()
+    index = json.loads((tmp_path / "index.json").read_text())
+    for bucket in index.values():
+        bucket["inputs"] = {name: [2, 3 if name.startswith(".") else 4]}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="does not describe the files"):
+        LatentCache(tmp_path)
+
+
+def test_named_inputs_reach_the_model_and_are_dropped_with_the_text():
+    dit, calls = WanModel(DIT), []
+
+    def forward(x, t, context, **inputs):
+        calls.append((context, inputs))
+        return [torch.zeros_like(v) for v in x]
+
+    dit.forward = forward
+    inputs = {"audio_input": torch.ones(200, 2, 3), "motion_latents": torch.ones(200, 4, 19, 2, 2)}
+    batch = FlowBatch(torch.zeros(200, 4, 1, 2, 2), ["red"] * 200, inputs=inputs)
+    context = lambda captions: [torch.full((1, 8), float(c == "red")) for c in captions]  # noqa: E731
+    config = FlowConfig(text_dropout=0.5, dropped_inputs=("audio_input",))
+    flow_objective(dit, context, config)(batch, torch.Generator().manual_seed(0))
+    texts, given = calls[0]
+    shown = torch.stack(texts)[:, 0, 0]
+    assert 60 < shown.sum() < 140
+    assert torch.equal(given["audio_input"], shown.view(-1, 1, 1).expand(-1, 2, 3))
+    assert torch.equal(given["motion_latents"], inputs["motion_latents"])

@@ -29,6 +29,7 @@ from wan.training.preview import previewer
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 TEXT_FILE = "text.safetensors"
+ENCODED = ("t2v", "i2v", "ti2v")  # types of models that need no more than a video with captions
 
 log = logging.getLogger("wan.training")
 
@@ -115,6 +116,11 @@ def build_caches(config: TrainConfig, settings: TaskConfig) -> None:
     """Encode the latents of every video, and the text states of every caption and preview prompt."""
     folder = config.data.cache
     if not LatentCache.exists(folder):
+        if settings.model_type not in ENCODED:
+            raise ValueError(
+                f"{folder} holds no latent cache, and videos are not enough for one of {config.task}: write it by "
+                "wan.training.data.CacheWriter, with what the model needs as named inputs"
+            )
         find_clips(config.data)  # before weights load
         encode_videos(config.data, load_vae(config, settings), folder, with_first_frame=settings.model_type == "i2v")
     text_file = folder / TEXT_FILE

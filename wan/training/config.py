@@ -61,6 +61,7 @@ class FlowConfig:
     t_min: float = 0.0
     t_max: float = 1000.0
     text_dropout: float = 0.1
+    dropped_inputs: tuple[str, ...] = ()  # named inputs that are zeros where the text is dropped: S2V's audio_input
     first_frame_share: float = 0.0  # of samples whose first latent frame is clean, at timestep 0: TI2V's image mode
     channels: int | None = None  # only so many first latent channels are trained; the others have no loss
     loss_bins: int = 10

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ MAX_INDEX_BYTES = 1_000_000_000  # of captions
 class CacheWriter:
     """Writer of samples to a folder: one raw float16 file per shape, and an index that `close` writes.
 
-    A row of a file is a latent, followed by its conditions along the channels.
+    A row of a file is a latent, followed by its conditions along the channels, and by named inputs of other shapes.
     """
 
     def __init__(self, folder: Path):
@@ -31,19 +31,30 @@ class CacheWriter:
             stale.unlink(missing_ok=True)
         self._buckets: dict[str, dict] = {}
 
-    def add(self, latent: Tensor, captions: Sequence[str], conditions: Sequence[Tensor] = ()) -> None:
+    def add(
+        self,
+        latent: Tensor,
+        captions: Sequence[str],
+        conditions: Sequence[Tensor] = (),
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Add a latent [C, T, H, W] with its captions and conditions [C', T, H, W] (I2V's y).
 
-        One caption and, if there are conditions, one of them is drawn each time the sample is used.
+        One caption and, if there are conditions, one of them is drawn each time the sample is used. `inputs` are other
+        arguments of the model for this sample, of any shape; the samples of a batch have the same names and shapes.
         """
         if not captions:
             raise ValueError("a sample needs at least one caption (an empty one trains without text)")
-        row = torch.cat([latent, *conditions]).detach().cpu().to(torch.float16).contiguous()
-        split = [len(part) for part in (latent, *conditions)]
-        name = f"latents-{'+'.join(map(str, split))}x{'x'.join(map(str, latent.shape[1:]))}.bin"
-        bucket = self._buckets.setdefault(name, {"shape": list(row.shape), "split": split, "captions": []})
+        inputs = dict(sorted((inputs or {}).items()))
+        row = torch.cat([latent, *conditions])
+        split, shapes = [len(part) for part in (latent, *conditions)], {n: list(x.shape) for n, x in inputs.items()}
+        name = f"latents-{'+'.join(map(str, split))}x{_sizes(latent.shape[1:])}"
+        name = "-".join([name, *(f"{n}-{_sizes(shape)}" for n, shape in shapes.items())]) + ".bin"
+        described = {"shape": list(row.shape), "split": split, "inputs": shapes, "captions": []}
+        bucket = self._buckets.setdefault(name, described)
         with open(self.folder / name, "ab") as file:
-            file.write(row.numpy().tobytes())
+            for part in (row, *inputs.values()):
+                file.write(part.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
         bucket["captions"].append(list(captions))
 
     def close(self) -> None:
@@ -69,13 +80,16 @@ class LatentCache:
         if weights is not None and counts != {len(weights)}:
             raise ValueError(f"{len(weights)} weights do not fit samples with {sorted(counts)} conditions")
         self._shares = None if weights is None else np.array(weights) / sum(weights)
-        self._latents = [
-            np.memmap(folder / name, np.float16, "r", shape=(len(bucket["captions"]), *bucket["shape"]))
+        self._shapes = [{"": bucket["shape"], **bucket.get("inputs", {})} for bucket in index.values()]  # "": latent
+        self._rows = [
+            np.memmap(folder / name, np.float16, "r", shape=(len(bucket["captions"]), _row_length(bucket)))
             for name, bucket in index.items()
         ]
         self._odds: list[np.ndarray] | None = None
         if evenness:
-            videos = (rows[:, : ends[0]] for rows, ends in zip(self._latents, self._splits, strict=True))
+            videos = (
+                [self._parts(n, row)[""][: ends[0]] for row in self._rows[n]] for n, ends in enumerate(self._splits)
+            )
             odds = (_contrast(latents) ** -evenness for latents in videos)
             self._odds = [share / share.sum() for share in odds]
 
@@ -84,7 +98,7 @@ class LatentCache:
         return (folder / INDEX_FILE).is_file()
 
     def __len__(self) -> int:
-        return sum(map(len, self._latents))
+        return sum(map(len, self._rows))
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -102,22 +116,31 @@ class LatentCache:
         resumable (see training.loop).
         """
         rng = np.random.default_rng((seed, index))
-        sizes = np.array([len(latents) for latents in self._latents])
+        sizes = np.array([len(rows) for rows in self._rows])
         bucket = rng.choice(len(sizes), p=sizes / sizes.sum())
         rows = (
             rng.integers(sizes[bucket], size=batch_size)
             if self._odds is None
             else rng.choice(sizes[bucket], size=batch_size, p=self._odds[bucket])
         )
-        samples = torch.from_numpy(self._latents[bucket][rows].astype(np.float32))
+        parts = self._parts(bucket, torch.from_numpy(self._rows[bucket][rows].astype(np.float32)))
+        samples = parts.pop("")
         captions = [self._captions[bucket][row] for row in rows]
         captions = [c[rng.integers(len(c))] for c in captions]
         ends = self._splits[bucket]
         if len(ends) == 1:
-            return FlowBatch(samples, captions)
+            return FlowBatch(samples, captions, inputs=parts)
         chosen = rng.choice(len(ends) - 1, size=batch_size, p=self._shares)
         conditions = [s[ends[i] : ends[i + 1]] for s, i in zip(samples, chosen, strict=True)]
-        return FlowBatch(samples[:, : ends[0]], captions, torch.stack(conditions))
+        return FlowBatch(samples[:, : ends[0]], captions, torch.stack(conditions), parts)
+
+    def _parts(self, bucket: int, rows: Any) -> dict[str, Any]:
+        """Take rows [..., n] of a bucket apart: "" is the latent with its conditions, the others are named inputs."""
+        parts, start = {}, 0
+        for name, shape in self._shapes[bucket].items():
+            parts[name] = rows[..., start : start + math.prod(shape)].reshape(*rows.shape[:-1], *shape)
+            start += math.prod(shape)
+        return parts
 
 
 def _read_index(folder: Path) -> dict[str, dict]:
@@ -134,19 +157,29 @@ def _read_index(folder: Path) -> dict[str, dict]:
 def _is_bucket(folder: Path, name: str, bucket: Any) -> bool:
     try:
         shape, split, captions = (bucket[key] for key in ("shape", "split", "captions"))
+        inputs = bucket.get("inputs", {})  # caches of earlier versions have none
         return (
-            all(type(size) is int and size > 0 for size in (*shape, *split))
+            all(type(size) is int and size > 0 for size in (*shape, *split, *(n for x in inputs.values() for n in x)))
+            and all(key.isidentifier() for key in inputs)
             and len(shape) == 4
             and sum(split) == shape[0]
             and all(isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts) for texts in captions)
-            and re.fullmatch(r"latents-[\d+x]+\.bin", name, re.ASCII) is not None
-            and (folder / name).stat().st_size == 2 * math.prod(shape) * len(captions) > 0
+            and re.fullmatch(r"latents-[\d+x]+[\w-]*\.bin", name, re.ASCII) is not None
+            and (folder / name).stat().st_size == 2 * _row_length(bucket) * len(captions) > 0
         )
-    except (KeyError, TypeError, OSError):
+    except (KeyError, TypeError, AttributeError, OSError):
         return False
 
 
-def _contrast(latents: np.ndarray) -> np.ndarray:
-    """Standard deviation of each of latents [N, C, T, H, W] around its channels' means, or a quarter of the mean."""
+def _row_length(bucket: dict) -> int:
+    return sum(math.prod(shape) for shape in (bucket["shape"], *bucket.get("inputs", {}).values()))
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _contrast(latents: Sequence[np.ndarray]) -> np.ndarray:
+    """Standard deviation of each of latents [C, T, H, W] around its channels' means, or a quarter of the mean."""
     contrast = np.sqrt([latent.astype(np.float64).var(axis=(1, 2, 3)).mean() for latent in latents])
     return np.maximum(contrast, contrast.mean() / 4 + 1e-12)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +26,13 @@ class FlowBatch:
     latents: Tensor  # [B, C, T, H, W] float32, one grid
     captions: list[str]
     conditions: Tensor | None = None  # [B, C', T, H, W]: channels beside the latent (I2V's y)
+    inputs: dict[str, Tensor] = field(default_factory=dict)  # [B, ...]: other arguments of the model, by name
 
 
 def flow_objective(model: WanModel, text: TextStates, config: FlowConfig) -> Objective:
     """Make `objective(FlowBatch, generator) -> Loss`; a dropped caption is the empty prompt, as at inference.
 
+    The inputs `config.dropped_inputs` of samples without a caption are zeros: guidance leaves them out with the text.
     With `config.channels` the model ignores the other channels, and goes on ignoring them because they have no loss.
     """
     if config.channels is not None:
@@ -41,13 +43,18 @@ def flow_objective(model: WanModel, text: TextStates, config: FlowConfig) -> Obj
         context = text(["" if d else c for c, d in zip(batch.captions, dropped.tolist(), strict=True)])
         device = model.patch_embedding.weight.device
         data = batch.latents.to(device)
-        conditions = None if batch.conditions is None else list(batch.conditions.to(device))
+        inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+        for name in set(config.dropped_inputs) & set(inputs):
+            kept = (~dropped).to(inputs[name]).view(-1, *[1] * (inputs[name].ndim - 1))
+            inputs[name] = inputs[name] * kept
+        if batch.conditions is not None:
+            inputs["y"] = list(batch.conditions.to(device))
 
         def velocity(noisy: Tensor, timesteps: Tensor) -> Tensor:
             if timesteps.ndim == 2:  # by frame; the model takes them by token
                 _, rows, columns = model.grid(noisy.shape[2:])
                 timesteps = timesteps.repeat_interleave(rows * columns, dim=1)
-            return torch.stack(model(list(noisy), timesteps, context, y=conditions))
+            return torch.stack(model(list(noisy), timesteps, context, **inputs))
 
         return flow_loss(velocity, data, config, generator)
 
@@ -119,9 +126,11 @@ def prepare_model(model: WanModel, config: LoopConfig) -> None:
     on_cpu = model.patch_embedding.weight.device.type == "cpu"
     if on_cpu:
         model.embed_text = partial(embed_short_text, model)
+    for module in model.modules() if on_cpu else ():
+        if hasattr(module, "attend"):
+            module.attend = matmul_attention
     for block in model.blocks:
         if on_cpu:
-            block.self_attn.attend = matmul_attention
             block.cross_attn.attend = partial(matmul_attention, total_keys=model.config.text_len)
         if config.compile:
             block.compile()

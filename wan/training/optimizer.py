@@ -58,7 +58,8 @@ def make_optimizer(module: nn.Module, config: LoopConfig) -> Optimizers:
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Tell whether a parameter maps hidden states to hidden states, and is no embedding, head, norm or modulation."""
-    return parameter.ndim == 2 and "token_embedding" not in name and "pos_embedding" not in name and "head" not in name
+    others = ("token_embedding", "pos_embedding", "cond_mask", "head")
+    return parameter.ndim == 2 and not any(other in name for other in others)
 
 
 class Muon(torch.optim.Optimizer):
