@@ -10,6 +10,7 @@ from torch import nn
 from wan.checkpoint.formats import COMFYUI_PREFIX
 from wan.checkpoint.loading import load_module, match_names
 from wan.checkpoint.source import TensorSource
+from wan.modules.animate import WanAnimateModel
 from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.t5 import T5Config, T5Encoder
 from wan.modules.vae2_1 import CausalVAE2_1
@@ -47,6 +48,8 @@ class ManifestSource(TensorSource):
 
 def transformer(name: str) -> nn.Module:
     with torch.device("meta"):
+        if name == "wan_animate_14B":
+            return WanAnimateModel()
         return WanModel(WanModelConfig.from_dict(manifest(name)["about"]["config"]))
 
 
@@ -61,12 +64,12 @@ def autoencoder(name: str) -> nn.Module:
 
 
 def build(name: str) -> nn.Module:
-    if name in TRANSFORMERS:
+    if name in (*TRANSFORMERS, "wan_animate_14B"):
         return transformer(name)
     return autoencoder(name) if name in AUTOENCODERS else text_encoder()
 
 
-@pytest.mark.parametrize("name", [*TRANSFORMERS, "umt5_xxl_encoder", *AUTOENCODERS])
+@pytest.mark.parametrize("name", [*TRANSFORMERS, "wan_animate_14B", "umt5_xxl_encoder", *AUTOENCODERS])
 def test_every_name_and_shape(name):
     published = {key: tuple(shape) for key, shape in manifest(name)["tensors"].items()}
     model = build(name)

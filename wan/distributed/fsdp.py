@@ -32,7 +32,8 @@ def spread_parameters(model: nn.Module, mesh: DeviceMesh, **policy: Any) -> nn.M
     units = [list(s.modules) for s in model.trunk() if s.modules] if is_dit else [[block] for block in model.blocks]
     inside = {module for unit in units for module in unit}
     alone = [child for child in model.children() if is_dit and inside.isdisjoint(child.modules())]  # as for `prepare`
-    for unit in [*units, *([child] for child in alone)]:
+    apart = model.apart() if is_dit else ()  # first, so that the units around them leave their parameters out
+    for unit in [*([part] for part in apart), *units, *([child] for child in alone)]:
         fully_shard(unit, mesh=mesh, **policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, **policy)
     if is_dit:

@@ -165,10 +165,12 @@ class WanCrossAttention(WanSelfAttention):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x [B, L, C], context [B, text_len, C] -> [B, L, C]."""
-        v = self.v(context)
-        q = self.norm_q(self.q(x)).to(v.dtype)
-        k = self.norm_k(self.k(context)).to(v.dtype)
-        return self.o(self.attend(*map(self.heads, (q, k, v))).flatten(2))
+        return self.o(self.read(self.norm_q(self.q(x)), context, self.k, self.norm_k, self.v))
+
+    def read(self, q: Tensor, context: Tensor, key: nn.Module, norm: nn.Module, value: nn.Module) -> Tensor:
+        """Attend from queries [B, L, C] to keys and values that are made of a context [B, n, C] -> [B, L, C]."""
+        v = value(context)
+        return self.attend(*map(self.heads, (q.to(v.dtype), norm(key(context)).to(v.dtype), v))).flatten(2)
 
 
 class WanAttentionBlock(nn.Module):
@@ -326,6 +328,10 @@ class WanModel(nn.Module):
         first, last = Step(self.embed_patches, (self.patch_embedding,)), Step(self.predict_patches, (self.head,))
         return (first, *(Step(block, (block,)) for block in self.blocks), last)
 
+    def apart(self) -> Sequence[nn.Module]:
+        """List modules inside those of a step that `prepare` alone calls."""
+        return ()
+
     def embed_patches(self, tokens: Tokens, cond: Conditioning) -> Tokens:
         return tokens._replace(x=self.patch_embedding(tokens.x))
 
@@ -447,7 +453,7 @@ class WanModel(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias") or name == "head.head.weight":
                 nn.init.zeros_(parameter)
-            elif "norm" in name:
+            elif parameter.ndim == 1:  # of a norm
                 nn.init.ones_(parameter)
             elif "modulation" in name:
                 nn.init.normal_(parameter, std=self.config.dim**-0.5, generator=generator)

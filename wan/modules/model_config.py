@@ -23,7 +23,6 @@ LARGEST = {
     "freq_dim": 1 << 16,
     "text_dim": 1 << 16,
 }
-RELEASED_FIELDS = 10
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class WanModelConfig:
     """Shape of a diffusion transformer. A released `config.json` has the first ten fields."""
 
     model_types: ClassVar[tuple[str, ...]] = ("t2v", "i2v", "ti2v", "s2v", "animate")
+    needed: ClassVar[int] = 10  # first fields, which a file must have, or a task
 
     model_type: str = "t2v"
     dim: int = 2048
@@ -89,8 +89,8 @@ class WanModelConfig:
         if not values.keys() & set(names):
             raise ValueError("it has none of a model's fields: it belongs to something else")
         known = {name: source[name] for source in (task or {}, values) for name in names if name in source}
-        if lacking := [name for name in names[:RELEASED_FIELDS] if name not in known]:
-            released = ", ".join(names[:RELEASED_FIELDS])
+        if lacking := [name for name in names[: cls.needed] if name not in known]:
+            released = ", ".join(names[: cls.needed])
             raise ValueError(f"it lacks {', '.join(lacking)}; a released config.json carries all of {released}")
         return cls(**known)
 

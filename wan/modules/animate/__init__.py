@@ -1,0 +1,5 @@
+"""Models of character animation and replacement."""
+
+from wan.modules.animate.model import WanAnimateModel
+
+__all__ = ["WanAnimateModel"]
