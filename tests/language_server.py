@@ -1,12 +1,12 @@
 """Real HTTP server on loopback that speaks the APIs of DashScope (text, images with their upload) and of OpenAI.
 
-Run as a program it prints its address, answers one request of a model, and is gone: it dies in the middle of the next.
+Run as a program it prints its address, and dies in the middle of its first answer.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,10 +18,11 @@ GARBAGE = b"<html>\x00\xff not what was asked"
 class LanguageServer(ThreadingHTTPServer):
     """Server in a thread. `behave` has a way to answer for each request of a model; the last one stays.
 
-    Ways: a text is the answer, a number the status of a refusal; HANG, TRICKLE, CUT, GARBAGE and OTHER are faults.
+    Ways: a text is the answer, a number the status of a refusal; HANG, TRICKLE, CUT, DIE, GARBAGE and OTHER are faults,
+    and a function is called instead of an answer.
     """
 
-    HANG, TRICKLE, CUT, GARBAGE, OTHER = (object() for _ in range(5))
+    HANG, TRICKLE, CUT, DIE, GARBAGE, OTHER = (object() for _ in range(6))
     daemon_threads = True
 
     def __init__(self, *behave: Any):
@@ -68,23 +69,30 @@ class Handler(BaseHTTPRequestHandler):
             self.server.uploads.append(data[data.index(b"\x89PNG") :])
             self.send({})
             return
-        body = json.loads(data) | {"path": self.path, "headers": dict(self.headers)}
+        body = json.loads(data) | {
+            "path": self.path,
+            "headers": {name.lower(): value for name, value in self.headers.items()},
+        }
         way = self.server.behave[min(len(self.server.asked), len(self.server.behave) - 1)]
         self.server.asked.append(body)
         if isinstance(way, int):
             key = self.headers["Authorization"].removeprefix("Bearer ")
             reason = f"refused, key {key}"
             self.send({"code": "Refused", "message": reason, "error": {"message": reason}}, way)
-        elif way is self.server.HANG:
+        elif way is self.server.HANG or callable(way):
+            if callable(way):
+                way()
             self.server.over.wait()
         elif way is self.server.GARBAGE:
             self.send(GARBAGE)
         elif way is self.server.OTHER:
             self.send({"output": [1], "choices": {"a": 2}})
-        elif way is self.server.CUT:
+        elif way in (self.server.CUT, self.server.DIE):
             self.begin(200, 1000)
             self.wfile.write(b'{"choices": [')
             self.close_connection = True
+            if way is self.server.DIE:
+                os._exit(1)
         elif way is self.server.TRICKLE:
             self.begin(200, 10**6)
             while not self.server.over.wait(0.05):
@@ -112,8 +120,6 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = LanguageServer()
-    print(server.address, flush=True)
-    server.handle_request()
-    server.socket.accept()
-    sys.exit(1)
+    with LanguageServer(LanguageServer.DIE) as server:
+        print(server.address, flush=True)
+        server.over.wait()

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from wan.files import shown
-from wan.values import quoted
+from wan.values import quoted, text
 
 THREAD = "asks a server"
 NOISY = ("dashscope", "httpx", "httpx2")  # loggers that tell of every request and failure
@@ -51,11 +51,14 @@ def may_pass(error: BaseException) -> bool:
 def found_in(answer: Any, look: Callable[[], Any]) -> str:
     """Return the text that `look` finds in an answer. Raises ValueError that shows the answer when it finds none."""
     try:
-        if isinstance(found := look(), str):
-            return found
+        found = look()
     except (AttributeError, IndexError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{OTHER}: {shown(answer, 100)}")
+        found = None
+    if not isinstance(found, str):
+        raise ValueError(f"{OTHER}: {shown(answer, 100)}")
+    if not found.strip():
+        raise ValueError("the answer is empty")
+    return text("the answer", found)
 
 
 def in_words(error: BaseException) -> str:
