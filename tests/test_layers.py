@@ -23,7 +23,7 @@ LAYERS = [
     (5, ["wan.text2video", "wan.image2video", "wan.textimage2video", "wan.speech2video", "wan.animate"]),
     (4, ["wan.checking", "wan.experts", "wan.forecast", "wan.request", "wan.pipeline"]),
     (3, ["wan.configs", "wan.configs.*", "wan.distributed", "wan.distributed.*", "wan.memory", "wan.sampling"]),
-    (3, ["wan.arguments", "wan.utils.prompt_extend", "wan.utils.language_models", "wan.utils.servers"]),
+    (3, ["wan.tts", "wan.arguments", "wan.utils.prompt_extend", "wan.utils.language_models", "wan.utils.servers"]),
     (2, ["wan.modules", "wan.modules.*"]),
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
     (0, ["wan.files", "wan.finite", "wan.framing", "wan.geometry", "wan.guidance", "wan.images", "wan.interrupts"]),
@@ -51,6 +51,7 @@ CORE = {"torch", "numpy", "safetensors", "tokenizers", "ftfy", "PIL", "av", "ein
 BEHIND_ONE_FILE = {
     *(
         "av",
+        "cosyvoice",
         "cv2",
         "fastapi",
         "flash_attn",

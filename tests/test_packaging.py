@@ -27,7 +27,7 @@ CORE = {"torch", "numpy", "safetensors", "tokenizers", "ftfy", "pillow", "av", "
 FOLDERS = ("wan", "tests", "docs", "examples", "benchmarks")
 FILES = """
     .flake8 CHANGELOG.md CONTRIBUTING.md LICENSE MANIFEST.in Makefile NOTICE README.md generate.py pyproject.toml
-    requirements.txt requirements-dev.txt
+    requirements.txt requirements-dev.txt requirements_s2v.txt
 """.split()
 
 
@@ -108,8 +108,16 @@ def test_the_prompt_extra_brings_what_prompt_extension_needs(wheel):
     requires = metadata(wheel).get_all("Requires-Dist")
     prompt = {distribution(line) for line in requires if 'extra == "prompt"' in line}
     assert prompt == {"dashscope", "openai", "tenacity", "transformers"}
-    pinned = (ROOT / "requirements-dev.txt").read_text()
+    pinned = "".join((ROOT / name).read_text() for name in ("requirements-dev.txt", "requirements_s2v.txt"))
     assert all(f"\n{name}==" in pinned for name in prompt), "else make test skips the tests"
+
+
+def test_the_s2v_extra_is_transformers_alone_and_make_test_installs_it(wheel):
+    requires = metadata(wheel).get_all("Requires-Dist")
+    assert {distribution(line) for line in requires if 'extra == "s2v"' in line} == {"transformers"}
+    lines = [line for line in (ROOT / "requirements_s2v.txt").read_text().splitlines() if not line.startswith("#")]
+    assert {distribution(line) for line in lines} == {"transformers"} and len(lines) == 2
+    assert "\n-r requirements_s2v.txt\n" in (ROOT / "requirements-dev.txt").read_text()
 
 
 def test_requirements_pin_every_core_package_for_every_python():
