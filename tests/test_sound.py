@@ -1,5 +1,6 @@
 """Sound of any file becomes speech at 16 kHz, and the original goes into the video."""
 
+import random
 import tracemalloc
 import wave
 from fractions import Fraction
@@ -81,6 +82,37 @@ def test_any_file_becomes_the_mean_of_its_channels_at_16_khz(tmp_path, name, cod
     assert samples.dtype == np.float32 and abs(len(samples) - 32_000) <= (0 if near < 0.01 else 1100)
     assert np.abs(samples[:31_000] - expected[:31_000]).max() < near
     assert str(sound) == f"{len(samples) / 16_000:.3f} s"
+
+
+@pytest.mark.parametrize("channels", [3, 9, 24, 64])
+def test_channels_without_places_are_heard(tmp_path, channels):
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((channels, 2, 22050, 0, "NONE", ""))
+        samples = np.where(np.arange(channels) == channels - 1, 8000, 0).astype(np.int16)
+        file.writeframes(np.tile(samples, (20_000, 1)).tobytes())
+    middle = Sound.of(tmp_path / "a.wav").waveform[4000:8000]
+    assert (middle - 8000 / 32768 / channels).abs().max() < 1e-5
+    write_video(np.zeros((8, 32, 32, 3), np.uint8), tmp_path / "a.mp4", 16)
+    add_audio(tmp_path / "a.mp4", tmp_path / "a.wav")
+    assert heard(tmp_path / "a.mp4").shape[1] > 10_000
+
+
+@pytest.mark.parametrize("row", [1, 5, 6, 7, 9, 11])
+def test_damage_is_read_or_refused_by_name(tmp_path, row):
+    name, codec, rate, layout, _ = FORMATS[row]
+    whole = write_sound(tmp_path / name, codec, rate, layout, seconds=0.3).read_bytes()
+    draw, refused = random.Random(row), 0
+    for number in range(24):
+        damaged = bytearray(whole[: draw.randrange(12, len(whole))] if number % 3 == 0 else whole)
+        for _ in range(number % 3 * 10):
+            damaged[draw.randrange(4, len(damaged))] = draw.randrange(256)
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            assert Sound.of(tmp_path / name).waveform.isfinite().all()
+        except ValueError as error:
+            refused += 1
+            assert name in str(error)
+    assert refused or codec in ("pcm_s16le", "libmp3lame"), "these have no checks"
 
 
 def test_the_sound_of_a_video_is_read(tmp_path):

@@ -30,6 +30,7 @@ CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder"
 AUDIO_BIT_RATE = 192_000
 # Nothing that can be heard is lost or mirrored: 117 dB below 7 kHz at 16 kHz.
 RESAMPLING = "filter_size=128:phase_shift=12:cutoff=0.97:kaiser_beta=12"
+MOST_PLACED = 8  # channels; of more nobody knows the places, and all become one
 AAC_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)  # Hz; the first replaces others
 
 # Containers of video and sound: the place of their mark, the mark, and FFmpeg's name. Playlists, patterns of file
@@ -45,6 +46,8 @@ CONTAINERS = (
     *((0, mark, "mp3") for mark in (b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2")),
     *((0, mark, "aac") for mark in (b"\xff\xf1", b"\xff\xf9")),
 )
+
+CONTENT = (errno.EINVAL, errno.EPERM, errno.EIO)  # what FFmpeg says of a damaged file; Python itself reads it
 
 PICTURE_MARKS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"WEBP")
 
@@ -166,9 +169,10 @@ def sound_chunks(path: str | Path, rate: int) -> Iterator[np.ndarray]:
                 yield frame
 
         # without the silence nothing comes of a sound that is shorter than the filter
-        filters = ("apad", "whole_len=4096"), ("aresample", f"{rate}:osf=fltp:{RESAMPLING}")
-        for frame in _filtered(counted(), *filters):
-            chunk = frame.to_ndarray().mean(axis=0, dtype=np.float32)[: max(0, math.ceil(taken * rate) - given)]
+        filters = ("apad", "whole_len=4096"), ("aresample", f"{rate}:osf=flt:{RESAMPLING}")
+        for frame in _filtered(counted(), *filters):  # packed: PyAV reads past the planes of more than 8 channels
+            mean = frame.to_ndarray().reshape(-1, frame.layout.nb_channels).mean(axis=1, dtype=np.float32)
+            chunk = mean[: max(0, math.ceil(taken * rate) - given)]
             given += len(chunk)
             yield chunk
 
@@ -287,9 +291,12 @@ def _open(path: str | Path, what: str = "video", better: str = "mp4") -> Iterato
             with container:
                 yield container
         except av.error.FFmpegError as error:
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the disk or the rights, not the content
+            if isinstance(error, OSError) and error.errno not in CONTENT:  # the disk or the rights
                 raise
-            raise ValueError(f"{name} is not a {what} that can be read: {shown(error, 100)}") from None
+            cure = f"it may be incomplete: copy it again, or convert it to {better}"
+            raise ValueError(
+                f"{name} is not a {what} that can be read ({shown(error.strerror, 100)}); {cure}"
+            ) from None
 
 
 def _first(streams: Sequence[Any], path: str | Path, kind: str, better: str = "mp4") -> Any:
@@ -349,13 +356,15 @@ def _audio_packets(source: Any, stream: Any, out: Any, start: float, length: flo
     if stream.codec_context.name == "aac" and not start and length is None:
         return _copied(source, stream, out)
     rate = stream.rate if stream.rate in AAC_RATES else AAC_RATES[0]
-    layout = "mono" if stream.channels == 1 else "stereo"
+    count = stream.channels
+    layout = "mono" if count == 1 or count > MOST_PLACED else "stereo"
+    mix = [("pan", "mono|c0=" + "+".join(f"{1 / count}*c{n}" for n in range(count)))] if count > MOST_PLACED else []
     encoder = out.add_stream("aac", rate=rate, layout=layout, bit_rate=AUDIO_BIT_RATE)
     first = round(start * rate)
     last = "" if length is None else f":end_sample={first + round(length * rate)}"
 
     def encode() -> Iterator[Any]:
-        even = _filtered(source.decode(stream), ("aresample", f"{rate}:osf=fltp:ochl={layout}:{RESAMPLING}"))
+        even = _filtered(source.decode(stream), *mix, ("aresample", f"{rate}:osf=fltp:ochl={layout}:{RESAMPLING}"))
         for frame in _filtered(even, ("atrim", f"start_sample={first}{last}"), ("asetpts", "N/SR/TB")):
             yield from encoder.encode(frame)
         yield from encoder.encode(None)
