@@ -352,14 +352,15 @@ class QwenPromptExpander(PromptExpander):
 
     def _inputs(self, asked: str, image: Any) -> dict[str, Tensor]:
         """Make the inputs of the model; the mark of the image becomes as many tokens as it has."""
-        if image is None:
-            return dict(self.tokenizer(asked, return_tensors="pt"))
-        settings = self.folder / "preprocessor_config.json"
-        pixels, grid, count = image_patches(image, read_json(settings, MAX_CONFIG_BYTES) if settings.is_file() else {})
-        mark = "<|image_pad|>"
-        inputs = dict(self.tokenizer(asked.replace(mark, mark * count), return_tensors="pt"))
-        inputs |= {"pixel_values": pixels, "image_grid_thw": grid}
-        if "mm_token_type_ids" in inspect.signature(self.model.forward).parameters:  # transformers 5
+        mark, seen = "<|image_pad|>", {}
+        if image is not None:
+            file = self.folder / "preprocessor_config.json"
+            settings = read_json(file, MAX_CONFIG_BYTES) if file.is_file() else {}
+            seen["pixel_values"], seen["image_grid_thw"], count = image_patches(image, settings)
+            asked = asked.replace(mark, mark * count)
+        tokens = self.tokenizer(asked, return_tensors="pt")
+        inputs = {name: tokens[name] for name in ("input_ids", "attention_mask")} | seen
+        if seen and "mm_token_type_ids" in inspect.signature(self.model.forward).parameters:  # transformers 5
             is_image = inputs["input_ids"] == self.tokenizer.convert_tokens_to_ids(mark)
             inputs["mm_token_type_ids"] = is_image.to(torch.int32)
         return inputs
