@@ -76,7 +76,7 @@ $(VENV)/.core: requirements.txt $(VENV)/.python
 	@$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt requirements_s2v.txt $(VENV)/.core
+$(VENV)/.dev: requirements-dev.txt requirements_s2v.txt requirements_animate.txt $(VENV)/.core
 	@echo 'Installing requirements-dev.txt into $(VENV) (once) ...'
 	@$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements-dev.txt
 	@touch $@

@@ -112,12 +112,16 @@ def test_the_prompt_extra_brings_what_prompt_extension_needs(wheel):
     assert all(f"\n{name}==" in pinned for name in prompt), "else make test skips the tests"
 
 
-def test_the_s2v_extra_is_transformers_alone_and_make_test_installs_it(wheel):
+@pytest.mark.parametrize("name", ["s2v", "animate"])
+def test_the_extra_of_a_task_is_transformers_alone_and_make_test_installs_it(wheel, name):
     requires = metadata(wheel).get_all("Requires-Dist")
-    assert {distribution(line) for line in requires if 'extra == "s2v"' in line} == {"transformers"}
-    lines = [line for line in (ROOT / "requirements_s2v.txt").read_text().splitlines() if not line.startswith("#")]
+    assert {distribution(line) for line in requires if f'extra == "{name}"' in line} == {"transformers"}
+    pinned = (ROOT / f"requirements_{name}.txt").read_text()
+    lines = [line for line in pinned.splitlines() if not line.startswith("#")]
     assert {distribution(line) for line in lines} == {"transformers"} and len(lines) == 2
-    assert "\n-r requirements_s2v.txt\n" in (ROOT / "requirements-dev.txt").read_text()
+    assert f"
+-r requirements_{name}.txt
+" in (ROOT / "requirements-dev.txt").read_text()
 
 
 def test_requirements_pin_every_core_package_for_every_python():

@@ -160,3 +160,22 @@ def test_a_file_without_checksums_is_read(tmp_path):
     finally:
         torch.serialization.set_crc32_options(True)
     assert open_source(path, checksums=True).names() == list(TENSORS)
+
+
+def test_what_a_trainer_stores_beside_the_state_dict_is_ignored(tmp_path):
+    more = {"epoch": 3, "hparams": {"rank": [4, 4.0, None]}, "optimizer": {"0": torch.ones(2)}}
+    source = open_source(saved(tmp_path / "x.ckpt", {**more, "state_dict": TENSORS}))
+    assert source.names() == list(TENSORS) and torch.equal(source.get("a.weight"), TENSORS["a.weight"])
+
+
+def test_entries_below_a_name_are_read_whatever_the_others_are(tmp_path):
+    path = saved(tmp_path / "x.pth", {**TENSORS, "b.more": torch.ones(1), "c": "text", 4: []})
+    source = open_source(path, below="b.")
+    assert source.names() == ["b.weight", "b.more"] and torch.equal(source.get("b.weight"), TENSORS["b.weight"])
+    assert "is not a plain state dict" in refusal(path)
+
+
+def test_imports_of_entries_that_are_not_read_are_refused_as_well(tmp_path):
+    value = {"state_dict": TENSORS, "callback": Calls(open, str(tmp_path / "victim"), "w")}
+    assert "refused: it holds more than tensors" in refusal(saved(tmp_path / "x.ckpt", value), below="a.")
+    assert not (tmp_path / "victim").exists()

@@ -33,9 +33,7 @@ EMBEDDED = Path(__file__).parents[1] / "data" / "golden"
 PENDING = {
     "speech to video is not implemented yet": ("pipeline_trace",),
     "character animation is not implemented yet": (
-        "clip_preprocess",
         "clip_schedule",
-        "clip_visual",
         "conditioning_mask",
         "letterbox",
         "pipeline",

@@ -259,7 +259,7 @@ def unread_form(shapes: Shapes, types: Mapping[str, str]) -> str | None:
         return content.title
     if small := sorted({kind for name, kind in types.items() if kind.startswith(QUANTISED) and len(shapes[name]) > 1}):
         return f"weights quantised to {', '.join(small)}; {CURE}"
-    for mark in PREFIX_MARKS:
+    for mark in PREFIX_MARKS if content is None else ():
         for name in shapes:
             prefix = name.removesuffix(mark)
             if name.endswith(f".{mark}") and prefix != COMFYUI_PREFIX and all(n.startswith(prefix) for n in shapes):

@@ -30,8 +30,10 @@ NEEDED = re.compile(
 )
 
 
-def load_pickled(path: Path, checksums: bool = False) -> dict[str, Tensor]:
-    """Map the tensors of a file written by `torch.save`; a dict whose only key is `state_dict` is unwrapped.
+def load_pickled(path: Path, checksums: bool = False, below: str = "") -> dict[str, Tensor]:
+    """Map the tensors of a file written by `torch.save`. A dict with a dict `state_dict` means that one alone.
+
+    Only entries whose names begin with `below` are read; with it, others may be anything that needs no imports.
 
     A file that would import more than tensors need is refused. Only then torch's weights-only reader opens it. That
     reader had holes before torch 2.10 (CVE-2026-24747): with an older torch, open only files whose origin you trust,
@@ -59,14 +61,19 @@ def load_pickled(path: Path, checksums: bool = False) -> dict[str, Tensor]:
             state = torch.load(name, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:
         raise _damaged(path, error) from None
-    if isinstance(state, dict) and list(dict.keys(state)) == ["state_dict"]:
-        state = dict.get(state, "state_dict")
+    if isinstance(state, dict) and isinstance(inner := dict.get(state, "state_dict"), dict):
+        state = inner  # beside it a trainer stores counts and settings
     if not isinstance(state, dict):
         raise ValueError(f"{shown(path)} holds a {type(state).__name__}, not a dict of named tensors")
-    problems = [f"{shown(name, 80)} {bad}" for name, value in dict.items(state) if (bad := _objection(name, value))]
+    wanted = {
+        name: value
+        for name, value in dict.items(state)
+        if not below or (isinstance(name, str) and name.startswith(below))
+    }
+    problems = [f"{shown(name, 80)} {bad}" for name, value in wanted.items() if (bad := _objection(name, value))]
     if problems:
         raise ValueError(f"{shown(path)} is not a plain state dict: {some(problems)}")
-    return {name: value.detach() for name, value in dict.items(state)}
+    return {name: value.detach() for name, value in wanted.items()}
 
 
 def is_archive(path: Path) -> bool:

@@ -46,17 +46,18 @@ DTYPES = {
 PACKED = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}  # types of quantised weights that the format knows as well
 
 
-def open_source(path: str | Path, checksums: bool = False) -> TensorSource:
+def open_source(path: str | Path, checksums: bool = False, below: str = "") -> TensorSource:
     """Open a checkpoint folder (indexed shards or one file), a safetensors file or one of `torch.save`.
 
     The content of a file decides its form, not its name. Only headers are read and checked, except with `checksums`
-    (see `load_pickled`; safetensors files have none). Raises FileNotFoundError naming all that is missing, and
-    ValueError for a damaged file or one that holds anything but tensors.
+    (see `load_pickled`; safetensors files have none). With `below` the source has the tensors whose names begin with
+    it. Raises FileNotFoundError naming all that is missing, and ValueError for a damaged file or one that holds
+    anything but tensors.
     """
     path = Path(path)
     if not path.is_dir() and not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    source = TensorSource(folder_shards(path) if path.is_dir() else {path: None}, str(path), checksums)
+    source = TensorSource(folder_shards(path) if path.is_dir() else {path: None}, str(path), checksums, below)
     types = {name: str(source.dtype(name)).removeprefix("torch.") for name in source.names()}
     try:
         what = unread_form(source.shapes(), types)
@@ -84,20 +85,26 @@ class Entry:
 class TensorSource:
     """Tensors by name, which `get` reads. One file is open at a time, so address space and page tables stay small."""
 
-    def __init__(self, shards: Mapping[Path, set[str] | None], description: str, checksums: bool = False):
-        """shards: each file with the names it must hold according to the index (None: whatever it holds)."""
+    def __init__(
+        self, shards: Mapping[Path, set[str] | None], description: str, checksums: bool = False, below: str = ""
+    ):
+        """shards: each file with the names it must hold according to the index (None: whatever it holds).
+
+        `below`: see `open_source`.
+        """
         self.description = description  # the file or folder, for messages
+        self._below = below
         self.entries: dict[str, Entry] = {}
         self._open: tuple[Path, Callable[[str], Tensor]] | None = None
         for file, promised in shards.items():
-            found = read_contents(file, checksums)
+            found = read_contents(file, checksums, below)
             absent = sorted((promised or set()) - found.keys())
             if absent:
                 raise ValueError(f"{file} lacks tensors that the index places there: {some(absent)}")
             twice = sorted(found.keys() & self.entries.keys())
             if twice:
                 raise ValueError(f"{file} repeats tensors of {self.entries[twice[0]].file.name}: {some(twice)}")
-            self.entries.update(found)
+            self.entries.update((name, entry) for name, entry in found.items() if name.startswith(below))
 
     def names(self) -> list[str]:
         """List all names, in the order in which reading them is fastest."""
@@ -127,7 +134,7 @@ class TensorSource:
         try:
             if self._open is None or self._open[0] != entry.file:
                 self._open = None  # unmaps the previous file, unless tensors of it are still in use
-                self._open = (entry.file, _reader(entry.file))
+                self._open = (entry.file, _reader(entry.file, self._below))
             return self._open[1](name)
         except Exception as error:  # safetensors raises its own types, all of which mean that the bytes are bad
             raise ValueError(
@@ -135,16 +142,19 @@ class TensorSource:
             ) from error
 
 
-def _reader(file: Path) -> Callable[[str], Tensor]:
+def _reader(file: Path, below: str) -> Callable[[str], Tensor]:
     if not is_safetensors(file):
-        return load_pickled(file).__getitem__
+        return load_pickled(file, below=below).__getitem__
     from safetensors import safe_open
 
     return safe_open(file, framework="pt", device="cpu").get_tensor
 
 
-def read_contents(path: Path, checksums: bool = False) -> dict[str, Entry]:
-    """List the tensors of a weight file, in file order, checked against its size. Raises ValueError."""
+def read_contents(path: Path, checksums: bool = False, below: str = "") -> dict[str, Entry]:
+    """List the tensors of a weight file, in file order, checked against its size. Raises ValueError.
+
+    Of a pickled file only names that begin with `below` are listed.
+    """
     refuse_placeholder(path)
     if is_safetensors(path):
         return read_header(path)
@@ -154,7 +164,7 @@ def read_contents(path: Path, checksums: bool = False) -> dict[str, Entry]:
         raise ValueError(f"{shown(path)} cannot be read by this version: it is {what}")
     is_pickled = is_archive(path) or start[:1] == b"\x80"
     if is_pickled or path.suffix in PICKLED_SUFFIXES:
-        tensors = load_pickled(path, checksums)
+        tensors = load_pickled(path, checksums, below)
         return {name: Entry(path, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     if path.suffix == ".safetensors":
         return read_header(path)  # raises, with the reason

@@ -60,3 +60,17 @@ def call(
     context = [randn(5, 10, seed=seed + 5)]
     [velocity] = model([randn(16, *size, seed=seed)], torch.tensor([t]), context=context, **inputs)
     return velocity
+
+
+def clip_state(dim: int = 8, layers: int = 3, image_size: int = 28, seed: int = 0) -> dict[str, Tensor]:
+    """Make random tensors of CLIP's vision tower under the released names, and one of its text tower."""
+    generator = torch.Generator().manual_seed(seed)
+    block = {"norm1": (dim,), "attn.to_qkv": (3 * dim, dim), "attn.proj": (dim, dim), "norm2": (dim,)}
+    block |= {"mlp.0": (2 * dim, dim), "mlp.2": (dim, 2 * dim)}
+    shapes = {f"transformer.{n}.{name}.weight": shape for n in range(layers) for name, shape in block.items()}
+    shapes |= {f"{name}.weight": (dim,) for name in ("pre_norm", "post_norm")}
+    shapes |= {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items()}
+    shapes |= {"cls_embedding": (1, 1, dim), "pos_embedding": (1, (image_size // 14) ** 2 + 1, dim), "head": (dim, 6)}
+    shapes["patch_embedding.weight"] = (dim, 3, 14, 14)
+    state = {f"visual.{name}": torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+    return state | {"log_scale": torch.ones(()), "textual.token_embedding.weight": torch.zeros(4, 4)}
