@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from wan.checkpoint.lora import Lora
 from wan.checkpoint.source import open_source
 from wan.configs import NANO_CONFIGS
 from wan.experts import load_expert
 from wan.modules.attention import log_kernel
-from wan.modules.layers import Linear
+from wan.modules.layers import AdaptedLinear, Linear
 from wan.modules.packed import PackedLinear
 from wan.nano.random import write_random_checkpoint
 from wan.runtime import Offload, Runtime
@@ -21,8 +23,9 @@ def folder(tmp_path_factory):
     return write_random_checkpoint(tmp_path_factory.mktemp("random"))
 
 
-def load(folder, change=None, **flags):
-    return load_expert(folder, CONFIG, NAME, Runtime.from_flags(device="cpu", **flags), Offload.NONE, change=change)
+def load(folder, change=None, beside=None, **flags):
+    runtime = Runtime.from_flags(device="cpu", **flags)
+    return load_expert(folder, CONFIG, NAME, runtime, Offload.NONE, change=change, beside=beside)
 
 
 def test_a_change_is_merged_before_weights_are_rounded_and_packed(folder, monkeypatch):
@@ -81,3 +84,32 @@ def test_the_log_names_the_kernel_of_attention(folder, caplog):
     log_kernel.cache_clear()
     load(folder, dtype="fp32")
     assert "attention: sdpa, flash attention on cpu" in caplog.messages
+
+
+def write_lora(path, model):
+    """Write an adapter of every layer of the blocks."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, Linear) and "blocks" in name]
+    state, generator = {}, torch.Generator().manual_seed(0)
+    for name in layers:
+        out, into = model.get_submodule(name).weight.shape
+        state[f"{name}.lora_A.weight"] = torch.randn(2, into, generator=generator) * 0.3
+        state[f"{name}.lora_B.weight"] = torch.randn(out, 2, generator=generator) * 0.3
+    save_file(state, path)
+    return Lora(path, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("flags", [{"dtype": "fp32"}, {}, {"convert_model_dtype": True}])
+def test_a_lora_is_merged_or_applied_beside_the_weights(folder, tmp_path, monkeypatch, flags):
+    monkeypatch.setattr("wan.experts.can_pack", lambda device, dtype: False)
+    plain = load(folder, **flags)
+    lora = write_lora(tmp_path / "lora.safetensors", plain)
+    merged, beside = load(folder, lora.merge, **flags), load(folder, beside=lora, **flags)
+    assert str(lora) == f"{len(lora.pairs)} of {len(lora.pairs)} layers"
+    assert sum(isinstance(module, AdaptedLinear) for module in beside.modules()) == len(lora.pairs)
+    x = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    context = [torch.randn(3, plain.config.text_dim, generator=torch.Generator().manual_seed(2))]
+    with torch.no_grad():
+        found = [model([x], torch.tensor([500]), context)[0] for model in (plain, merged, beside)]
+    assert (found[1] - found[0]).norm() > 0.05 * found[0].norm()
+    tolerance = 1e-5 if "dtype" in flags else 0.02
+    assert (found[2] - found[1]).norm() < tolerance * found[1].norm()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from wan.checking import MODELS, expert_config
 from wan.checkpoint.loading import Change
+from wan.checkpoint.lora import Lora
 from wan.configs import TaskConfig
 from wan.distributed.replica import Shard
 from wan.modules.attention import attention, log_kernel, resolve_backend
-from wan.modules.layers import FeedForward, Linear, fuses_gelu_tanh
+from wan.modules.layers import AdaptedLinear, FeedForward, Linear, fuses_gelu_tanh, replace_linears
 from wan.modules.model import WanModel, WanSelfAttention
 from wan.modules.packed import can_pack, pack_linears
 from wan.runtime import CPU, Offload, Runtime
@@ -24,11 +25,12 @@ def load_expert(
     offload: Offload,
     shard: Shard | None = None,
     change: Change | None = None,
+    beside: Lora | None = None,
 ) -> WanModel:
     """Load one transformer of a task and make it ready to sample with.
 
     Its weights are on the CPU, from where `memory.Weights` moves them, or on the device if they stay there. `shard`
-    spreads the empty model over processes. `change` merges a LoRA: see `checkpoint.loading.load_module`.
+    spreads the empty model over processes. A LoRA is merged by `change`, its `merge`, or applied `beside` the weights.
     """
     # each of several processes would keep a host copy of its converted weights
     stays = shard is not None or (runtime.parallel.world_size > 1 and offload is Offload.NONE)
@@ -36,8 +38,16 @@ def load_expert(
     model = MODELS[config.model_type].from_pretrained(
         checkpoint_dir, name, runtime.dtype, device, shard=shard, config=sizes, change=change
     )
+    model = adapt(model, beside)
     for step in (convert, pack, choose_kernels, compile_blocks):
         model = step(model, runtime)
+    return model
+
+
+def adapt(model: WanModel, lora: Lora | None) -> WanModel:
+    """Apply a LoRA beside the weights of its layers."""
+    layers = {module: name for name, module in model.named_modules() if lora is not None and name in lora.pairs}
+    replace_linears(model, lambda m: AdaptedLinear(m, *lora.factors(layers[m])) if m in layers else None)
     return model
 
 

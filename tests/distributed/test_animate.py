@@ -1,15 +1,22 @@
 """Character animation over several processes: frames that are cut, adapters, parameters that are spread."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 
 from tests.distributed.launch import launch
 from tests.modules.animate.tiny import CONFIG, call, clip_inputs, randn, tiny_model
+from wan.checkpoint.lora import Lora
+from wan.checkpoint.source import open_source
 from wan.distributed.fsdp import spread_parameters
 from wan.distributed.sequence_parallel import parallelize
-from wan.modules.animate.model import BlankFace
+from wan.experts import adapt
+from wan.modules.animate.model import BlankFace, WanAnimateModel
+from wan.modules.layers import Linear
 from wan.modules.model import time_features
 
 # 72 tokens, which four ranks cut within frames; 18 tokens, which four do not share evenly; 6 tokens of 2 frames
@@ -47,3 +54,41 @@ def test_several_processes_equal_one(count, with_fsdp):
     for found in launch(count, forwards, with_fsdp):
         for a, b in zip(map(torch.from_numpy, found), expected, strict=True):
             assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+def adapted(folder, mesh=None, beside=False):
+    """Load the model of a folder with its LoRA, merged while weights are read, or applied beside them."""
+    lora = Lora(folder / "lora.safetensors", open_source(folder).shapes())
+    shard = None if mesh is None else partial(spread_parameters, mesh=mesh)
+    model = WanAnimateModel.from_pretrained(folder, shard=shard, change=None if beside else lora.merge)
+    return adapt(model, lora if beside else None)
+
+
+def adapted_forwards(folder):
+    mesh, found = init_device_mesh("cpu", (dist.get_world_size(),)), []
+    for beside in (False, True):
+        model = adapted(folder, mesh, beside)
+        parallelize(model, mesh)
+        found.append(call(model, size=SIZES[1]))
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_with_a_lora_equal_one(count, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    layers = [name for name, module in model.blocks.named_modules() if isinstance(module, Linear)]
+    factors = {}
+    for name in layers:
+        out, into = model.blocks.get_submodule(name).weight.shape
+        factors |= {
+            f"blocks.{name}.lora_A.weight": randn(2, into),
+            f"blocks.{name}.lora_B.weight": randn(out, 2, seed=1),
+        }
+    save_file(factors, tmp_path / "lora.safetensors")
+    with torch.no_grad():
+        plain, expected = call(model, size=SIZES[1]), call(adapted(tmp_path), size=SIZES[1])
+    assert (plain - expected).norm() > 0.1 * plain.norm()
+    for found in launch(count, adapted_forwards, tmp_path):
+        for velocity in map(torch.from_numpy, found):
+            assert (velocity - expected).abs().max() <= 1e-5 * expected.abs().max()

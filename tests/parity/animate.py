@@ -1,12 +1,21 @@
 """Runners for the golden cases of character animation: the transformer, the face and its parts."""
 
+import tempfile
 import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 
+import pytest
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
 from tests.parity import assert_near, under
+from wan.checkpoint.lora import Lora
+from wan.experts import adapt
 from wan.modules.animate import WanAnimateModel
+from wan.modules.animate.clip import ClipConfig, ClipVision, VisualSource, preprocess
 from wan.modules.animate.config import AnimateModelConfig
 from wan.modules.animate.face import FaceBlock, FaceEncoder
 from wan.modules.animate.motion_encoder import FaceMotionEncoder
@@ -16,8 +25,30 @@ Tensors = dict[str, Tensor]
 
 @torch.no_grad()
 def dit_forward(case: dict, tensors: Tensors) -> None:
+    weights = under(tensors, "weights/")
+    for model in models(case, weights, under(tensors, "lora/")):
+        check_dit(case, tensors, model)
+
+
+def models(case: dict, weights: Tensors, adapters: Tensors) -> Iterator[WanAnimateModel]:
+    """Make the recorded model; with its LoRA twice, merged and beside the weights."""
     model = WanAnimateModel(AnimateModelConfig.from_dict(case["config"]))
-    model.load_state_dict(under(tensors, "weights/"), strict=True)
+    model.load_state_dict(weights, strict=True)
+    if not case["lora"]:
+        yield model
+        return
+    assert case["lora"]["alpha"] == case["lora"]["rank"]
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(adapters, f"{folder}/adapter.safetensors")
+        lora = Lora(f"{folder}/adapter.safetensors", {name: tuple(tensor.shape) for name, tensor in weights.items()})
+        assert str(lora) == f"{len(adapters) // 2} of {len(adapters) // 2} layers"
+        yield adapt(model, lora)
+        merged = WanAnimateModel(model.config)
+        merged.load_state_dict({name: lora.merge(name, tensor) for name, tensor in weights.items()})
+        yield merged
+
+
+def check_dit(case: dict, tensors: Tensors, model: WanAnimateModel) -> None:
     seen: dict[str, Tensor] = {}
     keep = lambda name, of=lambda out: out: lambda *call: seen.__setitem__(name, of(call[-1]))  # noqa: E731
     model.motion_encoder.register_forward_hook(keep("motion", lambda out: out.unflatten(0, (case["batch"], -1))))
@@ -32,22 +63,9 @@ def dit_forward(case: dict, tensors: Tensors) -> None:
     context = [given[f"context_{i}"] for i in range(case["batch"])]
     inputs = {name: given[name] for name in ("pose_latents", "face_pixel_values")}
     call = [*given["x"]], given["t"], given["clip_fea"], context, case["seq_len"], [*given["y"]]
-    if case["lora"]:  # the case has the outputs with its adapter alone
-        return check_lora(case, tensors, model, lambda: torch.stack(model(*call, **inputs)), seen)
-    found = torch.stack(model(*call, **inputs))
-    assert_near(found, tensors["out/sample"], 5e-5)
+    seen["sample"] = torch.stack(model(*call, **inputs))
     for name, expected in under(tensors, "out/").items():
-        if name != "sample":
-            assert_near(seen[name], expected, 5e-5)
-
-
-def check_lora(case: dict, tensors: Tensors, model: nn.Module, run, seen: Tensors) -> None:
-    scale, adapter = case["lora"]["alpha"] / case["lora"]["rank"], under(tensors, "lora/")
-    for name in [name for name in adapter if name.endswith("lora_A.weight")]:
-        down, up = adapter[name], adapter[name.replace("lora_A", "lora_B")]
-        model.get_submodule(name.removesuffix(".lora_A.weight")).weight.add_(scale * (up @ down))
-    assert_near(run(), tensors["out/sample"], 5e-5)
-    assert_near(seen["block0"], tensors["out/block0"], 5e-5)
+        assert_near(seen[name], expected, 5e-5)
 
 
 @torch.no_grad()
@@ -124,6 +142,37 @@ def make_face_encoder(case: dict) -> FaceEncoder:
 
 
 @torch.no_grad()
+def clip_visual(case: dict, tensors: Tensors) -> None:
+    pytest.importorskip("transformers")
+    shapes = {name: tuple(tensor.shape) for name, tensor in under(tensors, "weights/").items()}
+    config = ClipConfig.from_state(shapes, case["vision_heads"])
+    assert (config.image_size, config.patch_size, config.dim) == (56, 14, case["vision_dim"])
+    for layers, name in ((config.num_layers, "penultimate"), (case["vision_layers"], "all_blocks")):
+        tower = ClipVision(replace(config, num_layers=layers))
+        tower.load_state_dict(VisualState(under(tensors, "weights/"), layers).state())
+        assert_near(tower(tensors["in/pixel_values"]), tensors[f"out/{name}"], 1e-5)
+
+
+class VisualState(VisualSource):
+    """Tensors of a recording, as a source reads them from a file."""
+
+    def __init__(self, state: Tensors, num_layers: int):
+        names, shape = lambda: list(state), lambda name: tuple(state[name].shape)
+        super().__init__(SimpleNamespace(description="", names=names, shape=shape, get=state.get), num_layers)
+
+    def state(self) -> Tensors:
+        return {name: self.get(name) for name in self.names()}
+
+
+def clip_preprocess(case: dict, tensors: Tensors) -> None:
+    image, step = tensors["in/image_u8"] / 127.5 - 1, case["row_col_stride_of_outputs"]
+    for kind, expected in under(tensors, "out/pixel_values_").items():
+        given = image.bfloat16() if kind == "bf16" else image
+        found = preprocess(given, case["image_size"])[..., ::step, ::step]
+        assert_near(found.float(), expected.float(), 0.05 if kind == "bf16" else 1e-5)
+
+
+@torch.no_grad()
 def face_adapter_block(case: dict, tensors: Tensors) -> None:
     block = FaceBlock(AnimateModelConfig(dim=case["hidden_size"], num_heads=case["heads_num"]))
     block.load_state_dict(under(tensors, "weights/"))
@@ -149,5 +198,7 @@ RUNNERS = {
     "motion_encoder_hashed": motion_encoder_hashed,
     "face_encoder": face_encoder,
     "face_encoder_hashed": face_encoder_hashed,
+    "clip_visual": clip_visual,
+    "clip_preprocess": clip_preprocess,
     "face_adapter_block": face_adapter_block,
 }

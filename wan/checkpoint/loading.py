@@ -176,12 +176,10 @@ def match_names(module: nn.Module, source: TensorSource) -> dict[str, str]:
     floating = {name for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
     wrong = [n for n in wanted if n in both & floating and source.dtype(stored[n]) not in READABLE]
     problems = [
-        *_problem("missing", (name for name in wanted if name not in shapes)),
-        *_problem("unexpected", (name for name in shapes if name not in wanted)),
-        *_problem(
-            "of another shape", misshapen, lambda n: f": {list(shapes[n])} in the file, {list(wanted[n])} needed"
-        ),
-        *_problem("of a type this version does not read", wrong, lambda n: f": {source.dtype(stored[n])}"),
+        *problem("missing", (name for name in wanted if name not in shapes)),
+        *problem("unexpected", (name for name in shapes if name not in wanted)),
+        *problem("of another shape", misshapen, lambda n: f": {list(shapes[n])} in the file, {list(wanted[n])} needed"),
+        *problem("of a type this version does not read", wrong, lambda n: f": {source.dtype(stored[n])}"),
     ]
     if problems:
         hints = [f"The names follow {layout}." if layout else "", _contents_hint(shapes)]
@@ -196,7 +194,8 @@ def _contents_hint(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return f"It looks like {contents}." if contents else "It is nothing that this version knows."
 
 
-def _problem(title: str, names: Iterable[str], detail: Callable[[str], str] = lambda name: "") -> list[str]:
+def problem(title: str, names: Iterable[str], detail: Callable[[str], str] = lambda name: "") -> list[str]:
+    """Make the lines of an error about names that have something in common; no lines for no names."""
     names = list(names)
     if not names:
         return []

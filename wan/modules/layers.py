@@ -64,6 +64,26 @@ class Float32Linear(nn.Linear):
             return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
+class AdaptedLinear(nn.Module):
+    """Linear layer with a low-rank adapter beside its weights: linear(x) + scale * up @ down @ x."""
+
+    def __init__(self, linear: nn.Module, down: Tensor, up: Tensor, scale: float):
+        """linear: any layer with a `weight`; down [rank, in], up [out, rank]: they get the type of the weight."""
+        super().__init__()
+        self.linear, self.scale = linear, scale
+        for name, factor in (("down", down), ("up", up)):
+            self.register_buffer(name, factor.to(linear.weight.device, linear.weight.dtype), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """Weight without the adapter."""
+        return self.linear.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = F.linear(x.to(self.down.dtype), self.down)
+        return self.linear(x).add(F.linear(low, self.up), alpha=self.scale)
+
+
 def replace_linears(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> None:
     """Swap linears below `module`, in place, for quantised or packed ones or ones with an adapter.
 
