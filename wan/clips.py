@@ -32,6 +32,28 @@ class Clip:
     drop: int = 0
 
 
+def overlapping(num_frames: int, longest: int, overlap: int, is_full: bool = False) -> list[range]:
+    """Divide a video into clips of equal length, 4n+1, that begin with the last `overlap` frames of the one before.
+
+    There are as few as `longest` allows, and they are as short as they can then be, or all of `longest` with `is_full`.
+    The last one may end after the video. Raises ValueError for a clip that would give the next one too few frames.
+    """
+    if longest < max(2, 2 * overlap):
+        raise ValueError(f"clips of {longest} frames are too short to share {overlap} with the next one")
+    count = max(1, -(-(num_frames - overlap) // (longest - overlap)))
+    fresh = longest - overlap  # frames that a clip adds
+    if not is_full:
+        length = -(-(num_frames + (count - 1) * overlap) // count)
+        fresh = -(-(length - 1) // 4) * 4 + 1 - overlap
+    return [range(fresh * index, fresh * (index + 1) + overlap) for index in range(count)]
+
+
+def back_and_forth(count: int, wanted: int) -> list[int]:
+    """Number `wanted` frames of a video of `count`: after the last one it runs backwards, then forwards again."""
+    period = max(1, 2 * count - 2)
+    return [min(place, period - place) for place in (index % period for index in range(wanted))]
+
+
 @dataclass(frozen=True)
 class SampledClip:
     """Sampled clip, with all that decoding needs: the latent [z, T, H, W], and `lead`, `skip` and `drop` of its `Clip`.

@@ -1,4 +1,4 @@
-"""Runners for the golden cases of character animation: the transformer, the face and its parts."""
+"""Runners for the golden cases of character animation: the transformer, its parts and what a clip is made from."""
 
 import tempfile
 import zlib
@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.parity import assert_near, under
+from tests.parity import assert_equal, assert_near, under
 from wan.checkpoint.lora import Lora
+from wan.clips import back_and_forth, overlapping
+from wan.conditioning import condition_mask
 from wan.experts import adapt
+from wan.letterbox import letterbox
 from wan.modules.animate import WanAnimateModel
 from wan.modules.animate.clip import ClipConfig, ClipVision, VisualSource, preprocess
 from wan.modules.animate.config import AnimateModelConfig
@@ -141,6 +144,36 @@ def make_face_encoder(case: dict) -> FaceEncoder:
     return FaceEncoder(AnimateModelConfig(**sizes, **inside, num_heads=1))
 
 
+def conditioning_mask(case: dict, tensors: Tensors) -> None:
+    for item in case["items"]:
+        latent = item["lat_t"], item["lat_h"], item["lat_w"]
+        count = 4 * (latent[0] - 1) + 1
+        keep = (
+            tensors[f"in/keep_{item['index']}"][0].clone() if item["has_keep_mask"] else torch.zeros(count, *latent[1:])
+        )
+        keep[: item["mask_len"]] = 1
+        assert_equal(condition_mask(keep, count, latent), tensors[f"out/mask_{item['index']}"])
+
+
+def clip_schedule(case: dict, tensors: Tensors) -> None:
+    for row in case["rows"]:
+        clips = overlapping(row["real_len"], row["clip_len"], row["refert_num"], is_full=True)
+        if row["fails_no_clip"]:  # upstream fails, and ours makes one clip
+            assert clips == [range(row["clip_len"])]
+            continue
+        assert [[clip.start, clip.stop] for clip in clips] == row["clips"] and clips[-1].stop == row["target_len"]
+        kept = [len(clip) - (row["refert_num"] if number else 0) for number, clip in enumerate(clips)]
+        assert kept == row["frames_kept"]
+    for row in case["padding"]:  # upstream cannot extend one frame, and ours repeats it
+        assert back_and_forth(row["length"], row["target"]) == (row["indices"] or [0] * row["target"])
+
+
+def check_letterbox(case: dict, tensors: Tensors) -> None:
+    for item in case["items"]:
+        placed = letterbox(tensors[f"in/image_{item['index']}"].numpy(), item["height"], item["width"])
+        assert_equal(torch.from_numpy(placed), tensors[f"out/image_{item['index']}"])
+
+
 @torch.no_grad()
 def clip_visual(case: dict, tensors: Tensors) -> None:
     pytest.importorskip("transformers")
@@ -200,5 +233,8 @@ RUNNERS = {
     "face_encoder_hashed": face_encoder_hashed,
     "clip_visual": clip_visual,
     "clip_preprocess": clip_preprocess,
+    "clip_schedule": clip_schedule,
+    "conditioning_mask": conditioning_mask,
+    "letterbox": check_letterbox,
     "face_adapter_block": face_adapter_block,
 }
