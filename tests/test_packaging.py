@@ -27,7 +27,7 @@ CORE = {"torch", "numpy", "safetensors", "tokenizers", "ftfy", "pillow", "av", "
 FOLDERS = ("wan", "tests", "docs", "examples", "benchmarks")
 FILES = """
     .flake8 CHANGELOG.md CONTRIBUTING.md LICENSE MANIFEST.in Makefile NOTICE README.md generate.py pyproject.toml
-    requirements.txt requirements-dev.txt requirements_s2v.txt
+    requirements.txt requirements-dev.txt requirements_s2v.txt requirements_animate.txt
 """.split()
 
 
@@ -119,9 +119,7 @@ def test_the_extra_of_a_task_is_transformers_alone_and_make_test_installs_it(whe
     pinned = (ROOT / f"requirements_{name}.txt").read_text()
     lines = [line for line in pinned.splitlines() if not line.startswith("#")]
     assert {distribution(line) for line in lines} == {"transformers"} and len(lines) == 2
-    assert f"
--r requirements_{name}.txt
-" in (ROOT / "requirements-dev.txt").read_text()
+    assert f"\n-r requirements_{name}.txt\n" in (ROOT / "requirements-dev.txt").read_text()
 
 
 def test_requirements_pin_every_core_package_for_every_python():
