@@ -14,6 +14,7 @@ from wan.training.vae import (
     fold_statistics,
     init_as_resampler,
     latent_statistics,
+    motion,
     random_crops,
     reconstruction_psnr,
     to_unit,
@@ -154,3 +155,17 @@ def test_crops_are_cut_from_the_videos():
 def test_weights_of_the_loss_are_checked():
     with pytest.raises(ValueError, match="l1 or l2"):
         VAELossConfig(l1=0, l2=0)
+
+
+def test_pixels_that_move_may_count_more():
+    video = torch.zeros(1, 3, 4, 8, 8)
+    video[:, :, ::2, 2:4, 2:4] = 1.0
+    weights = motion(video)
+    assert weights.shape == (1, 1, 4, 8, 8) and weights[..., 2:4, 2:4].eq(0.5).all() and weights.sum() == 0.5 * 16
+    vae, video = small_vae("2.1"), video.repeat_interleave(2, 2)[:, :, :5]
+
+    def total(moving: float) -> torch.Tensor:
+        config = VAELossConfig(l1=0, edge=0, kl=0, moving=moving)
+        return vae_objective(vae, config)(video, torch.Generator().manual_seed(0)).total
+
+    assert total(3.0) > total(0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,35 @@ def contact_strip(videos: Sequence[np.ndarray], prompts: Sequence[str], marks: S
         for n, text in enumerate(lines):
             draw.text((left, top + height + 3 + n * line), text, INK, _font(12))
         draw.text((left, top + height + 3 + len(lines) * line), mark, FAINT, _font(11))
+    _save(sheet, path)
+
+
+def talk_strip(
+    frames: np.ndarray, samples: np.ndarray, path: str | Path, rate: int = 16_000, fps: float = 16, columns: int = 12
+) -> None:
+    """Draw evenly spaced frames of uint8 [F, H, W, 3] above the waveform of mono samples, each at its time, as PNG."""
+    from PIL import Image, ImageDraw
+
+    height, width = frames.shape[1:3]
+    scale = max(1, 96 // width)
+    cell, gap, wave = width * scale, 4, 90
+    columns = min(columns, len(frames))
+    total = columns * (cell + gap) - gap
+    sheet = Image.new("RGB", (total, height * scale + gap + wave), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    seconds = max(len(frames) / fps, 1 / fps)
+    for n in range(columns):  # the frame in the middle of its part of the sound
+        middle = (n * (cell + gap) + cell / 2) / total * seconds
+        frame = Image.fromarray(np.ascontiguousarray(frames[min(int(middle * fps), len(frames) - 1)]))
+        sheet.paste(frame.resize((cell, height * scale), Image.Resampling.NEAREST), (n * (cell + gap), 0))
+    top, half = height * scale + gap, wave / 2 - 2
+    loudest = max(float(np.abs(samples).max(initial=0)), 1e-6)
+    edges = (np.arange(total + 1) / total * seconds * rate).astype(int)
+    for x, (start, end) in enumerate(pairwise(edges)):
+        part = samples[start : max(end, start + 1)]
+        if len(part):
+            low, high = (top + wave / 2 - half * float(v) / loudest for v in (part.max(), part.min()))
+            draw.line((x, low, x, high), TINTS[0])
     _save(sheet, path)
 
 

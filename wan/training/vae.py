@@ -22,10 +22,11 @@ class VAELossConfig:
     edge: float = 0.5  # L1 of differences between neighbouring pixels and frames: keeps outlines sharp
     kl: float = 1e-5
     noise: float = 1.0  # share of the encoder's uncertainty that the decoder is trained with; 0: the mean alone
+    moving: float = 0.0  # extra weight of pixels that change within a clip, as those of lips do
     even: bool = False  # clips of low contrast get more weight; without it, their outlines are learnt last
 
     def __post_init__(self):
-        if min(self.l1, self.l2, self.edge, self.kl, self.noise) < 0 or self.l1 + self.l2 == 0:
+        if min(self.l1, self.l2, self.edge, self.kl, self.noise, self.moving) < 0 or self.l1 + self.l2 == 0:
             raise ValueError(f"weights must not be negative, and l1 or l2 must be positive; got {self}")
 
 
@@ -46,6 +47,8 @@ def vae_objective(vae: nn.Module, config: VAELossConfig):
         mean_square = difference.detach().square().mean()
         if config.even:
             difference = difference * contrast_weights(video)
+        if config.moving:
+            difference = difference * (1 + config.moving * motion(video))
         l1, l2 = difference.abs().mean(), difference.square().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         total = config.l1 * l1 + config.l2 * l2 + config.kl * kl
@@ -60,6 +63,11 @@ def contrast_weights(video: Tensor, most: float = 4.0) -> Tensor:
     """Weights [B, 1, 1, 1, 1]: 1 for a clip of the batch's mean contrast, more for less contrast, at most `most`."""
     contrast = video.std(dim=(2, 3, 4), keepdim=True).mean(dim=1, keepdim=True)
     return (contrast.mean() / contrast.clamp_min(1e-6)).clamp(max=most)
+
+
+def motion(video: Tensor) -> Tensor:
+    """Share of change [B, 1, T, H, W] in 0..1: 1 where a pixel is half a range or more from its mean over time."""
+    return (video - video.mean(dim=2, keepdim=True)).abs().amax(dim=1, keepdim=True).clamp(max=1)
 
 
 def edge_loss(difference: Tensor) -> Tensor:

@@ -221,7 +221,7 @@ def write_dit(state: dict[str, Tensor], model: WanModel, folder: Path) -> None:
     from wan.checkpoint.loading import save_safetensors_folder
 
     state = {key: tensor.to(torch.bfloat16).contiguous() for key, tensor in state.items()}
-    description = {"_class_name": "WanModel", "family": "nano", **model.config.to_dict()}
+    description = {"_class_name": type(model).__name__, "family": "nano", **model.config.to_dict()}
     save_safetensors_folder(state, folder, description, 2**30)
 
 
