@@ -6,13 +6,19 @@ differs by one level in every tenth pixel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+Resize = Callable[[np.ndarray, int, int], np.ndarray]  # image, height, width
 ONE = 1 << 11  # weights have 11 fractional bits
 
 
-def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scale a picture, uint8 [h, w, 3], to fit whole into a size, in the centre; the rest is black."""
+def letterbox(image: np.ndarray, height: int, width: int, resize: Resize | None = None) -> np.ndarray:
+    """Scale a picture, uint8 [h, w, 3], to fit whole into a size, in the centre; the rest is black.
+
+    `resize`: None for `resize_linear`, as upstream does, which large pictures alias with.
+    """
     rows, columns = image.shape[:2]
     if rows / columns > height / width:
         high, wide = height, max(1, int(height / rows * columns))
@@ -20,8 +26,15 @@ def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
         high, wide = max(1, int(width / columns * rows)), width
     placed = np.zeros((height, width, image.shape[2]), np.uint8)
     top, left = (height - high) // 2, (width - wide) // 2
-    placed[top : top + high, left : left + wide] = resize_linear(image, high, wide)
+    placed[top : top + high, left : left + wide] = (resize or resize_linear)(image, high, wide)
     return placed
+
+
+def resize_smooth(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize uint8 [h, w, 3] to [height, width, 3], antialiased (Lanczos)."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def resize_linear(image: np.ndarray, height: int, width: int) -> np.ndarray:

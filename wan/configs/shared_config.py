@@ -176,6 +176,7 @@ class TaskConfig(SharedConfig):
     high_noise_checkpoint: str | None = None
     t5_checkpoint: str = "models_t5_umt5-xxl-enc-bf16.pth"
     t5_tokenizer: str = "google/umt5-xxl"
+    clip_checkpoint: str | None = None
     text_dim: int = 4096
     freq_dim: int = 256
     patch_size: tuple[int, int, int] = (1, 2, 2)

@@ -8,6 +8,7 @@ animate_14B = TaskConfig(
     prompt="视频中的人在做动作",
     model_type="animate",
     in_dim=36,
+    clip_checkpoint="models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
     frame_num=77,
     sample_fps=30,
     sample_shift=5.0,

@@ -1,0 +1,55 @@
+"""Frames of a driving video: read forwards, each decoded once where clips overlap, and backwards where it must be."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from wan.media import write_video
+from wan.performance import FileFrames
+
+
+@pytest.fixture
+def film(monkeypatch):
+    """A file of 20 frames of one grey level each; `decoded` counts the frames that are read."""
+    decoded = []
+
+    def frames(path):
+        for number in range(20):
+            decoded.append(number)
+            yield Fraction(number, 25), np.full((4, 6, 3), number, np.uint8)
+
+    monkeypatch.setattr("wan.performance.media.upright_frames", frames)
+    film = FileFrames("film.mp4", 20)
+    film.decoded = decoded
+    return film
+
+
+def levels(frames) -> list[int]:
+    assert frames.shape[1:] == (4, 6, 3) and frames.dtype == np.uint8
+    return frames[:, 0, 0, 0].tolist()
+
+
+def test_clips_that_share_frames_decode_each_frame_once(film):
+    for start in (0, 4, 8):
+        assert levels(film.take(range(start, start + 5))) == list(range(start, start + 5))
+    assert film.decoded == list(range(13)) and len(film._kept) == 5
+
+
+def test_a_video_that_runs_back_and_forth_is_read_again(film):
+    assert levels(film.take([18, 19, 18, 17, 16])) == [18, 19, 18, 17, 16]
+    assert levels(film.take([16, 15, 14])) == [16, 15, 14]
+    assert film.decoded == [*range(20), *range(16)]
+
+
+def test_a_file_that_ends_early_is_named(film):
+    film.count = 30
+    with pytest.raises(ValueError, match=r"film\.mp4 ends after 20 frames, and 30 were counted"):
+        film.take([19, 20])
+
+
+def test_frames_of_a_real_file(tmp_path):
+    video = np.zeros((9, 32, 32, 3), np.uint8) + np.arange(0, 180, 20, dtype=np.uint8)[:, None, None, None]
+    write_video(video, tmp_path / "x.mp4", 25)
+    found = FileFrames(tmp_path / "x.mp4", 9).take([2, 3, 8, 2])
+    assert np.abs(found[:, 16, 16, 1].astype(int) - [40, 60, 160, 40]).max() <= 4
