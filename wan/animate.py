@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class WanAnimate(WanPipeline):
 
     task = "animate-14B"
 
-    def _assemble(self, config: TaskConfig, checkpoint_dir, runtime: Runtime) -> None:
+    def _assemble(self, config: TaskConfig, checkpoint_dir: Path, runtime: Runtime) -> None:
         super()._assemble(config, checkpoint_dir, runtime)
         self.weights.add("clip", lambda: load_clip(part(checkpoint_dir, config.clip_checkpoint)))
 
