@@ -33,7 +33,7 @@ from wan.utils import prompt_extend
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAMS = ("python", "torchrun", "wan-generate", "make", "pip", "poetry", "hf", "pre-commit")
+PROGRAMS = ("python", "torchrun", "wan-generate", "make", "pip", "poetry", "hf", "modelscope", "pre-commit")
 QUICKLY = ["--sample_steps", "1", "--frame_num", "1", "--progress", "none"]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -154,6 +154,9 @@ def interrupt(latent: Path, monkeypatch):
 def planned(arguments, processes, monkeypatch):
     """Plan a command; the folder that it names, if any, holds a miniature that looks like a released checkpoint."""
     args = build_parser().parse_args(arguments)
+    if args.download:
+        assert set(args.typed) <= {"--download", "--task", "--ckpt_dir", "--source"} and args.task in IMPLEMENTED_TASKS
+        return
     if args.ckpt_dir:
         stand_in(Path(args.ckpt_dir), args.task)
     with monkeypatch.context() as patch:
@@ -208,7 +211,7 @@ def named(words):
     if words[:2] == ["pip", "install"] and words[2].startswith("."):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(re.findall(r"\w+", words[2])) <= set(extras)
-    if words[:2] == ["hf", "download"]:
+    if words[:2] in (["hf", "download"], ["modelscope", "download"]):
         assert words[2] in [f"Wan-AI/{repository(WAN_CONFIGS[task])}" for task in IMPLEMENTED_TASKS]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from wan.choices import ATTENTION, DTYPES, MIN_VAE_TILE, NOISE_DEVICES, PROGRESS, SOLVERS
+from wan.choices import ATTENTION, DTYPES, HUBS, MIN_VAE_TILE, NOISE_DEVICES, PROGRESS, SOLVERS
 from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS
 from wan.configs.shared_config import TaskConfig
 from wan.framing import FITS
@@ -83,6 +83,7 @@ TEXT, FILE, FOLDER, WHOLE, NUMBER = (
 )
 SWITCH, YES_OR_NO = Kind(None, None), Kind(str2bool, "BOOL")
 MAKE, OUTPUT, RUN, SEVERAL = "what to make", "output", "how to run", "several GPUs"
+DOWNLOAD = "download"
 LATER = " (comes later)"
 EXTENSION = "prompt extension"
 IMAGES, SPEECH, ANIMATE = ("i2v-A14B", "ti2v-5B", "s2v-14B"), ("s2v-14B",), ("animate-14B",)
@@ -156,6 +157,10 @@ FLAGS = [
     Flag(SEVERAL, "dit_fsdp", SWITCH, "spread the transformer's parameters over the processes; default: each has all"),
     Flag(SEVERAL, "t5_fsdp", SWITCH, "spread the text encoder's parameters over the processes; default: the first has "
          "all"),
+
+    Flag(DOWNLOAD, "download", SWITCH, "fetch the released checkpoint of --task into --ckpt_dir, by default a folder "
+         "of its name, and make no video; default: off"),
+    Flag(DOWNLOAD, "source", choice(HUBS), f"where --download fetches from; default: {HUBS[0]}"),
 
     Flag(EXTENSION, "use_prompt_extend", SWITCH, "let a language model write the prompt out, with an image one that "
          "sees it; default: off"),

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before torch is imported
 
 import torch
 
+from wan.checkpoint.download import from_flags as download
 from wan.distributed.util import (
     broadcast_text,
     get_rank,
@@ -29,6 +30,7 @@ from wan.extension import extended
 from wan.interrupts import INTERRUPTED, as_interrupt
 from wan.jobs import PIPELINES, Job, Outcome, describe, make
 from wan.parallel import launched_rank, launched_size, local_rank
+from wan.parser import exit_code
 from wan.planning import plan, warn_about_texts
 from wan.program import OneLine, print_error
 from wan.runtime import own_device
@@ -66,6 +68,8 @@ def _main(arguments: list[str] | argparse.Namespace | None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("[%(asctime)s] %(levelname)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler])
+    if args.download:
+        return exit_code(lambda: download(args))
     try:
         if launched_size() > 1:
             join_processes(own_device(args.device, local_rank()))

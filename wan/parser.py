@@ -33,7 +33,13 @@ SYNONYMS = {
     "ring_size": "ulysses_size",
 }
 LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\uff0d"
-EXTRAS = {"tomli": "train", "diffusers": "dev", "transformers": "s2v", "accelerate": "dev"}  # of pyproject.toml
+EXTRAS = {
+    "tomli": "train",
+    "modelscope_hub": "modelscope",
+    "diffusers": "dev",
+    "transformers": "s2v",
+    "accelerate": "dev",
+}  # of pyproject.toml
 Flags = dict[str, argparse.Action]
 CONTINUATIONS = ("\\", "^", "`")
 TYPOGRAPHIC_QUOTES = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"

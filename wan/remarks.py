@@ -30,6 +30,8 @@ def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime,
         yield f"--vae_tile {runtime.vae_tile} has no effect: whole frames are no larger"
     if args.output_dir and args.save_file and Path(args.save_file).is_absolute():
         yield "--output_dir has no effect: --save_file is a whole path"
+    if args.source:
+        yield "--source has no effect without --download"
     yield from _extension(args, given, request)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from wan.checkpoint.loading import inferred_config
 from wan.checkpoint.source import PICKLED_SUFFIXES, folder_shards, open_source
 
+OF_A_MODEL = ("config.json", ".safetensors", ".safetensors.index.json")  # ends of the names of its files
 DOWNLOAD_GB = {"t2v-A14B": 126, "i2v-A14B": 126, "ti2v-5B": 34}
 
 # Other published names of the files of a `TaskConfig`, in the order of the search; a .pth may also be a
@@ -85,6 +86,21 @@ def part(folder: str | Path, name: str) -> Path:
         names.insert(1, names[0].with_suffix(".safetensors"))
     found = (Path(folder) / candidate for candidate in (*names, name) if (Path(folder) / candidate).exists())
     return next(found, Path(folder) / name)
+
+
+def parts(config: Any) -> list[str]:
+    """List the files and folders of a task's released checkpoint, by the names in its `TaskConfig`; "." is its top."""
+    named = (value for field, value in config.items() if value and field.endswith(("_checkpoint", "_tokenizer")))
+    return [*config.experts, *(name for name in named if name not in config.experts)]
+
+
+def part_of(path: str, config: Any) -> str | None:
+    """Name the part that a file of the released repository belongs to; None for a file that the task does not read."""
+    folder, _, name = path.rpartition("/")
+    if (folder or ".") in config.experts and name.endswith(OF_A_MODEL):
+        return folder or "."
+    others = (part for part in parts(config) if part not in config.experts)
+    return next((part for part in others if path == part or path.startswith(f"{part}/")), None)
 
 
 def weight_files(path: Path) -> list[Path]:
