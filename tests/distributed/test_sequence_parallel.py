@@ -1,3 +1,4 @@
+import types
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from tests.distributed.launch import launch
 from tests.distributed.tiny import CASES, CONFIG, AdaptedModel, tiny_model
 from wan.distributed.fsdp import spread_parameters
-from wan.distributed.sequence_parallel import parallelize, shard
+from wan.distributed.sequence_parallel import parallelize, shard, sp_attn_forward, sp_dit_forward
 from wan.modules.model import Segment, Tokens, by_frame
 
 THREE_HEADS = replace(CONFIG, num_heads=3, dim=48)
@@ -31,6 +32,27 @@ def test_a_sharded_model_equals_a_whole_one_on_every_rank(size, config):
     with torch.no_grad():
         expected = [model(*case) for case in CASES.values()]
     for of_rank in launch(size, forwards, config):
+        for found, case in zip(of_rank, expected, strict=True):
+            for a, b in zip(found, case, strict=True):
+                close(a, b)
+
+
+def by_upstreams_names():
+    """A script of upstream's pipelines replaces the methods of a model like this."""
+    model = tiny_model()
+    for block in model.blocks:
+        block.self_attn.forward = types.MethodType(sp_attn_forward, block.self_attn)
+    model.forward = types.MethodType(sp_dit_forward, model)
+    found = [model(*case) for case in CASES.values()]
+    assert dist.get_world_size() == 1 or model.run_blocks.group.size() == dist.get_world_size()
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_methods_under_upstreams_names_spread_the_tokens(size):
+    with torch.no_grad():
+        expected = [tiny_model()(*case) for case in CASES.values()]
+    for of_rank in launch(size, by_upstreams_names):
         for found, case in zip(of_rank, expected, strict=True):
             for a, b in zip(found, case, strict=True):
                 close(a, b)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from wan.distributed.ulysses import ulysses
-from wan.distributed.util import all_gather
-from wan.modules.model import Conditioning, Segment, Segments, Step, Tokens, WanModel
+from wan.distributed.util import all_gather, get_world_size
+from wan.modules.model import Conditioning, Segment, Segments, Step, Tokens, WanModel, WanSelfAttention
 
 RunBlocks = Callable[[Iterable[Step], Tokens, Conditioning], Tokens]
 
@@ -29,6 +30,22 @@ def parallelize(model: WanModel, mesh: DeviceMesh) -> None:
         block.self_attn.attend = attend if group is None else ulysses(attend, group)
     run = getattr(model.run_blocks, "single", model.run_blocks)
     model.run_blocks = run if group is None else sharded(run, group)
+
+
+def sp_attn_forward(self: WanSelfAttention, *inputs: Any) -> Tensor:
+    """Call self-attention, under upstream's name for a method of it; `sp_dit_forward` spreads the tokens for all."""
+    return type(self).forward(self, *inputs)
+
+
+def sp_dit_forward(self: WanModel, *inputs: Any, **named: Any) -> list[Tensor]:
+    """Call a model whose tokens all processes share, under upstream's name for a method of it.
+
+    Scripts write `model.forward = types.MethodType(sp_dit_forward, model)`.
+    """
+    if get_world_size() > 1 and not hasattr(self.run_blocks, "group"):
+        device = self.patch_embedding.weight.device.type
+        parallelize(self, init_device_mesh(device, (get_world_size(),)))
+    return type(self).forward(self, *inputs, **named)
 
 
 def sharded(run: RunBlocks, group: ProcessGroup) -> RunBlocks:
