@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shlex
+import subprocess
+import tempfile
 from dataclasses import replace
 from datetime import datetime
-from functools import cache
+from functools import cache, reduce
 from importlib import import_module
 from pathlib import Path
 
@@ -19,15 +22,18 @@ import wan
 import wan.configs
 from wan import planning
 from wan.arguments import build_parser
-from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS
+from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, SIZE_CONFIGS, SUPPORTED_SIZES, WAN_CONFIGS
 from wan.configs.shared_config import Presets
+from wan.geometry import parse_size
 from wan.media import read_video
 from wan.nano.random import write_random_checkpoint
 from wan.output import default_name
 from wan.parallel import Parallel
+from wan.request import Request, check_supported_size
 from wan.runtime import Runtime
 
-PAGE = (Path(__file__).parents[1] / "docs" / "from_wan22.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "from_wan22.md").read_text(encoding="utf-8")
 # Flags of the original's command, from its documentation.
 FLAGS = """task size frame_num ckpt_dir offload_model ulysses_size t5_fsdp t5_cpu dit_fsdp save_file prompt
     use_prompt_extend prompt_extend_method prompt_extend_model prompt_extend_target_lang base_seed image
@@ -40,11 +46,15 @@ def table(title: str) -> list[list[str]]:
     """Yield the rows of the table with that heading; cells have no marks of code."""
     lines = PAGE.split(f"| {title} |", 1)[1].splitlines()[2:]
     rows = lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return [[cell.strip() for cell in row.replace("<!-- planned -->", "").strip(" |").split("|")] for row in rows]
 
 
 def code(text: str) -> str:
     return re.search("`([^`]*)`", text)[1]
+
+
+def code_words(text: str) -> list[str]:
+    return re.findall("`([^`]*)`", text)
 
 
 def block(title: str) -> str:
@@ -57,15 +67,120 @@ def refusal(*arguments: str) -> str:
     return str(error.value)
 
 
+ITEMS = ("installation", "command", "file", "name")  # tables of what exists, or does not; flags have rules of their own
+# What the original's documentation names, beside its flags and sizes.
+NAMED = """
+    requirements.txt | requirements_s2v.txt | requirements_animate.txt | flash_attn | poetry install
+    poetry run pip install flash-attn | pip install .[dev] | huggingface-cli download | modelscope download
+    --task t2v-A14B | --task i2v-A14B | --task ti2v-5B | --task s2v-14B | --task animate-14B
+    --offload_model True --convert_model_dtype | --offload_model --prompt | --t5_cpu
+    --dit_fsdp --t5_fsdp --ulysses_size 8 | preprocess_data.py | --retarget_flag | --h_len 1 --replace_flag
+    examples/wan_animate/animate/ | examples/wan_animate/replace/ | 'dashscope' | 'local_qwen' | bash tests/test.sh
+    make format | isort generate.py wan | yapf | black . | isort .
+    wan/text2video.py wan/image2video.py wan/textimage2video.py wan/speech2video.py wan/animate.py
+    wan/modules/model.py wan/modules/attention.py wan/modules/t5.py wan/modules/tokenizers.py wan/modules/vae2_1.py
+    wan/modules/vae2_2.py wan/modules/s2v/ wan/modules/animate/ wan/configs/shared_config.py wan/configs/wan_t2v_A14B.py
+    wan/configs/wan_i2v_A14B.py wan/configs/wan_ti2v_5B.py wan/configs/wan_s2v_14B.py wan/configs/wan_animate_14B.py
+    wan/distributed/fsdp.py wan/distributed/sequence_parallel.py wan/distributed/ulysses.py wan/distributed/util.py
+    wan/utils/fm_solvers.py wan/utils/fm_solvers_unipc.py wan/utils/prompt_extend.py wan/utils/system_prompt.py
+    wan/utils/utils.py
+    wan_shared_cfg free_model sp_attn_forward sp_dit_forward rope_apply rope_params FLASH_ATTN_2_AVAILABLE
+    FLASH_ATTN_3_AVAILABLE umt5_xxl T5Model T5Encoder T5Decoder WanVAE_ CausalConv3d save_pretrained
+    pipeline.text_encoder pipeline.vae pipeline.model pipeline.low_noise_model pipeline.high_noise_model pipeline.device
+    pipeline.boundary pipeline.num_train_timesteps pipeline.sp_size
+"""
+
+
+def items(title: str) -> list[tuple[str, str]]:
+    """List the items of a table with their status; a row may have several."""
+    return [(item, status) for cell, status in table(f"{title} | here") for item in code_words(cell)]
+
+
 @cache
 def is_later(status: str) -> bool:
-    """Tell whether the page says that something comes later; then it must not exist."""
+    """Tell whether a row says that something comes later; what it waits for must not exist."""
     if not status.startswith("later: "):
         return False
-    task = status.removeprefix("later: ")
-    assert task in WAN_CONFIGS and task not in IMPLEMENTED_TASKS, f"{task} exists: move its rows"
-    assert "not available yet" in refusal("--task", task, "--image", "a.png")
+    awaited = status.removeprefix("later: ").partition(" ")[0]
+    if awaited in WAN_CONFIGS:
+        assert awaited not in IMPLEMENTED_TASKS, f"{awaited} exists: move its rows"
+        assert "not available yet" in refusal("--task", awaited, "--image", "a.png")
+    else:
+        assert "." in awaited and not (ROOT / awaited).exists(), (
+            f"{awaited} exists, or is no file or task: move its rows"
+        )
     return True
+
+
+def exists(item: str) -> bool | None:
+    """Tell whether an item of the page exists or works here; None for a command of other programs."""
+    words = [word for word in shlex.split(item) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+    files = [word for word in words if re.fullmatch(r"(\./)?[\w.]+(/[\w.]+)*(\.(py|txt|sh|JPG|wav|png|mp4)|/)", word)]
+    if words[0] in ("python", "torchrun") and "generate.py" in words:
+        args = build_parser().parse_args(words[words.index("generate.py") + 1 :])  # also where it comes later
+        return args.task in IMPLEMENTED_TASKS
+    if words[0] in ("pip", "bash", "python") and files:
+        return (ROOT / files[0]).is_file()
+    if len(words) == 1 and files:
+        return (ROOT / item).is_dir() if item.endswith("/") else (ROOT / item).is_file()
+    if words[0] == "make":
+        return subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True).returncode == 0
+    if item.startswith("pipeline."):
+        return any(hasattr(kind, item.partition(".")[2]) or item in made() for kind in (wan.WanT2V, wan.WanTI2V))
+    if re.fullmatch(r"wan(\.\w+)+", item):
+        return named(item)
+    return None
+
+
+def named(path: str) -> bool:
+    """Tell whether a dotted name can be imported: a module, or an attribute of one, or of a class in one."""
+    parts = path.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            reduce(getattr, parts[count:], found)
+        except (AttributeError, ImportError):  # a lazy name that says why it is not there
+            return False
+        return True
+    return False
+
+
+@cache
+def made() -> set[str]:
+    """List the attributes of a pipeline of each kind that give a value."""
+    found = set()
+    for task, kind in (("t2v-A14B", wan.WanT2V), ("ti2v-5B", wan.WanTI2V)):
+        with tempfile.TemporaryDirectory() as folder:
+            pipeline = kind(NANO_CONFIGS[task], write_random_checkpoint(Path(folder), task))
+            names = [item for item, _ in items("name") if item.startswith("pipeline.")]
+            found |= {name for name in names if getattr(pipeline, name.partition(".")[2], None) is not None}
+    return found
+
+
+def test_everything_that_the_original_names_has_a_row():
+    cells = " ".join(item for title in ITEMS for item, _ in items(title))
+    wanted = [
+        part.strip() for line in NAMED.splitlines() for part in (line.split("|") if "|" in line else line.split())
+    ]
+    assert len(wanted) > 70 and [part for part in wanted if part and part not in cells] == []
+
+
+@pytest.mark.parametrize("title", ITEMS)
+def test_a_row_says_what_is_so(title):
+    """A row that says "later" or "gone" for what exists is wrong, and so is one that says "same" for what does not."""
+    for item, status in items(title):
+        assert re.match("same|(better|later|gone): ", status), (item, status)
+        is_here = not is_later(status) and not status.startswith("gone: ")
+        assert exists(item) in (None, is_here), (
+            f"{item} is {'not ' * is_here}here, and its row says {status!r}: move it"
+        )
+
+
+def test_attributes_of_pipelines_have_values():
+    assert {item for item, status in items("name") if item.startswith("pipeline.")} == made()
 
 
 def test_every_flag_of_the_original_has_its_row():
@@ -100,6 +215,9 @@ def test_defaults_that_differ(tmp_path, monkeypatch):
         "`--ulysses_size`": lambda: Parallel.from_flags(world_size=4).ulysses_size == 4,
         "`--size` of ti2v-5B": lambda: WAN_CONFIGS["ti2v-5B"].size == "1280*704",
         "`--image` of i2v-A14B": lambda: "--image" in refusal("--task", "i2v-A14B"),
+        "`--prompt` with an image": lambda: (
+            Request.create(WAN_CONFIGS["i2v-A14B"], image=Image.new("RGB", (64, 64))).prompt == ""
+        ),
         "`--task` with `--image`": lambda: (
             planning._task_of_images(build_parser().parse_args(["--image", "a.png"])) == "i2v-A14B"
         ),
@@ -110,6 +228,7 @@ def test_defaults_that_differ(tmp_path, monkeypatch):
         ),
     }
     rows = table("default of | original | here")
+    assert "the few defaults that differ" in (ROOT / "README.md").read_text("utf-8")
     assert [row[0] for row in rows] == list(is_true)
     assert [name for name, check in is_true.items() if not check()] == []
 
@@ -139,12 +258,22 @@ def test_imports(line):
     exec(line, {})
 
 
-def test_names_that_do_not_exist():
-    for row, status in table("name | here"):
-        module, _, name = code(row).rpartition(".")
-        assert is_later(status) or status.startswith("gone: ")
-        with pytest.raises((ImportError, AttributeError)):
-            getattr(import_module(module), name)
+def test_sizes_are_those_of_the_original():
+    """The command takes the sizes of the task, and refuses the other ones that the original knows."""
+    rows = {task: code_words(sizes) for tasks, sizes in table("task | sizes") for task in code_words(tasks)}
+    assert rows == {task: [*sizes] for task, sizes in SUPPORTED_SIZES.items()}
+    for task in IMPLEMENTED_TASKS:
+        for size in SIZE_CONFIGS:
+            if size in rows[task] or task == "s2v-14B":
+                check_supported_size(WAN_CONFIGS[task], parse_size(size))
+            else:
+                with pytest.raises(ValueError, match="is not one that"):
+                    check_supported_size(WAN_CONFIGS[task], parse_size(size))
+
+
+def test_the_requirements_of_a_task_exist_with_it():
+    for task, name in (("s2v-14B", "requirements_s2v.txt"), ("animate-14B", "requirements_animate.txt")):
+        assert (ROOT / name).is_file() == (task in IMPLEMENTED_TASKS), f"{name} and {task} come together"
 
 
 def test_the_script_runs_as_it_stands(tmp_path, monkeypatch):

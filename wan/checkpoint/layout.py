@@ -10,6 +10,7 @@ from wan.checkpoint.loading import inferred_config
 from wan.checkpoint.source import PICKLED_SUFFIXES, folder_shards, open_source
 
 OF_A_MODEL = ("config.json", ".safetensors", ".safetensors.index.json")  # ends of the names of its files
+NEVER_READ = (".md", ".gitattributes", ".msgpack", ".h5", ".ot", ".onnx")  # beside the weights of other libraries
 DOWNLOAD_GB = {"t2v-A14B": 126, "i2v-A14B": 126, "ti2v-5B": 34}
 
 # Other published names of the files of a `TaskConfig`, in the order of the search; a .pth may also be a
@@ -99,6 +100,8 @@ def part_of(path: str, config: Any) -> str | None:
     folder, _, name = path.rpartition("/")
     if (folder or ".") in config.experts and name.endswith(OF_A_MODEL):
         return folder or "."
+    if name.endswith(NEVER_READ):
+        return None
     others = (part for part in parts(config) if part not in config.experts)
     return next((part for part in others if path == part or path.startswith(f"{part}/")), None)
 
