@@ -84,12 +84,8 @@ def test_no_pose_is_a_pose_of_zeros_and_dropped_history_is_none(model):
 
 def test_a_batch_equals_its_samples(model):
     samples = [(randn(16, *SIZE, seed=i), randn(5, 10, seed=i + 5), clip_inputs(seed=i)) for i in (0, 7)]
-    joined = {
-        name: torch.cat([inputs[name] for *_, inputs in samples])
-        if name == "audio_input"
-        else [inputs[name][0] for *_, inputs in samples]
-        for name in samples[0][2]
-    }
+    joined = {name: [inputs[name][0] for *_, inputs in samples] for name in samples[0][2]}
+    joined["audio_input"] = torch.cat([inputs["audio_input"] for *_, inputs in samples])
     together = model([x for x, *_ in samples], torch.tensor([700, 3]), [c for _, c, _ in samples], None, **joined)
     for t, seed, found in zip((700, 3), (0, 7), together, strict=True):
         torch.testing.assert_close(found, call(model, t, seed=seed), atol=1e-5, rtol=1e-5)
