@@ -104,11 +104,15 @@ def test_the_dev_extra_brings_the_tools_that_the_original_names(wheel):
     assert {"pytest", "black", "flake8", "isort", "mypy", "huggingface-hub", "ruff"} <= dev
 
 
+EXTRAS = ("dev", "prompt", "s2v", "animate")
+
+
 def test_no_extra_names_the_package_itself(wheel):
     """Poetry refuses that; `dev` repeats what it needs of `prompt`."""
     requires = metadata(wheel).get_all("Requires-Dist")
-    of = {extra: {line.partition(";")[0] for line in requires if f'"{extra}"' in line} for extra in ("dev", "prompt")}
-    assert not [line for line in requires if distribution(line) == "wan"] and of["prompt"] <= of["dev"]
+    of = {extra: {distribution(line) for line in requires if f'extra == "{extra}"' in line} for extra in EXTRAS}
+    assert not [line for line in requires if distribution(line) == "wan"]
+    assert all(of[extra] for extra in EXTRAS) and set().union(*of.values()) == of["dev"]
 
 
 def test_the_prompt_extra_brings_what_prompt_extension_needs(wheel):
