@@ -120,7 +120,7 @@ def files():
         (["--attention", "magic"], "invalid choice: 'magic'"),
         (["--attention", "flash2"], "attention backend 'flash2' needs a CUDA device"),
         (["--task", "t2v"], "invalid choice: 't2v'"),
-        (["--task", "s2v-14B"], "task s2v-14B is not available yet, it comes later; now: t2v-A14B"),
+        (["--task", "animate-14B"], "task animate-14B is not available yet, it comes later; now: t2v-A14B"),
         (
             ["--task", "t2v-A14B", "--image", "cat.jpg"],
             "--image is not used by t2v-A14B, only by i2v-A14B, ti2v-5B",

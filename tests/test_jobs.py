@@ -18,6 +18,7 @@ from tests.three_clips import CLIPS, ThreeClips
 from wan import cli, jobs, media, output, planning
 from wan.clips import ClipSampled, FramesDecoded, SampledClip, StepDone
 from wan.configs import NANO_CONFIGS
+from wan.inputs import Sound
 from wan.nano.random import write_random_checkpoint
 from wan.request import Request
 from wan.runtime import Runtime
@@ -245,7 +246,7 @@ def test_a_latent_of_an_earlier_version_is_resumed(three_clips, monkeypatch):
 
 def test_a_video_is_given_its_sound(three_clips, monkeypatch):
     write_tone(Path("a.wav"), 5.0)
-    monkeypatch.setattr(three_clips, "sound", staticmethod(lambda request: "a.wav"))
+    monkeypatch.setattr(three_clips, "sound", staticmethod(lambda request: Sound.of("a.wav")))
     assert cli.main(NEW) == cli.DONE
     assert media.written("a.mp4")[0] == 14 and output.REQUEST_KEY in media.read_metadata("a.mp4")
     with av.open("a.mp4") as container:

@@ -182,7 +182,7 @@ def test_values_of_another_type_are_refused_in_files_and_calls(name):
         *({"used": size} for size in (5, ["1280*720"], "1281*720", "64*99984", "0*0")),
         *({"saved": size} for size in (5, "999999999*999999999", "64*64", "1280*722")),
         *({"image": image} for image in (5, "photo.png", [], {"path": "a.png", "size": "64*64", "sha256": "0"})),
-        *({"task": task} for task in ("", "t2v", "s2v-14B", "x" * 10**6, "\x1b[2J")),
+        *({"task": task} for task in ("", "t2v", "animate-14B", "x" * 10**6, "\x1b[2J")),
         *({"checkpoint": value} for value in (5, ["nano"])),
         *({"device": 5}, {"dtype": ["bf16"]}, {"convert_model_dtype": "yes"}, {"versions": "1"}),
         {"steps": 1001},
@@ -344,9 +344,9 @@ def test_dictionary_round_trip_with_images(photo):
     [
         (I2V, {}, "task i2v-A14B needs image (or last_image)"),
         (
-            WAN_CONFIGS["s2v-14B"],
+            WAN_CONFIGS["animate-14B"],
             {"image": "photo"},
-            "task s2v-14B is not available yet, it comes later; now: t2v-A14B",
+            "task animate-14B is not available yet, it comes later; now: t2v-A14B",
         ),
         (T2V, {"image": "photo"}, "t2v-A14B is not made from image; leave it out"),
         (TI2V, {"last_image": "photo"}, "ti2v-5B is not made from last_image; leave it out"),

@@ -51,6 +51,10 @@ class Flag:
     is_input: bool = False
     default: Any = None
 
+    def is_of(self, task: str | None) -> bool:
+        """Tell whether a task knows the flag; without a task, whether any does."""
+        return task is None or not self.tasks or task in self.tasks
+
 
 def choice(names: Iterable[str]) -> Kind:
     """Make the kind of a flag that takes one of some names; `choices` of argparse would not suggest a similar one."""
@@ -87,20 +91,26 @@ DOWNLOAD = "download"
 LATER = " (comes later)"
 EXTENSION = "prompt extension"
 IMAGES, SPEECH, ANIMATE = ("i2v-A14B", "ti2v-5B", "s2v-14B"), ("s2v-14B",), ("animate-14B",)
+CLIPS = SPEECH  # tasks whose videos have several clips
+ONE_CLIP = tuple(name for name, config in WAN_CONFIGS.items() if config.frame_rest)
 # Titles of the groups of tasks in the help, by the first task that knows a flag.
-TITLES = {"i2v-A14B": "image-to-video (i2v-A14B, ti2v-5B)", "s2v-14B": "speech-to-video", "animate-14B": "animate"}
+TITLES = {
+    "i2v-A14B": "from an image (i2v-A14B, ti2v-5B, s2v-14B)",
+    "s2v-14B": "speech-to-video",
+    "animate-14B": "animate",
+}
 
 # fmt: off
 FLAGS = [
     Flag(MAKE, "task", choice(WAN_CONFIGS), "default: t2v-A14B, with --image or --last_image i2v-A14B; "
-         f"{' and '.join(name for name in WAN_CONFIGS if name not in IMPLEMENTED_TASKS)} come later"),
+         f"{' and '.join(name for name in WAN_CONFIGS if name not in IMPLEMENTED_TASKS)} comes later"),
     Flag(MAKE, "ckpt_dir", FOLDER, "folder of released weights; default: nano, the embedded model"),
     Flag(MAKE, "prompt", TEXT, "what the video shows; default: an example, with an image nothing", "prompt"),
     Flag(MAKE, "negative_prompt", TEXT, "what to avoid; without effect at guidance 1; default: the task's text, of the "
          "embedded model ''", "negative_prompt"),
     Flag(MAKE, "size", Kind(parsed(parse_size), "W*H"), "pixels, as 1280*720 or 1280x720; of an image see --fit; "
          f"{defaults(lambda task: task.size)}", "size"),
-    Flag(MAKE, "frame_num", WHOLE, f"frames, 4n+1; {defaults(lambda task: task.frame_num)}", "frame_num"),
+    Flag(MAKE, "frame_num", WHOLE, f"frames, 4n+1; {defaults(lambda task: task.frame_num)}", "frame_num", ONE_CLIP),
     Flag(MAKE, "base_seed", WHOLE, "draws the noise; default or negative: random, and printed", "seed"),
     Flag(MAKE, "num_videos", WHOLE, "make N videos, with this seed and the following ones; default: 1", default=1),
     Flag(MAKE, "sample_solver", choice(SOLVERS), "what integrates from noise to video; default: unipc", "solver"),
@@ -134,6 +144,8 @@ FLAGS = [
          "--from_video"),
     Flag(OUTPUT, "resume", FILE, "go on with what was kept of a run that ended early: a latent, or a folder of clips; "
          "default: a new run"),
+    Flag(OUTPUT, "keep_clips", SWITCH, "also write each clip of a video of several, as NAME-clip001.mp4 and so on; "
+         "default: the video alone", tasks=CLIPS),
     Flag(OUTPUT, "progress", choice(PROGRESS), "default: bar on a terminal, plain lines elsewhere"),
 
     Flag(RUN, "device", Kind(device, "NAME"), "cuda, cuda:1, mps or cpu; default: the best there is"),
@@ -177,16 +189,25 @@ FLAGS = [
     Flag(EXTENSION, "prompt_extend_timeout", WHOLE, "seconds that a service has, all tries together; default: 120",
          default=120),
 
-    Flag(MAKE, "audio", FILE, "what is spoken or sung; default: none", None, SPEECH, True),
-    Flag(MAKE, "pose_video", FILE, "a video whose poses are followed; default: none", None, SPEECH, True),
+    Flag(MAKE, "audio", FILE, "what is spoken or sung: a sound, or a video that has one; default: none", "audio",
+         SPEECH, True),
+    Flag(MAKE, "audio_start", NUMBER, "the second of --audio at which the video begins; default: 0", "audio_start",
+         SPEECH),
+    Flag(MAKE, "audio_len", NUMBER, "seconds of --audio that are heard; default: to its end", "audio_len", SPEECH),
+    Flag(MAKE, "pose_video", FILE, "a video whose poses are followed; default: none", "pose_video", SPEECH, True),
     Flag(MAKE, "tts_prompt_audio", FILE, "a sample of the voice that --enable_tts speaks with; default: none",
          None, SPEECH),
     Flag(MAKE, "tts_prompt_text", TEXT, "what is said in --tts_prompt_audio; default: none", None, SPEECH),
     Flag(MAKE, "tts_text", TEXT, "what --enable_tts speaks; default: none", None, SPEECH),
-    Flag(MAKE, "num_clip", WHOLE, "clips to make, one after the other; default: as the audio is long", None, SPEECH),
-    Flag(MAKE, "infer_frames", WHOLE, "frames of a clip; default: the task's", None, SPEECH),
+    Flag(MAKE, "num_clip", WHOLE, "clips to make at most, one after the other; default: as many as the sound is long",
+         "num_clip", SPEECH),
+    Flag(MAKE, "infer_frames", WHOLE, "frames of a clip, a multiple of 4; default: "
+         f"{WAN_CONFIGS['s2v-14B'].frame_num}", "frame_num", SPEECH),
     Flag(MAKE, "enable_tts", SWITCH, "make the audio from a text; default: off", None, SPEECH, True),
-    Flag(MAKE, "start_from_ref", SWITCH, "begin with the image itself; default: off", None, SPEECH),
+    Flag(MAKE, "start_from_ref", SWITCH, "begin with the image itself; default: off", "start_from_ref", SPEECH),
+    Flag(MAKE, "as_upstream", SWITCH, "make the original's choices where these are better: whole clips also for "
+         "silence, sound 3 frames late, black bars around the image, poses by whole strides; default: off",
+         "as_upstream", SPEECH),
 
     Flag(MAKE, "src_root_path", FOLDER, "folder of the preprocessed performance; default: none", None, ANIMATE, True),
     Flag(MAKE, "refert_num", WHOLE, "frames that a clip takes over from the last one; default: the task's",
@@ -204,20 +225,27 @@ def flags_of(args: argparse.Namespace, group: str) -> dict[str, Any]:
     return {flag.name: getattr(args, flag.name) for flag in FLAGS if flag.group == group}
 
 
-def asked(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the values that were given for fields of the request, by field."""
-    fields = {flag.field: getattr(args, flag.name) for flag in FLAGS if flag.field}
-    return {field: value for field, value in fields.items() if value is not None and value is not False}
+def asked(args: argparse.Namespace, task: str | None = None) -> dict[str, Any]:
+    """Return the values that were given for fields of the request of a task, or of any one, by field."""
+    values = [(flag.field, getattr(args, flag.name)) for flag in FLAGS if flag.field and flag.is_of(task)]
+    return {field: value for field, value in values if value is not None and value is not False}
 
 
-def flag_names() -> dict[str, str]:
-    """Map the fields of a request to the names of their flags, for errors."""
-    return {"task": "--task"} | {flag.field: f"--{flag.name}" for flag in FLAGS if flag.field}
+def flag_names(task: str | None = None) -> dict[str, str]:
+    """Map the fields of a request to the names of their flags, for errors; a task may have names of its own."""
+    flags = [flag for flag in FLAGS if flag.is_of(task)]
+    return {flag.field or flag.name: f"--{flag.name}" for flag in reversed(flags)}
 
 
 def tasks_with(field: str) -> tuple[str, ...]:
     """Return the tasks that know the input of a field of the request."""
     return next((flag.tasks for flag in FLAGS if flag.field == field), ())
+
+
+def knows(task: str, field: str) -> bool:
+    """Tell whether a field of the request has a meaning for a task."""
+    flags = [flag for flag in FLAGS if flag.field == field]
+    return not flags or any(flag.is_of(task) for flag in flags)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -256,7 +284,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _title(flag: Flag) -> str:
-    if flag.tasks:
+    if flag.tasks and flag.tasks != ONE_CLIP:
         later = "" if set(flag.tasks) & set(IMPLEMENTED_TASKS) else LATER
         return TITLES.get(flag.tasks[0], flag.tasks[0]) + later
     return f"{SEVERAL}: {torchrun_line('N')}" if flag.group == SEVERAL else flag.group

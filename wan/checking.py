@@ -15,13 +15,16 @@ from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
 from wan.modules.model import WanModel
 from wan.modules.model_config import WanModelConfig
+from wan.modules.s2v import WanModel_S2V
+from wan.modules.s2v.config import S2VModelConfig
+from wan.modules.speech import check_speech_encoder
 from wan.modules.t5 import T5Config, T5Encoder, check_tokenizer
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.modules.vae2_1 import Wan2_1_VAE
 from wan.modules.vae2_2 import Wan2_2_VAE
 from wan.modules.vae_wrapper import open_vae
 
-MODELS = {"t2v": WanModel, "i2v": WanModel, "ti2v": WanModel}  # by model_type
+MODELS = {"t2v": WanModel, "i2v": WanModel, "ti2v": WanModel, "s2v": WanModel_S2V}  # by model_type
 VAES = {16: Wan2_1_VAE, 48: Wan2_2_VAE}  # by latent channels
 # Fields that decide the task of a model: one that differs from the preset means another task.
 TASK_FIELDS = ("model_type", "in_dim", "out_dim", "patch_size")
@@ -53,6 +56,8 @@ def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
                 f"{text} gives text states of width {encoder.dim}, and {checkpoint_dir / expert} reads "
                 f"{model.text_dim}: they belong to different checkpoints"
             )
+    if config.speech_checkpoint:
+        _check_speech(part(checkpoint_dir, config.speech_checkpoint), models["."], checkpoint_dir)
     folder = part(checkpoint_dir, config.t5_tokenizer)
     check_tokenizer(HuggingfaceTokenizer(folder, config.text_len, "whitespace"), encoder, text)
 
@@ -87,6 +92,15 @@ def _check_vae(path: Path, config: TaskConfig) -> None:
             f"{config.z_dim} and {tuple(config.vae_stride)}: this is another VAE"
         )
     check_fits(lambda: network(vae), source)
+
+
+def _check_speech(folder: Path, model: S2VModelConfig, checkpoint_dir: Path) -> None:
+    found, wanted = check_speech_encoder(folder), (model.audio_layers, model.audio_dim)
+    if found != wanted:
+        raise ValueError(
+            f"{folder} gives {found[0]} states of width {found[1]}, and the model in {checkpoint_dir} reads "
+            f"{wanted[0]} of width {wanted[1]}: they belong to different checkpoints"
+        )
 
 
 def _refuse_nano(checkpoint_dir: Path, config: TaskConfig) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from wan import geometry, memory
-from wan.checking import VAES, expert_config
+from wan.checking import MODELS, VAES, expert_config
 from wan.checkpoint.formats import released_names
 from wan.checkpoint.layout import part, stored_bytes
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
-from wan.geometry import Size
+from wan.geometry import LatentShape, Size
 from wan.images import kept_bytes
 from wan.modules.model import WanModel
 from wan.modules.vae import PIXEL_CHANNELS, VAEConfig, tile_axis
@@ -27,13 +27,19 @@ DECODING = {8: 30.0, 16: 45.0}
 ENCODING = {8: 24.0, 16: 20.0}
 SHORT = {1: 0.1, 5: 0.8}  # share of those values, for videos of so many frames
 REORDERED = 1.5  # whole frames on a CPU: convolutions of few channels copy them, and the heap keeps gaps
+SPEECH_WINDOW = 900 << 20  # bytes that the released speech encoder takes for a minute of sound
 STARTED = 120 << 20  # bytes of libraries and compiled kernels that a CPU's run adds to the program
 WRITTEN = 10  # bytes per pixel of each frame that the video encoder looks ahead
 LOOK_AHEAD = 50
 
 
-def expected_bytes(config: TaskConfig, checkpoint: Path, request: Request, runtime: Runtime) -> int:
-    """Expected peak memory in bytes: of the device, or on a CPU of the whole process."""
+def expected_bytes(
+    config: TaskConfig, checkpoint: Path, request: Request, runtime: Runtime, latent: LatentShape | None = None
+) -> int:
+    """Expected peak memory in bytes: of the device, or on a CPU of the whole process.
+
+    `latent` is the shape of the largest clip, by default that of the one clip of a video.
+    """
     parallel, size, on_cpu = runtime.parallel, request.framing.used, runtime.device.type == "cpu"
     experts = [transformer_bytes(checkpoint / expert, runtime) for expert in config.experts]
     experts = [whole // (parallel.replica_size if parallel.dit_fsdp else 1) for whole in experts]
@@ -43,22 +49,30 @@ def expected_bytes(config: TaskConfig, checkpoint: Path, request: Request, runti
     vae = stored_bytes(vae_path)
 
     model = expert_config(checkpoint, config, config.experts[0])
-    latent = geometry.latent_shape(size, request.frame_num, config.vae_stride, config.z_dim)
-    tokens = math.ceil(geometry.token_count(latent, config.patch_size) / parallel.ulysses_size)
+    latent = latent or geometry.latent_shape(size, request.frame_num, config.vae_stride, config.z_dim)
+    tokens = geometry.token_count(latent, config.patch_size)
+    tokens += math.ceil(MODELS[config.model_type].extra_frames * tokens / latent[1])
+    tokens = math.ceil(tokens / parallel.ulysses_size)
     denoise = denoise_bytes(tokens, model.dim, model.ffn_dim, runtime.dtype)
 
     network = open_vae(VAES[config.z_dim].network, vae_path)[1]
     rows = size[1] if runtime.vae_tile else math.ceil(size[1] / parallel.replica_size)
-    decode = decode_bytes(network, (size[0], rows), request.frame_num, runtime.vae_tile, on_cpu)
+    stride = config.vae_stride[0]
+    frame_num = config.motion_frames + stride * (latent[1] - config.frame_rest) + config.frame_rest
+    decode = decode_bytes(network, (size[0], rows), frame_num, runtime.vae_tile, on_cpu)
     has_image = request.image is not None or request.last_image is not None
-    frames = request.frame_num if config.model_type == "i2v" else 1
+    frames = frame_num if config.model_type == "i2v" else max(1, config.motion_frames)
     encode = encode_bytes(network, size, frames, runtime.vae_tile, on_cpu) if has_image else 0
+    if config.speech_checkpoint:
+        speech = stored_bytes(part(checkpoint, config.speech_checkpoint))
+        encode = max(encode, speech + SPEECH_WINDOW)
+        vae += speech if runtime.offload is Offload.NONE else 0
     if on_cpu:  # the pictures themselves are read already, and part of the program
         read = sum(kept_bytes(picture.size) for picture in (request.image, request.last_image) if picture is not None)
         encode = max(encode + STARTED, picture_bytes(request) - read)
         decode += STARTED
         if not runtime.vae_tile:  # tiles are decoded before the first frame is written
-            decode += size[0] * size[1] * WRITTEN * min(request.frame_num, LOOK_AHEAD)
+            decode += size[0] * size[1] * WRITTEN * min(frame_num, LOOK_AHEAD)
     if runtime.offload is Offload.NONE:
         needed = text + sum(experts) + vae + max(encode, denoise, decode)
     else:  # the VAE does not leave for other models: once it has encoded, it stays

@@ -46,9 +46,9 @@ def token_size(vae_stride: Stride = VAE_STRIDE, patch: Stride = PATCH_SIZE) -> S
     return vae_stride[2] * patch[2], vae_stride[1] * patch[1]
 
 
-def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0], rest: int = 1) -> None:
+def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0], rest: int = 1, longest: int | None = None) -> None:
     """Refuse numbers other than n * `stride` + `rest`; `rest` is 1 if the first frame has a latent of its own."""
-    longest = stride * (MAX_POSITION - 1) + rest
+    longest = longest or stride * (MAX_POSITION - 1) + rest
     if frame_num > longest:
         raise ValueError(f"{called('frame_num')} can be at most {longest}, got {shown(frame_num, 40)}")
     if frame_num < 1 or (frame_num - rest) % stride:

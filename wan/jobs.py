@@ -32,13 +32,14 @@ from wan.program import command_line
 from wan.progress import reporter
 from wan.request import MAX_SEED, Request
 from wan.runtime import Runtime, resolve_device
+from wan.speech2video import WanS2V
 from wan.text2video import WanT2V
 from wan.textimage2video import WanTI2V
 from wan.version import VERSION
 
 log = logging.getLogger(__name__)
 
-PIPELINES: dict[str, type[WanPipeline]] = {pipeline.task: pipeline for pipeline in (WanT2V, WanI2V, WanTI2V)}
+PIPELINES: dict[str, type[WanPipeline]] = {pipeline.task: pipeline for pipeline in (WanT2V, WanI2V, WanTI2V, WanS2V)}
 VIDEO_BYTES_PER_PIXEL = 0.1  # of an H.264 file with little motion; few files have less
 
 
@@ -62,6 +63,7 @@ class Job:
     ckpt_dir: str | None = None  # as it was given
     fingerprint: str = ""  # of the checkpoint's weights
     stays: bool = False  # the latent, when it is decoded with weights that did not sample it
+    keep_clips: bool = False  # each clip also becomes a file
     extension: Extension | None = None  # of the prompt, until it is done
 
     def variant(self, number: int) -> "Job":
@@ -78,6 +80,10 @@ class Job:
     @property
     def pipeline(self) -> type[WanPipeline]:
         return PIPELINES[self.config.name]
+
+    def clip_file(self, index: int) -> Path:
+        """Name the file of a clip, with `keep_clips`."""
+        return self.video.with_name(f"{self.video.stem}-clip{index + 1:03d}.mp4")
 
     @property
     def num_frames(self) -> int:
@@ -160,7 +166,7 @@ def make(outcome: Outcome, pipeline: WanPipeline) -> None:
         count = media.write(chain([first], frames), job.video, job.request.fps, tags(job), job.overwrite)
     _check_written(job)
     if (sound := job.pipeline.sound(job.request)) is not None:
-        media.add_audio(job.video, sound)
+        media.add_audio(job.video, sound.path, sound.start, sound.length)
     with put_off():
         outcome.done()
     _summarize(job, pipeline.phases, count, time.perf_counter() - start)
@@ -171,13 +177,43 @@ def _frames(outcome: Outcome, pipeline: WanPipeline, report: Callable[[Event], N
     job = outcome.job
     kept = [] if job.latent is None else map(output.load_clip, output.kept_clips(job.latent))
     outcome.kept = job.latent
+    clip = ClipFile(job)
     for event in pipeline.run(job.request, (outcome.clips.append(clip) or clip for clip in kept)):
         if isinstance(event, ClipSampled) and pipeline.replica.is_first:
             with put_off():  # before anything else can fail, and that includes a progress bar
                 outcome.keep(event.clip)
         report(event)
         if isinstance(event, FramesDecoded):
-            yield media.to_uint8(event.frames)
+            frames = media.to_uint8(event.frames)
+            if job.keep_clips:
+                clip = clip.with_frames(event.index, frames)
+            yield frames
+    clip.write()
+
+
+@dataclass
+class ClipFile:
+    """Frames of one clip, which become a file of its own, with its part of the sound, when the clip is complete."""
+
+    job: Job
+    index: int = 0
+    start: int = 0  # frames of the video before it
+    frames: list[Tensor] = field(default_factory=list)
+
+    def with_frames(self, index: int, frames: Tensor) -> "ClipFile":
+        """Take frames of clip `index`; if they are of the next clip, the file of this one is written first."""
+        if index == self.index:
+            self.frames.append(frames)
+            return self
+        self.write()
+        return ClipFile(self.job, index, self.start + sum(map(len, self.frames)), [frames])
+
+    def write(self) -> None:
+        if self.frames:
+            path, fps = self.job.clip_file(self.index), self.job.request.fps
+            count = media.write(self.frames, path, fps, {}, overwrite=True)
+            if (sound := self.job.pipeline.sound(self.job.request)) is not None:
+                media.add_audio(path, sound.path, sound.start + self.start / fps, count / fps)
 
 
 def _check_written(job: Job) -> None:
@@ -201,6 +237,7 @@ def how_to_resume(job: Job, latent: Path) -> str:
         words += ["--attention", job.runtime.attention, *(["--compile"] if job.runtime.compile else [])]
     if not job.metadata:
         words += ["--no_metadata"]
+    words += ["--keep_clips"] * job.keep_clips
     if job.latent is not None:  # a rate of its own may have been asked for
         words += ["--fps", str(job.request.fps)]
     if os.path.lexists(video):
@@ -241,7 +278,7 @@ def describe(job: Job) -> None:
     steps = f"{counted(request.steps, 'step')} of {request.solver}, shift {request.shift:g}"
     guidance = format_guidance(request.guidance)
     log.info("%s (%s): %s, %s, guidance %s, seed %d", request.task, who, video, steps, guidance, request.seed)
-    gib = expected_bytes(job.config, job.checkpoint, request, runtime) / 2**30
+    gib = expected_bytes(job.config, job.checkpoint, request, runtime, max(job.clip_shapes)) / 2**30
     have = (total_memory(runtime.device) or math.inf) / 2**30
     how = f"{runtime.dtype_name}, attention {runtime.attention}, offload {runtime.offload.value}"
     log.info("on %s in %s, expected memory about %.1f GiB -> %s", runtime.device, how, gib, job.video)

@@ -26,6 +26,7 @@ from wan.distributed.util import get_rank, get_world_size, init_distributed_grou
 from wan.experts import load_expert
 from wan.finite import FiniteCheck, require_finite
 from wan.geometry import LatentShape
+from wan.inputs import Sound
 from wan.memory import PhaseStats, Weights, keep_no_gaps, measured
 from wan.modules.attention import check_backend
 from wan.modules.model import Prepared, WanModel, time_features
@@ -89,6 +90,7 @@ class WanPipeline:
     """
 
     task: ClassVar[str]
+    arguments: ClassVar[Mapping[str, str]] = ARGUMENTS
 
     def __init__(
         self,
@@ -190,8 +192,8 @@ class WanPipeline:
         Errors use the names of these arguments.
         """
         fields = (*Request.of_task(self.config.name).kinds(), "size", "max_area")
-        given = {field: call[name] for field in fields if (name := ARGUMENTS.get(field, field)) in call}
-        with named(ARGUMENTS):
+        given = {field: call[name] for field in fields if (name := self.arguments.get(field, field)) in call}
+        with named(self.arguments):
             if given["prompt"] is None:
                 raise ValueError(f"{called('prompt')} must be text, got None; with an image '' is enough")
             if given["negative_prompt"] == "":  # upstream's way to say the task's
@@ -211,14 +213,13 @@ class WanPipeline:
         """Number of frames of the whole video."""
         return request.frame_num
 
-    @staticmethod
-    def tail_frames(request: Request) -> int:
+    def tail_frames(self, request: Request) -> int:
         """Number of last generated frames that the next clip is made from."""
         return 0
 
     @staticmethod
-    def sound(request: Request) -> str | None:
-        """Return the file whose sound the video gets, if any."""
+    def sound(request: Request) -> Sound | None:
+        """Return the sound that the video gets, if any."""
         return None
 
     @classmethod

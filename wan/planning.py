@@ -1,6 +1,7 @@
 """Plan a run: fold the arguments into one Job, and check it before any weight is read."""
 
 import argparse
+import hashlib
 import logging
 import math
 import os
@@ -30,8 +31,9 @@ from wan.nano.remarks import remarks
 from wan.parallel import Parallel, launched_rank, launched_size, local_rank
 from wan.remarks import without_effect
 from wan.request import Request, check_supported_size
-from wan.runtime import Runtime
+from wan.runtime import Runtime, own_device
 from wan.stored import Stored, read_stored
+from wan.tts import Spoken, speak
 from wan.values import named
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,11 @@ def _plan(args: argparse.Namespace) -> Job:
     _say_what_is_repeated(args)
     config, checkpoint = _find_checkpoint(args, stored)
     _check_flags(args, config.name)
-    request = _request(args, config, again)
+    with named(flag_names(config.name)):
+        if args.enable_tts and not args.resume:
+            check_checkpoint(checkpoint, config)  # before anything is spoken
+            args.audio = spoken(args)
+        request = _request(args, config, again)
     runtime = _runtime(args, stored)
     check_backend(runtime.attention, runtime.device, runtime.dtype)
     latent = Path(args.resume) if args.resume else None
@@ -73,12 +79,15 @@ def _plan(args: argparse.Namespace) -> Job:
         ckpt_dir=args.ckpt_dir,
         fingerprint=weights,
         stays=is_other and latent is not None,
+        keep_clips=args.keep_clips,
         extension=plan_extension(args, request, runtime.device),
     )
     if latent is not None:
         _check_kept(job)
         if job.samples:
             job = replace(job, request=again.with_inputs(request, latent.parent))
+        elif request.audio is not None:
+            job = replace(job, request=again.with_sound(request, latent.parent))
     if job.samples:
         if job.extension is None:
             warn_about_texts(job)
@@ -97,6 +106,8 @@ def _check_output(job: Job) -> None:
     latent_bytes = sum(4 * math.prod(shape) + OVERHEAD_BYTES for shape in job.clip_shapes)
     for variant in job.variants():
         check_writable(variant.video, job.overwrite, job.num_videos * job.video_bytes + latent_bytes)
+        for index in range(len(job.clip_shapes)) if job.keep_clips else ():  # a run that goes on writes them again
+            check_writable(variant.clip_file(index), job.overwrite or job.latent is not None)
     if job.latent is None:
         check_writable(output.latent_path(job.video), needed=latent_bytes)
 
@@ -219,8 +230,10 @@ def _is_nano(folder: Path, config: TaskConfig) -> bool:
 
 
 def _request(args: argparse.Namespace, config: TaskConfig, stored: Stored | None) -> Request:
-    given = asked(args)
+    given = asked(args, config.name)
     if args.resume:  # the frames are sampled already, even if images have changed; only fps can be given
+        if stored.request.audio is not None and given:
+            raise ValueError("--fps cannot be changed by --resume: the frames that are sampled belong to the sound")
         return replace(stored.request, **given)
     if stored is not None:
         if "prompt" in given and stored.request.original_prompt is not None and not args.use_prompt_extend:
@@ -234,6 +247,19 @@ def _request(args: argparse.Namespace, config: TaskConfig, stored: Stored | None
     if "prompt" not in given:
         log.info("no --prompt: %s", f"using the example {request.prompt!r}" if request.prompt else "the image decides")
     return request
+
+
+def spoken(args: argparse.Namespace) -> str:
+    """Speak --tts_text into a sound file beside the video, once for all processes; returns its path."""
+    if args.audio:
+        log.warning("--audio is not used, because --enable_tts makes the sound")
+    words = Spoken(args.tts_text, args.tts_prompt_audio, args.tts_prompt_text)
+    digest = hashlib.sha256(repr(words).encode()).hexdigest()[:8]
+    folder = Path(args.output_dir or "", args.save_file or "").parent
+    path = folder / f"speech-{digest}.wav"
+    speak(words, path, device=own_device(args.device, local_rank()))
+    log.info("spoken: %s", path)
+    return str(path)
 
 
 def _video_path(args: argparse.Namespace, request: Request, latent: Path | None, stored: dict[str, Any]) -> Path:
@@ -266,7 +292,7 @@ def _video_path(args: argparse.Namespace, request: Request, latent: Path | None,
 def warn_about_texts(job: Job) -> None:
     """Warn about a prompt that the models of a job do not read as a whole, or do not know."""
     _warn_about_long_prompts(job.request, job.config, job.checkpoint)
-    for remark in remarks(job.config, job.request) if job.config.family == "nano" else ():
+    for remark in remarks(job.config, job.request, job.clip_shapes) if job.config.family == "nano" else ():
         log.warning("%s", remark)
 
 

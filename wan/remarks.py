@@ -33,6 +33,8 @@ def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime,
     if args.source:
         yield "--source has no effect without --download"
     yield from _extension(args, given, request)
+    if not args.enable_tts and (idle := sorted(flag for flag in given if flag.startswith("tts_"))):
+        yield f"--{', --'.join(idle)} has no effect without --enable_tts"
 
 
 def _extension(args: argparse.Namespace, given: set[str], request: Request) -> Iterator[str]:

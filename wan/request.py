@@ -14,14 +14,14 @@ from typing import Any, get_args, get_type_hints
 from torch import Tensor
 
 from wan import framing, geometry, images, media
-from wan.arguments import tasks_with
+from wan.arguments import knows, tasks_with
 from wan.choices import DTYPES, NOISE_DEVICES, SOLVERS
 from wan.configs import TaskConfig, check_available, get_config
 from wan.framing import FITS, Framing
 from wan.geometry import Size, format_size
 from wan.guidance import Guidance, format_guidance
-from wan.inputs import Input, Picture
-from wan.values import called, dictionary, named, quoted, real, text, whole
+from wan.inputs import Film, Input, Picture, Sound
+from wan.values import called, dictionary, flag, named, quoted, real, text, whole
 
 MAX_SEED = 2**63 - 1
 MAX_SHIFT, MAX_GUIDANCE = 1000, 3e38  # float32 ends above the latter
@@ -35,6 +35,11 @@ class Request:
     `boundary` is the share of the timesteps from which the high-noise expert works, None for tasks with one model.
     `image` is the first frame and `last_image` the last; `fit` brings an image to the size that was asked.
     `noise_device` "default" draws the noise where the model runs; "cpu" makes it equal on every machine.
+
+    Speech-to-video: `audio` is heard from `audio_start` on, for `audio_len` seconds or to its end, and decides the
+    length of the video, which has at most `num_clip` clips of `frame_num` frames. `pose_video` shows the poses.
+    `start_from_ref` begins with the image itself. `as_upstream` makes upstream's choices where ours are others.
+
     Raises ValueError, in the user's words, for values that no model can take.
     """
 
@@ -55,6 +60,13 @@ class Request:
     image: Picture | None = None
     last_image: Picture | None = None
     fit: str = "area"
+    audio: Sound | None = None
+    audio_start: float = 0.0
+    audio_len: float | None = None
+    pose_video: Film | None = None
+    num_clip: int | None = None
+    start_from_ref: bool = False
+    as_upstream: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -84,6 +96,15 @@ class Request:
                 f"{called('seed')} must lie in 0..{MAX_SEED} (or be negative for a random one), got {quoted(self.seed)}"
             )
         media.check_fps(self.fps)
+        if self.num_clip is not None and self.num_clip < 1:
+            raise ValueError(
+                f"{called('num_clip')} must be at least 1, got {self.num_clip}; leave it out for all clips"
+            )
+        if self.audio is not None:
+            _ = self.heard  # refuses a part that is not there
+        elif self.audio_start or self.audio_len is not None:
+            name = "audio_start" if self.audio_start else "audio_len"
+            raise ValueError(f"{called(name)} needs {called('audio')}; leave it out")
         if self.boundary is not None and not 0 <= self.boundary <= 1:
             raise ValueError(
                 f"{called('boundary')} is a share of the timesteps and must lie in 0..1, got {self.boundary:g}"
@@ -110,6 +131,9 @@ class Request:
                 f"model; try {low:g}"
             )
         _check_inputs(config, self.inputs)
+        for field in fields(self):
+            if not knows(self.task, field.name) and getattr(self, field.name) != field.default:
+                raise ValueError(f"{called(field.name)} is not a setting of {self.task}; leave it out")
 
     @classmethod
     def of_task(cls, task: str) -> type[Request]:
@@ -139,9 +163,14 @@ class Request:
         """Image whose shape decides the size of the video: the first frame, else the last."""
         return self.image or self.last_image
 
+    @property
+    def heard(self) -> Sound:
+        """Part of `audio` that is heard."""
+        return self.audio.part(self.audio_start, self.audio_len)
+
     def given_frame(self, picture: Picture) -> Tensor:
         """Make the pixels [3, H, W] of a picture of this request, as a frame of the video."""
-        model_type = get_config(self.task).model_type
+        model_type = get_config(self.task).model_type + "_upstream" * self.as_upstream
         shape = (self.shape_image or picture).size
         return framing.given_frame(picture.pixels, self.framing, self.fit, model_type, shape)
 
@@ -193,7 +222,7 @@ class Request:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON; `from_dict` reverses it, except that inputs lose their content."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if knows(self.task, field.name)}
         sizes = values.pop("framing")
         sizes = {"size": sizes.asked, "used": sizes.used, "saved": sizes.saved}
         return (
@@ -327,7 +356,7 @@ def _sides(size: Any) -> Size:
 
 
 # The check and conversion of each type of field; sizes and inputs are built of checked parts.
-CHECKS = {str: text, int: whole, float: real, Guidance: Guidance.of}
+CHECKS = {str: text, int: whole, float: real, bool: flag, Guidance: Guidance.of}
 # Requests of tasks that have fields of their own.
 REQUESTS: dict[str, type[Request]] = {}
 # What programs store in the same dictionary, and its types.

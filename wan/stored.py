@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wan import media, output
-from wan.arguments import FLAGS, OUTPUT, asked
+from wan.arguments import FLAGS, OUTPUT
 from wan.files import parse_json, shown, stored_name
 from wan.inputs import Input
 from wan.program import shell_word
@@ -45,12 +45,16 @@ class Stored(NamedTuple):
                 raise ValueError(f"{shown(now.path)} has changed since the first clips of the video were sampled")
         return replace(request, **inputs)
 
+    def with_sound(self, request: Request, folder: Path) -> Request:
+        """Find the sound of a video whose clips are all sampled; it is all that is needed again. Raises as `given`."""
+        return replace(request, audio=replace(request.audio, path=_find(request.audio, "audio", folder)))
+
 
 def read_stored(args: argparse.Namespace) -> Stored | None:
     """Read the request in the file of --from_video or --resume; None without. Raises ValueError and OSError."""
     if args.resume:
-        fixed = {flag.field: f"--{flag.name}" for flag in FLAGS if flag.field and flag.group != OUTPUT}
-        changed = [fixed[field] for field in asked(args) if field in fixed] + ["--from_video"] * bool(args.from_video)
+        fixed = (flag.name for flag in FLAGS if (flag.field or flag.tasks) and flag.group != OUTPUT)
+        changed = [f"--{name}" for name in (*fixed, "from_video") if getattr(args, name) not in (None, False)]
         if changed:
             raise ValueError(f"--resume only decodes what was sampled already; {', '.join(changed)} cannot change it")
         text = _stored_in_latent(args.resume)

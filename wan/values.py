@@ -57,6 +57,13 @@ def text(field: str, value: Any) -> str:
     return value
 
 
+def flag(field: str, value: Any) -> bool:
+    """Check True or False. Raises ValueError that names the field."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{called(field)} must be True or False, got {quoted(value)}")
+    return value
+
+
 def dictionary(name: str, value: Any) -> dict[str, Any]:
     """Check a dictionary. Raises ValueError that names it."""
     if not isinstance(value, dict):

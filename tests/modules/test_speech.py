@@ -161,7 +161,7 @@ def test_the_last_state_is_behind_the_final_norm(encoder):
 
 def test_a_windowed_file_is_near_the_whole_one(encoder):
     wave = noise(320 * 600)
-    whole, parts = (SpeechFeatures(encoder, wave, window, 50).clip(0, 180) for window in (600, 300))
+    whole, parts = (SpeechFeatures(encoder, wave, window=window, margin=50).clip(0, 180) for window in (600, 300))
     assert 0 < (parts - whole).norm() / whole.norm() < 0.05
 
 

@@ -31,7 +31,6 @@ EMBEDDED = Path(__file__).parents[1] / "data" / "golden"
 
 # Recordings of tasks that do not exist yet: reason -> kinds. Delete a row with the issue that builds its task.
 PENDING = {
-    "speech to video is not implemented yet": ("pipeline_trace",),
     "animation preprocessing is not implemented yet": ("preprocess",),
 }
 REASONS = {kind: reason for reason, kinds in PENDING.items() for kind in kinds}

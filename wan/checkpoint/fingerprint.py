@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wan.checkpoint.layout import part, weight_files
+from wan.checkpoint.layout import part, weight_files, weights_of
 from wan.checkpoint.source import is_safetensors, read_header
 
 WHOLE_BYTES = 8_000_000  # files up to this size are read whole
@@ -24,7 +24,7 @@ def fingerprint(checkpoint_dir: str | Path, config: Any) -> str:
     tensor is sampled, because a fine-tune has the headers of its base. For 126 GB about 4 MB are read. The same weights
     in other shards or formats have other digits. Raises FileNotFoundError when a file is missing.
     """
-    parts = [*sorted(config.experts), config.t5_checkpoint, config.vae_checkpoint]
+    parts = [*sorted(config.experts), *weights_of(config)]
     files = [(name, file) for name in parts for file in weight_files(part(checkpoint_dir, name))]
     files.append(("tokenizer", part(checkpoint_dir, config.t5_tokenizer) / "tokenizer.json"))
     digest = hashlib.sha256()

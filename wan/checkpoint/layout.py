@@ -11,7 +11,15 @@ from wan.checkpoint.source import PICKLED_SUFFIXES, folder_shards, open_source
 
 OF_A_MODEL = ("config.json", ".safetensors", ".safetensors.index.json")  # ends of the names of its files
 NEVER_READ = (".md", ".gitattributes", ".msgpack", ".h5", ".ot", ".onnx")  # beside the weights of other libraries
-DOWNLOAD_GB = {"t2v-A14B": 126, "i2v-A14B": 126, "ti2v-5B": 34}
+DOWNLOAD_GB = {"t2v-A14B": 126, "i2v-A14B": 126, "ti2v-5B": 34, "s2v-14B": 46}
+
+# Weights that a task may have besides its diffusion models: the field of its config, and what it is.
+WEIGHTS = {
+    "t5_checkpoint": "the text encoder",
+    "vae_checkpoint": "the video autoencoder",
+    "speech_checkpoint": "the speech encoder",
+    "clip_checkpoint": "the image encoder",
+}
 
 # Other published names of the files of a `TaskConfig`, in the order of the search; a .pth may also be a
 # .safetensors of the same stem.
@@ -52,7 +60,7 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
             missing.append(f"{where}: {error}" if where else str(error))
         except ValueError as error:
             damaged.append(str(error))
-    for file, role in ((config.t5_checkpoint, "the text encoder"), (config.vae_checkpoint, "the video autoencoder")):
+    for file, role in weights_of(config).items():
         try:
             open_source(part(folder, file))
         except FileNotFoundError:
@@ -68,7 +76,7 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
     if not missing:
         raise ValueError("\n".join(message))
     if config.family != "nano":  # nano checkpoints are not published
-        names = ("config.json", config.t5_checkpoint, config.vae_checkpoint, config.t5_tokenizer, *config.experts)
+        names = ("config.json", config.t5_tokenizer, *weights_of(config), *config.experts)
         is_begun = any((folder / own_name(name)).exists() for name in names if name != ".")
         place = folder if is_begun or is_empty(folder) else free_place(config)
         message.append(f"Download it with: {download(config, place)}")
@@ -104,6 +112,11 @@ def part_of(path: str, config: Any) -> str | None:
         return None
     others = (part for part in parts(config) if part not in config.experts)
     return next((part for part in others if path == part or path.startswith(f"{part}/")), None)
+
+
+def weights_of(config: Any) -> dict[str, str]:
+    """Map the names of a task's weights besides its diffusion models to what they are."""
+    return {name: role for field, role in WEIGHTS.items() if (name := getattr(config, field, None))}
 
 
 def weight_files(path: Path) -> list[Path]:

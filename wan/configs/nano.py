@@ -5,6 +5,7 @@ from typing import Any
 
 from wan.configs.shared_config import Presets
 from wan.configs.wan_i2v_A14B import i2v_A14B
+from wan.configs.wan_s2v_14B import s2v_14B
 from wan.configs.wan_t2v_A14B import t2v_A14B
 from wan.configs.wan_ti2v_5B import ti2v_5B
 
@@ -43,6 +44,15 @@ NANO_CONFIGS = Presets(
         **COMMON,
     ),
     ti2v_5B.copy(sizes=("128*128",), size="128*128", sample_guide_scale=3.0, num_layers=4, **SHARED_TEXT, **COMMON),
+    s2v_14B.copy(
+        sizes=("64*64",),
+        size="64*64",
+        sample_guide_scale=3.0,
+        num_layers=4,
+        **SHARED_TEXT,
+        **COMMON
+        | {"prompt": "", "dim": 128, "ffn_dim": 512, "frame_num": s2v_14B.frame_num, "sample_fps": s2v_14B.sample_fps},
+    ),
 )
 
 

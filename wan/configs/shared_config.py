@@ -145,7 +145,8 @@ class TaskConfig(SharedConfig):
     number, or the pair (low-noise expert, high-noise expert). `boundary` is the share of `num_train_timesteps` from
     which the high-noise expert works; None for tasks with one model, which have no expert folders either.
     One input of each group in `needs` must be given. The number of frames of a clip is a multiple of the stride in time
-    plus `frame_rest`: 1, because the autoencoders encode a first frame alone, or 0 if another clip comes before it.
+    plus `frame_rest`: 1, because the autoencoders encode a first frame alone, or 0 if another clip comes before it. It
+    is at most `longest_clip`, if that is set. A clip sees `motion_frames` frames of the video before it.
     Files may be in a folder beside the checkpoint (`../name/file`); `checkpoint.layout.part` finds them. The
     architecture fields are used when a checkpoint has no `config.json`.
     """
@@ -171,12 +172,15 @@ class TaskConfig(SharedConfig):
     family: str = "wan2.2"  # "nano" for the embedded miniatures
     needs: tuple[tuple[str, ...], ...] = ()
     frame_rest: int = 1
+    longest_clip: int | None = None
+    motion_frames: int = 0
     boundary: float | None = None
     low_noise_checkpoint: str | None = None
     high_noise_checkpoint: str | None = None
     t5_checkpoint: str = "models_t5_umt5-xxl-enc-bf16.pth"
     t5_tokenizer: str = "google/umt5-xxl"
     clip_checkpoint: str | None = None
+    speech_checkpoint: str | None = None
     text_dim: int = 4096
     freq_dim: int = 256
     patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -209,7 +213,7 @@ class TaskConfig(SharedConfig):
 
     def check_frame_num(self, frame_num: int) -> None:
         """Raise ValueError, with the nearest valid choices, for a number of frames that the task cannot make."""
-        check_frame_num(frame_num, self.vae_stride[0], self.frame_rest)
+        check_frame_num(frame_num, self.vae_stride[0], self.frame_rest, self.longest_clip)
 
     @property
     def experts(self) -> tuple[str, ...]:

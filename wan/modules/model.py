@@ -240,6 +240,7 @@ class WanModel(nn.Module):
     config_class: ClassVar[type[WanModelConfig]] = WanModelConfig
     block_class: ClassVar[type[WanAttentionBlock]] = WanAttentionBlock
     cross_attention_class: ClassVar[type[WanCrossAttention]] = WanCrossAttention
+    extra_frames: ClassVar[float] = 0  # tokens beside those of a clip, in latent frames: for the forecast of memory
 
     def __init__(self, config: WanModelConfig | str | None = None, **options: Any):
         super().__init__()

@@ -201,13 +201,18 @@ class SpeechFeatures:
     """Features for the frames of a whole speech, made as clips ask for them. `count` is their number.
 
     encoder: normalised samples [n] -> states [L, T, C]. samples [n]: float32 at 16 kHz; too few are padded with
-    silence. A speech of up to `window` states is encoded as a whole. A longer one is encoded in windows of that many
-    states; `margin` states at both ends only inform the others. Mean and variance are those of the whole speech. The
-    features for the frames of one window are kept: 82 MB of the released encoder.
+    silence. fps: the rate of the video. A speech of up to `window` states is encoded as a whole. A longer one is
+    encoded in windows of that many states; `margin` states at both ends only inform the others. Mean and variance are
+    those of the whole speech. The features for the frames of one window are kept: 82 MB of the released encoder.
     """
 
     def __init__(
-        self, encoder: Callable[[Tensor], Tensor], samples: Tensor, window: int = WINDOW, margin: int = MARGIN
+        self,
+        encoder: Callable[[Tensor], Tensor],
+        samples: Tensor,
+        fps: float = FRAME_RATE,
+        window: int = WINDOW,
+        margin: int = MARGIN,
     ):
         self.encoder, self.samples = encoder, pad(samples, (0, max(0, MIN_SAMPLES - len(samples))))
         self.states, self.window = num_states(len(self.samples)), window
@@ -215,7 +220,7 @@ class SpeechFeatures:
         self.core = window - 2 * margin if self.states > window else self.states
         variance, self.mean = torch.var_mean(self.samples, correction=0)
         self.scale = torch.rsqrt(variance + 1e-7)
-        index = feature_index(0, math.ceil(self.count / FEATURE_RATE * FRAME_RATE) + 1, self.count)
+        index = feature_index(0, math.ceil(self.count / FEATURE_RATE * fps) + 1, self.count, fps)
         self.front, self.share = place_features(index[index >= 0], self.states, self.count)  # of every frame
         self._kept: tuple[int, Tensor] | None = None
 

@@ -4,17 +4,37 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from wan.checking import MODELS, VAES
 from wan.checkpoint.layout import own_name
 from wan.checkpoint.loading import save_safetensors_folder
 from wan.configs import NANO_CONFIGS
+from wan.modules.speech import KERNELS, STRIDES, SpeechEncoder
 from wan.modules.t5 import T5Config, T5Encoder
 from wan.nano.worlds import BACKGROUNDS, COLORS, MOTIONS, SHAPES
 
 TEXT_DIM = 16
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
+SPEECH_MODEL = {"audio_dim": 8, "audio_layers": 3, "audio_inject_layers": (0, 1)}
+SPEECH_ENCODER = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "conv_bias": True,
+    "do_stable_layer_norm": True,
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "feat_extract_norm": "layer",
+    "layer_norm_eps": 1e-5,
+    "conv_dim": [8] * len(KERNELS),
+    "conv_kernel": list(KERNELS),
+    "conv_stride": list(STRIDES),
+}
 VAE_SIZES = {"dim": 8, "dec_dim": 8, "dim_mult": (1, 1, 1, 1), "num_res_blocks": 1}  # of those that a network has
 
 
@@ -33,6 +53,7 @@ def write_random_checkpoint(folder: Path, task: str = "t2v-A14B", seed: int = 0)
         num_layers=2,
         text_dim=TEXT_DIM,
         text_len=config.text_len,
+        **SPEECH_MODEL if config.speech_checkpoint else {},
     )
     for expert in config.experts:
         module = _filled(kind(model), generator)
@@ -44,6 +65,8 @@ def write_random_checkpoint(folder: Path, task: str = "t2v-A14B", seed: int = 0)
     sizes = {name: size for name, size in VAE_SIZES.items() if hasattr(network.config_class, name)}
     vae = _filled(network(network.config_class(**sizes)), generator)
     torch.save(vae.state_dict(), folder / own_name(config.vae_checkpoint))
+    if config.speech_checkpoint:
+        _write_speech_encoder(folder / config.speech_checkpoint, generator)
     return folder
 
 
@@ -55,6 +78,21 @@ def _filled(module: nn.Module, generator: torch.Generator) -> nn.Module:
             if not parameter.any():
                 parameter.normal_(0, 0.02, generator=generator)
     return module
+
+
+def _write_speech_encoder(folder: Path, generator: torch.Generator) -> None:
+    """Write a speech encoder as small as its layout allows."""
+    module = SpeechEncoder(SPEECH_ENCODER)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.fill_(1)
+            else:
+                parameter.normal_(0, 0.2, generator=generator)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(module.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(SPEECH_ENCODER))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 16_000, "do_normalize": True}))
 
 
 def _write_tokenizer(folder: Path) -> int:

@@ -48,6 +48,7 @@ class WanModel_S2V(WanModel):
     """Transformer of speech-to-video, with the parameter names of the released checkpoint."""
 
     config_class = S2VModelConfig
+    extra_frames = 2.5
 
     def __init__(self, config: S2VModelConfig | str | None = None, **options):
         super().__init__(config, **options)
