@@ -38,8 +38,8 @@ class Flag:
     `group` is its place in the help. In RUN and SEVERAL the flag is an argument of `Runtime.from_flags` and
     `Parallel.from_flags`; elsewhere `field` is the field of the request that it fills, or None for a flag of the
     program itself. `tasks` are the tasks that know the flag, all if there are none; they have a group of their own in
-    the help. For other tasks an input is refused, because the video would not be the one asked for, and a setting is
-    ignored with a warning.
+    the help. Those in `except_for` do not know it. For other tasks an input is refused, because the video would not be
+    the one asked for, and a setting is ignored with a warning.
     """
 
     group: str
@@ -50,10 +50,11 @@ class Flag:
     tasks: tuple[str, ...] = ()
     is_input: bool = False
     default: Any = None
+    except_for: tuple[str, ...] = ()
 
     def is_of(self, task: str | None) -> bool:
         """Tell whether a task knows the flag; without a task, whether any does."""
-        return task is None or not self.tasks or task in self.tasks
+        return task is None or (task not in self.except_for and (not self.tasks or task in self.tasks))
 
 
 def choice(names: Iterable[str]) -> Kind:
@@ -92,7 +93,6 @@ LATER = " (comes later)"
 EXTENSION = "prompt extension"
 IMAGES, SPEECH, ANIMATE = ("i2v-A14B", "ti2v-5B", "s2v-14B"), ("s2v-14B",), ("animate-14B",)
 CLIPS = SPEECH  # tasks whose videos have several clips
-ONE_CLIP = tuple(name for name, config in WAN_CONFIGS.items() if config.frame_rest)
 # Titles of the groups of tasks in the help, by the first task that knows a flag.
 TITLES = {
     "i2v-A14B": "from an image (i2v-A14B, ti2v-5B, s2v-14B)",
@@ -110,7 +110,8 @@ FLAGS = [
          "embedded model ''", "negative_prompt"),
     Flag(MAKE, "size", Kind(parsed(parse_size), "W*H"), "pixels, as 1280*720 or 1280x720; of an image see --fit; "
          f"{defaults(lambda task: task.size)}", "size"),
-    Flag(MAKE, "frame_num", WHOLE, f"frames, 4n+1; {defaults(lambda task: task.frame_num)}", "frame_num", ONE_CLIP),
+    Flag(MAKE, "frame_num", WHOLE, f"frames, 4n+1; {defaults(lambda task: task.frame_num)}", "frame_num",
+         except_for=SPEECH),
     Flag(MAKE, "base_seed", WHOLE, "draws the noise; default or negative: random, and printed", "seed"),
     Flag(MAKE, "num_videos", WHOLE, "make N videos, with this seed and the following ones; default: 1", default=1),
     Flag(MAKE, "sample_solver", choice(SOLVERS), "what integrates from noise to video; default: unipc", "solver"),
@@ -284,7 +285,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _title(flag: Flag) -> str:
-    if flag.tasks and flag.tasks != ONE_CLIP:
+    if flag.tasks:
         later = "" if set(flag.tasks) & set(IMPLEMENTED_TASKS) else LATER
         return TITLES.get(flag.tasks[0], flag.tasks[0]) + later
     return f"{SEVERAL}: {torchrun_line('N')}" if flag.group == SEVERAL else flag.group

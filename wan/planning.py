@@ -189,11 +189,11 @@ def _check_flags(args: argparse.Namespace, task: str) -> None:
     for flag in FLAGS:
         if getattr(args, flag.name) in (None, False):
             continue
-        if flag.tasks and task not in flag.tasks:
-            others = ", ".join(flag.tasks)
+        if not flag.is_of(task):
+            others = f", only by {', '.join(flag.tasks)}" if flag.tasks else ""
             if flag.is_input:
-                raise ValueError(f"--{flag.name} is not used by {task}, only by {others}; leave it out")
-            log.warning("--%s is not used by %s, only by %s; it changes nothing here", flag.name, task, others)
+                raise ValueError(f"--{flag.name} is not used by {task}{others}; leave it out")
+            log.warning("--%s is not used by %s%s; it changes nothing here", flag.name, task, others)
 
 
 def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[TaskConfig, Path]:
