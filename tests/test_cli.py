@@ -275,9 +275,11 @@ def test_the_family_is_read_from_the_config_beside_the_weights(monkeypatch, tmp_
 
     monkeypatch.setattr(planning, "check_checkpoint", check)
     size = {"nano": [], "wan2.2": ["--size", "1280*704" if task == "ti2v-5B" else "1280*720"]}[family]
-    image = ["--image", str(ROOT / "examples" / "first_frame.png")] if task == "i2v-A14B" else []
+    files = {"image": "first_frame.png", "audio": "talk.wav"}
+    needed = {name: files[name] for names in NANO_CONFIGS[task].needs for name in names[:1]}
+    given = [word for name, file in needed.items() for word in (f"--{name}", str(ROOT / "examples" / file))]
     with pytest.raises(Seen, match=f"^{re.escape(family)}$"):
-        planned("--task", task, "--ckpt_dir", str(folder), *size, *image)
+        planned("--task", task, "--ckpt_dir", str(folder), *size, *given)
 
 
 def test_the_embedded_folder_is_nano_by_any_path(checkpoint, monkeypatch, tmp_path):
@@ -378,7 +380,8 @@ def test_help_is_grouped(capsys):
         "what to make:",
         "output:",
         "how to run:",
-        "image-to-video (i2v-A14B, ti2v-5B):",
+        "from an image (i2v-A14B, ti2v-5B, s2v-14B):",
+        "speech-to-video:",
         "animate (comes later):",
     ):
         assert group in text
