@@ -169,3 +169,13 @@ def test_pixels_that_move_may_count_more():
         return vae_objective(vae, config)(video, torch.Generator().manual_seed(0)).total
 
     assert total(3.0) > total(0.0)
+
+
+def test_plain_colours_may_count_more():
+    vae, video = small_vae("2.1"), torch.full((1, 3, 5, 8, 8), 0.8)
+
+    def total(tone: float) -> torch.Tensor:
+        config = VAELossConfig(l1=0, edge=0, kl=0, tone=tone)
+        return vae_objective(vae, config)(video, torch.Generator().manual_seed(0)).total
+
+    assert total(2.0) > total(0.0)  # by twice the squared error of the means

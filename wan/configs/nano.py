@@ -47,11 +47,18 @@ NANO_CONFIGS = Presets(
     s2v_14B.copy(
         sizes=("64*64",),
         size="64*64",
-        sample_guide_scale=3.0,
+        sample_guide_scale=2.0,
         num_layers=4,
         **SHARED_TEXT,
         **COMMON
-        | {"prompt": "", "dim": 128, "ffn_dim": 512, "frame_num": s2v_14B.frame_num, "sample_fps": s2v_14B.sample_fps},
+        | {
+            "prompt": "",
+            "sample_steps": 10,
+            "dim": 128,
+            "ffn_dim": 480,
+            "frame_num": s2v_14B.frame_num,
+            "sample_fps": s2v_14B.sample_fps,
+        },
     ),
 )
 

@@ -22,11 +22,12 @@ class VAELossConfig:
     edge: float = 0.5  # L1 of differences between neighbouring pixels and frames: keeps outlines sharp
     kl: float = 1e-5
     noise: float = 1.0  # share of the encoder's uncertainty that the decoder is trained with; 0: the mean alone
+    tone: float = 0.0  # squared error of the means of 8x8 pixels: keeps plain colours
     moving: float = 0.0  # extra weight of pixels that change within a clip, as those of lips do
     even: bool = False  # clips of low contrast get more weight; without it, their outlines are learnt last
 
     def __post_init__(self):
-        if min(self.l1, self.l2, self.edge, self.kl, self.noise, self.moving) < 0 or self.l1 + self.l2 == 0:
+        if min(self.l1, self.l2, self.edge, self.kl, self.noise, self.moving, self.tone) < 0 or self.l1 + self.l2 == 0:
             raise ValueError(f"weights must not be negative, and l1 or l2 must be positive; got {self}")
 
 
@@ -44,7 +45,7 @@ def vae_objective(vae: nn.Module, config: VAELossConfig):
         noise = torch.randn(mean.shape, generator=generator).to(mean)
         output = vae.decode(mean + config.noise * (logvar / 2).exp() * noise).float()
         difference = output - video
-        mean_square = difference.detach().square().mean()
+        plain, mean_square = difference, difference.detach().square().mean()
         if config.even:
             difference = difference * contrast_weights(video)
         if config.moving:
@@ -52,6 +53,8 @@ def vae_objective(vae: nn.Module, config: VAELossConfig):
         l1, l2 = difference.abs().mean(), difference.square().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         total = config.l1 * l1 + config.l2 * l2 + config.kl * kl
+        if config.tone:
+            total = total + config.tone * F.avg_pool3d(plain, (1, 8, 8)).square().mean()
         if config.edge:
             total = total + config.edge * edge_loss(difference)
         return Loss(total, {"psnr": psnr(mean_square), "kl": kl.detach()})

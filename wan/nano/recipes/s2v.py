@@ -5,7 +5,7 @@ decoder  its decoder alone, on longer crops; the latents stay as they are
 speech   the speech encoder: it learns to tell loudness, voicing and vowels of synthetic speech
 latents  clips of faces that talk, encoded once, with speech, history and pose as named inputs
 dit      one model for all timesteps, from nothing; first short clips, then also whole ones
-export   the released folder layout, bfloat16
+export   the released folder layout, in bfloat16 and float16
 """
 
 import itertools
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wan.modules.s2v import WanModel_S2V
@@ -45,7 +46,7 @@ STARTS = {SHORT: 4, WHOLE: 1}  # clips with history that are taken of one face
 BATCH = {SHORT: 16, WHOLE: 8}
 AT_ONCE = 4  # videos that are encoded together
 DIT = S2VModelConfig(
-    dim=128, ffn_dim=512, num_heads=4, num_layers=4, text_dim=TEXT_DIM, text_len=TEXT_LEN,
+    dim=128, ffn_dim=480, num_heads=4, num_layers=4, text_dim=TEXT_DIM, text_len=TEXT_LEN,
     audio_dim=listener.SPEECH["hidden_size"], audio_layers=listener.SPEECH["num_hidden_layers"] + 1,
     audio_inject_layers=(0, 2),
 )  # fmt: skip
@@ -76,7 +77,7 @@ def train_vae(folder: Path, budget: Budget) -> None:
         frames, size, batch = next(row[1:] for row in CROPS if share <= row[0])
         return autoencoder.draw_crops(videos, batch, frames, size, (4, index))
 
-    losses = VAELossConfig(l1=0.2, l2=4.0, edge=0.3, noise=0.25, moving=3.0)
+    losses = VAELossConfig(l1=0.2, l2=4.0, edge=0.3, noise=0.25, moving=3.0, tone=40.0)
     fit_vae(network, folder, losses, draw, autoencoder.loop(budget.vae_steps, 1.2e-3), "s2v-vae")
     autoencoder.standardise(network, videos, Wan2_1_VAE)
     store_vae(network, folder, folder / "s2v-vae" / VAE_FILE)
@@ -93,7 +94,7 @@ def train_decoder(folder: Path, budget: Budget) -> None:
         frames, size, batch = DECODER_CROP
         return autoencoder.draw_crops(videos, batch, frames, size, (5, index))
 
-    losses = VAELossConfig(l1=0.3, l2=4.0, edge=0.4, noise=0.25, moving=3.0)
+    losses = VAELossConfig(l1=0.3, l2=4.0, edge=0.4, noise=0.25, moving=3.0, tone=40.0)
     fit_vae(network, folder, losses, draw, autoencoder.loop(budget.decoder_steps, 4e-4), "s2v-decoder")
     store_vae(network, folder, folder / VAE_FILE)
 
@@ -293,8 +294,12 @@ def export(folder: Path, budget: Budget) -> None:
     shutil.rmtree(target, ignore_errors=True)
     state = torch.load(folder / f"s2v-dit-{WHOLE}" / "model.pt", weights_only=True)
     common.write_dit(state, WanModel_S2V(DIT), target)
-    shutil.copy(folder / VAE_FILE, target)
+    vae = torch.load(folder / VAE_FILE, weights_only=True)
+    save_file(vae, (target / VAE_FILE).with_suffix(".safetensors"), metadata={"format": "pt"})  # smaller than a .pth
     shutil.copytree(folder / SPEECH_FOLDER, target / SPEECH_FOLDER)
+    speech_file = target / SPEECH_FOLDER / "model.safetensors"
+    halves = {name: tensor.half() for name, tensor in load_file(speech_file).items()}
+    save_file(halves, speech_file, metadata={"format": "pt"})
     common.report_size(target)
 
 
