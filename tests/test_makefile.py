@@ -31,6 +31,13 @@ def test_tasks_have_short_names_and_prompts(task, name):
     assert (ROOT / flags.get("--image", "")).exists()
 
 
+def test_a_face_talks_with_the_sound_of_the_repository_or_of_the_user():
+    flags = demo("TASK=s2v")
+    assert flags["--task"] == "s2v-14B" and flags["--save_file"] == "outputs/demo-s2v.mp4"
+    assert all((ROOT / flags[name]).exists() for name in ("--image", "--audio"))
+    assert demo("TASK=s2v", "AUDIO=it's mine.mp3")["--audio"] == "it's mine.mp3"
+
+
 @pytest.mark.parametrize("task", ["i2v", "ti2v"])
 def test_text_of_the_user_stays_one_word(task):
     image, prompt = "my photo's $HOME.png", 'it\'s "$5" `date` & more'

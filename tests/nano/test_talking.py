@@ -56,6 +56,13 @@ def test_the_lag_of_a_mouth_is_measured(takes, late):
     assert talking.lag(remade(takes, mouth=lambda take: np.roll(take.loudness, late))) == late
 
 
+def test_pictures_ahead_of_the_sound_are_right_as_upstream_alone(takes):
+    early = remade(takes, mouth=lambda take: np.roll(take.loudness, -3))
+    (name,) = (n for n in talking.MEASURES if talking.AS_UPSTREAM[n] is not talking.MEASURES[n])
+    value = talking.table(early, talking.AS_UPSTREAM)[name]
+    assert value == -3 and talking.AS_UPSTREAM[name].reached(value) and not talking.MEASURES[name].reached(value)
+
+
 def test_colours_that_drift_are_seen(takes):
     tinted = [
         replace(take, frames=np.r_[take.frames[:56], (take.frames[56:] * 0.7).astype(np.uint8)]) for take in takes

@@ -3,8 +3,10 @@
     python -m wan.nano.evaluate t2v --videos 120 --expert compare
     python -m wan.nano.evaluate i2v
     python -m wan.nano.evaluate ti2v
+    python -m wan.nano.evaluate s2v
 
-writes results.json, results.md, table.png, samples.png and failures.png into the output folder.
+writes results.json, results.md, table.png, samples.png and failures.png into the output folder. Of s2v there is neither
+table.png nor failures.png.
 """
 
 from __future__ import annotations
@@ -33,12 +35,15 @@ from wan.files import check_writable
 from wan.geometry import parse_size
 from wan.image2video import WanI2V
 from wan.media import to_uint8
+from wan.nano import talking
 from wan.nano.pictures import bar_chart, contact_strip
 from wan.nano.scores import MEASURES, Generate, Reconstruction, Report, Sample, evaluate, heldout_scenes, reconstruction
+from wan.nano.talks import draw_talks, perform
 from wan.parser import Parser, exit_code
 from wan.pipeline import WanPipeline
 from wan.request import Request
 from wan.runtime import Runtime
+from wan.speech2video import WanS2V
 from wan.text2video import WanT2V
 from wan.textimage2video import WanTI2V
 from wan.typed import at_least, number, one_of, path
@@ -59,12 +64,13 @@ class Goal:
 
 @dataclass(frozen=True)
 class Family:
-    """Task of the embedded family, and the goals of its modes."""
+    """Task of the embedded family, and the goals of its modes; without goals the measures are those of `talking`."""
 
     task: str
     pipeline: type[WanPipeline]
     goals: dict[str, Goal]  # mode -> goal
-    psnr: float  # dB, the autoencoder alone
+    psnr: float = 0.0  # dB, the autoencoder alone
+    videos: int = 120
 
 
 TEXT = ("shape colour", "background colour", "motion direction", "shape")
@@ -78,7 +84,9 @@ FAMILIES = {
         {"text": Goal(dict(zip(TEXT, (0.95, 0.95, 0.92, 0.85)))), "image": Goal(IMAGE, first_frame=28.0)},
         psnr=30.0,
     ),
+    "s2v": Family("s2v-14B", WanS2V, {}, videos=60),
 }
+TALK_FRAMES = 237  # three clips
 
 # The boundary that a request gets: from this share of the timesteps on, the high-noise expert works.
 EXPERTS = {"both": None, "high": 0.0, "low": 1.0}
@@ -180,6 +188,9 @@ def run_family(args: Namespace, family: Family) -> int:
         check_writable(args.out / "results.json", overwrite=True)
     except ValueError as error:
         raise ValueError(f"{str(error).partition(';')[0]}; choose another --out") from None
+    if not family.goals:
+        settings |= {"as_upstream": True} if args.as_upstream else {}
+        return run_talks(args, pipeline, settings)
     size = parse_size(config.size)[0]
     scenes = heldout_scenes(args.videos, args.seed)
     vae = reconstruction(vae_round_trip(pipeline), scenes[:60], size)
@@ -204,6 +215,36 @@ def run_family(args: Namespace, family: Family) -> int:
     return 0 if reached else 1
 
 
+def run_talks(args: Namespace, pipeline: WanS2V, settings: dict[str, Any]) -> int:
+    """Evaluate faces that talk; returns 1 when a target is missed."""
+    takes, start = [], time.perf_counter()
+    for index, talk in enumerate(draw_talks(args.videos, args.seed, TALK_FRAMES)):
+        takes.append(perform(pipeline, talk, args.seed + index, **settings))
+        if args.progress == "bar":
+            mouth = np.mean([talking.sync(take) for take in takes])
+            end = "\n" if len(takes) == args.videos else ""
+            print(f"\r{len(takes)}/{args.videos} videos, mouth {mouth:.2f}", end=end, file=sys.stderr)
+    measures = talking.AS_UPSTREAM if settings.get("as_upstream") else talking.MEASURES
+    values, alone = talking.table(takes, measures), talking.through(vae_round_trip(pipeline), takes[:12])
+    facts = {"task": pipeline.config.name, "videos": args.videos, "frame_num": TALK_FRAMES, "first_seed": args.seed}
+    facts |= {"device": str(pipeline.runtime.device), "dtype": pipeline.runtime.dtype_name, **settings}
+    facts["seconds_per_video"] = round((time.perf_counter() - start) / args.videos, 2)
+    each = [{"mouth": talking.sync(take), "drift": talking.drift(take).tolist()} for take in takes]
+    text = f"{talking.markdown(values, measures)}\nMouth through the autoencoder alone: correlation {alone:.3f}"
+    text += f" (target >= {talking.ALONE}).\n"
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = {"settings": facts, "measures": values, "autoencoder": alone, "samples": each}
+    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (args.out / "results.md").write_text(text, encoding="utf-8")
+    shown = takes[:12]
+    heads = ["the head follows a pose video" if take.moves else "no pose video" for take in shown]
+    marks = [f"mouth and voice: {talking.sync(take):.2f}" for take in shown]
+    contact_strip([take.frames for take in shown], heads, marks, args.out / "samples.png")
+    print(f"{pipeline.config.name}\n\n{text}\n{args.out}: results.json, results.md, samples.png")
+    reached = all(measures[name].reached(value) for name, value in values.items())
+    return 0 if reached and alone >= talking.ALONE else 1
+
+
 def _progress(name: str, total: int, goal: Goal, visible: bool) -> Callable[[Sample], None]:
     done, failed = 0, 0
 
@@ -220,8 +261,8 @@ def _progress(name: str, total: int, goal: Goal, visible: bool) -> Callable[[Sam
 def main(argv: Iterable[str] | None = None) -> int:
     """Entry of `python -m wan.nano.evaluate`; 0 when every target is reached, 1 when one is missed, 2 for bad input."""
     parser = Parser(prog="python -m wan.nano.evaluate", description=__doc__.split("\n")[0])
-    parser.add_argument("family", type=one_of(FAMILIES), metavar="{t2v,i2v,ti2v}", help="which task's model")
-    parser.add_argument("--videos", type=at_least(1), default=120, help="how many held-out scenes; default: 120")
+    parser.add_argument("family", type=one_of(FAMILIES), metavar="{t2v,i2v,ti2v,s2v}", help="which task's model")
+    parser.add_argument("--videos", type=at_least(1), help="how many held-out scenes; default: 120, of s2v 60")
     parser.add_argument(
         "--expert",
         type=one_of([*EXPERTS, "compare"]),
@@ -237,11 +278,13 @@ def main(argv: Iterable[str] | None = None) -> int:
         "--solver", type=one_of(SOLVERS), metavar="NAME", help=f"of {', '.join(SOLVERS)}; default: the preset's"
     )
     parser.add_argument("--guidance", type=number, help="guidance scale; default: the preset's")
+    parser.add_argument("--as_upstream", action="store_true", help="of s2v: with the original's choices")
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu; default: the best there is")
     parser.add_argument("--dtype", type=one_of(DTYPES), default="bf16", metavar="NAME", help="or fp32; default: bf16")
     parser.add_argument("--progress", type=one_of(["bar", "none"]), default="bar", help="or none; default: bar")
     args = parser.parse_args(None if argv is None else list(argv))
     family = FAMILIES[args.family]
+    args.videos = args.videos or family.videos
     args.out = Path(args.out or f"outputs/evaluate_{args.family}")
     if args.expert != "both" and NANO_CONFIGS[family.task].boundary is None:
         parser.error(f"--expert {args.expert}: {family.task} has one model")

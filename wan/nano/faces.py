@@ -205,20 +205,32 @@ def opening(frames: np.ndarray) -> np.ndarray:
 def head(frames: np.ndarray) -> np.ndarray:
     """Read the place of the head, float [F, 2] as (x, y): the centre of what has the colour of skin, and of the lips.
 
-    The colour of skin is that between lips and eyes. Without lips the head stays; at first it is in the middle.
+    The colour of skin is that between lips and eyes, in all frames that show lips. It is looked for around the lips, or
+    where the head was before. Without any lips the head is in the middle.
     """
-    places, last = [], np.array([0.5, 0.5])
-    grid = _grid(frames.shape[1])
-    for frame, lips in zip(frames.astype(np.float32), redness(frames), strict=True):
-        if lips.sum() > 2:
-            row, column = (lips.sum(1) @ grid) / lips.sum(), (lips.sum(0) @ grid) / lips.sum()
-            across, above = grid[None] - column, row - grid[:, None]
-            near = np.hypot(across, above)
-            skin = np.median(frame[(abs(across) < 0.035) & (above > 0.09) & (above < 0.17)], axis=0)
-            mask = (np.linalg.norm(frame - skin, axis=-1) < 40) & (near < 0.55) | (lips > 0.5)
-            last = np.array([(mask.sum(0) @ grid) / mask.sum(), (mask.sum(1) @ grid) / mask.sum()])
+    grid, video = _grid(frames.shape[1]), frames.astype(np.float32)
+    lips = redness(frames)
+    shown = lips.sum(axis=(1, 2)) > 2
+    if not shown.any():
+        return np.full((len(frames), 2), 0.5)
+    total = np.maximum(lips.sum(axis=(1, 2)), 1e-6)
+    mouths = np.stack([lips.sum(1) @ grid, lips.sum(2) @ grid], axis=1) / total[:, None]
+    skin = np.median([_bridge(*pair, grid) for pair in zip(video[shown], mouths[shown], strict=True)], axis=0)
+    places, last = [], mouths[shown.argmax()]
+    for frame, mouth, lip, is_shown in zip(video, mouths, lips, shown, strict=True):
+        x, y = mouth if is_shown else last
+        near = np.hypot(grid[None] - x, grid[:, None] - y) < 0.45
+        mask = (np.linalg.norm(frame - skin, axis=-1) < 40) & near | (lip > 0.5)
+        if mask.any():
+            last = np.array([mask.sum(0) @ grid, mask.sum(1) @ grid]) / mask.sum()
         places.append(last)
     return np.stack(places)
+
+
+def _bridge(frame: np.ndarray, mouth: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Colour between the eyes, above a mouth at (x, y)."""
+    across, above = abs(grid[None] - mouth[0]), mouth[1] - grid[:, None]
+    return np.median(frame[(across < 0.035) & (above > 0.09) & (above < 0.17)], axis=0)
 
 
 def colours(frames: np.ndarray, face: Face, places: np.ndarray) -> np.ndarray:
