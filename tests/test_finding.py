@@ -21,6 +21,10 @@ from wan.nano.random import write_random_checkpoint
 from wan.text2video import WanT2V
 
 IMAGE = str(Path(__file__).parents[1] / "examples" / "first_frame.png")
+GIVEN = {
+    "i2v-A14B": ["--image", IMAGE],
+    "s2v-14B": ["--image", IMAGE, "--audio", str(Path(IMAGE).with_name("talk.wav"))],
+}
 NANO = nano_checkpoint("t2v-A14B")
 COMMON = ["--prompt", "a red circle", "--device", "cpu", "--progress", "none"]
 HIGH, LOW = "high_noise_model", "low_noise_model"
@@ -75,7 +79,7 @@ def video(folder, *flags) -> bytes:
 @pytest.mark.parametrize("task", NANO_CONFIGS)
 def test_the_task_is_taken_from_the_folder(originals, task, caplog):
     shutil.copytree(originals[task], "Wan2.2-T2V-A14B")  # its name decides nothing
-    image = ["--image", IMAGE] if task == "i2v-A14B" else []
+    image = GIVEN.get(task, [])
     assert planned("Wan2.2-T2V-A14B", *image).config == NANO_CONFIGS[task]
     assert f"is a checkpoint of {task}: --task {task}" in caplog.text
 
@@ -99,11 +103,9 @@ def test_a_task_that_contradicts_the_folder(ti2v, capsys):
 @pytest.mark.parametrize(
     "task, config, files",
     [
-        ("s2v-14B", {"model_type": "s2v", "dim": 5120, "in_dim": 16, "out_dim": 16}, {}),
         ("animate-14B", {"_class_name": "WanAnimateModel", "dim": 5120, "in_dim": 36, "out_dim": 16}, {}),
         ("animate-14B", {"motion_encoder_dim": 512, "use_img_emb": True}, {}),
         ("animate-14B", {}, {"face_adapter.fuser_blocks.0.k_norm.weight": (128,)}),
-        ("s2v-14B", {}, {"casual_audio_encoder.encoder.final_linear.weight": (8, 8)}),
     ],
 )
 @pytest.mark.parametrize("flags", [[], ["--task", "t2v-A14B"]])
@@ -276,7 +278,10 @@ def test_a_folder_of_something_else(content, words, tmp_path, capsys):
     error = refused(capsys, folder)
     assert "Wan2.2-T2V-A14B is no checkpoint folder, it is" in error and words in error
     assert "hf download" not in error, "the task is not known"
-    assert "--ckpt_dir (Wan2.2-T2V-A14B 126 GB, Wan2.2-I2V-A14B 126 GB, Wan2.2-TI2V-5B 34 GB)" in error
+    assert (
+        "--ckpt_dir (Wan2.2-T2V-A14B 126 GB, Wan2.2-I2V-A14B 126 GB, Wan2.2-TI2V-5B 34 GB, Wan2.2-S2V-14B 46 GB)"
+        in error
+    )
     error = refused(capsys, folder, "--task", "t2v-A14B")
     assert "--local-dir Wan2.2-T2V-A14B-2 (126 GB), then --ckpt_dir Wan2.2-T2V-A14B-2" in error
 
@@ -351,7 +356,7 @@ def test_a_download_that_was_broken_off_is_continued(originals, task, tmp_path, 
     (folder / get_config(task).vae_checkpoint).unlink()
     for file in folder.rglob("config.json"):
         file.write_text(file.read_text().replace('"family"', '"kin"'))
-    image = ["--image", IMAGE] if task == "i2v-A14B" else []
+    image = GIVEN.get(task, [])
     assert cli.main([*COMMON, "--ckpt_dir", str(folder), *image]) == cli.WRONG
     error = capsys.readouterr().err
     assert f"begun is not a complete checkpoint of {task}" in error
