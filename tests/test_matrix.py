@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -217,7 +218,11 @@ def test_an_interrupt_stops_the_command_and_prints_the_table(stand_in, number, c
     Thread(target=interrupt, daemon=True).start()
     assert matrix.main(["nano", "1", "--only", "none"]) == 130
     out = capsys.readouterr().out
-    assert "interrupted" in out and "0 passed, 0 failed, 4 skipped" in out and not list((stand_in / "made").iterdir())
+    assert (
+        "interrupted" in out
+        and re.search(r"0 passed, 0 failed, \d+ skipped", out)
+        and not list((stand_in / "made").iterdir())
+    )
     assert str(stand_in) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
 
