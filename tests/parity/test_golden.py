@@ -1,8 +1,8 @@
 """One test per golden file: the recorded numbers of the reference implementation decide.
 
 The files in tests/data/golden always run. WAN_GOLDEN_DIR adds every *.safetensors below the folders it names, separated
-by ':', and every *.json whose name begins with that of a table. A *.safetensors that no runner knows fails, unless
-PENDING names the task that is still to come.
+by ':', every *.json whose name begins with that of a table, and every file but the README of folders whose files are
+known by their names. A file that no runner knows fails, unless PENDING names the task that is still to come.
 """
 
 import fnmatch
@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import pkgutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,43 +22,49 @@ from tests.parity import read_case
 # kind -> function(case, tensors), from every module here that is not itself a test
 RUNNERS = {}
 TABLES = {}  # name -> function(rows)
+NAMED = {}  # pattern 'folder/name' -> function(path), for recordings that carry no `case`
 for module in pkgutil.iter_modules(parity.__path__, "tests.parity."):
     if ".test_" not in module.name:
         found = importlib.import_module(module.name)
         RUNNERS.update(found.RUNNERS)
         TABLES.update(getattr(found, "TABLES", {}))
+        NAMED.update(getattr(found, "NAMED", {}))
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "golden"
 
-# Recordings of tasks that do not exist yet: reason -> kinds. Delete a row with the issue that builds its task.
+# Recordings of tasks that do not exist yet: reason -> patterns of names. Delete a row with the issue that builds it.
 PENDING = {
-    "animation preprocessing is not implemented yet": ("preprocess",),
+    "animation preprocessing is not implemented yet": (
+        *("detector_*", "e2e*", "edit_prompt_choice.json", "face_boxes.*", "heatmap_decode.*", "keypoint_groups.*"),
+        *("masks.*", "pose_crop.*", "resize_pad.*", "retarget_*", "sam2_hiera_large_keys.json"),
+        *("segmentation_prompts.json", "sizes_and_frames.json"),
+    ),
 }
-REASONS = {kind: reason for reason, kinds in PENDING.items() for kind in kinds}
-
-# Recordings of preprocessing carry no `case`; their names identify them.
-PREPROCESS = (
-    "detector_*",
-    "e2e_keypoints",
-    "face_boxes",
-    "heatmap_decode",
-    "keypoint_groups",
-    "masks",
-    "pose_crop",
-    "pose_draw_*",
-    "resize_pad",
-    "retarget_*",
-)
 
 
-def kind_of(name: str, case: dict | None) -> str | None:
+def kind_of(case: dict | None) -> str | None:
     """Return the kind of a golden file, with the task where two tasks use one word; None when it has none."""
-    if case is None:
-        return "preprocess" if any(fnmatch.fnmatch(name, pattern) for pattern in PREPROCESS) else None
-    kind = case.get("kind")
+    kind = (case or {}).get("kind")
     if kind == "dit_forward" and "motion_encoder_size" in case.get("config", {}):
         return "animate_dit_forward"
     return kind
+
+
+def is_named(path: Path) -> bool:
+    """Tell whether a file is known by its name: it lies in a folder of `NAMED`."""
+    return path.is_file() and path.suffix != ".md" and path.parent.name in {name.split("/")[0] for name in NAMED}
+
+
+def runner_of(path: Path) -> Callable[[Path], None] | None:
+    """Find the check of a file by its name."""
+    fits = (run for name, run in NAMED.items() if fnmatch.fnmatch(f"{path.parent.name}/{path.name}", name))
+    return next(fits, None)
+
+
+def pending(path: Path) -> str | None:
+    """Say why a file that is known by its name has no check yet."""
+    fits = (reason for reason, names in PENDING.items() if any(fnmatch.fnmatch(path.name, name) for name in names))
+    return next(fits, None)
 
 
 def table_of(path: Path) -> str | None:
@@ -80,10 +87,12 @@ def golden_folders(setting: str) -> list[Path]:
 def golden_files() -> list:
     files = []
     for folder in golden_folders(os.environ.get("WAN_GOLDEN_DIR", "")):
-        tables = [path for path in folder.rglob("*.json") if table_of(path)]
-        for path in sorted([*folder.rglob("*.safetensors"), *tables]):
-            name = f"{folder.parent.name}/{folder.name}/{path.relative_to(folder).with_suffix('').as_posix()}"
-            slow = not table_of(path) and (read_case(path) or {}).get("kind") == "procedural_real_size"
+        for path in sorted(folder.rglob("*")):
+            if not (path.suffix == ".safetensors" or table_of(path) or is_named(path)):
+                continue
+            short = path.relative_to(folder) if is_named(path) else path.relative_to(folder).with_suffix("")
+            name = f"{folder.parent.name}/{folder.name}/{short.as_posix()}"
+            slow = path.suffix == ".safetensors" and (read_case(path) or {}).get("kind") == "procedural_real_size"
             files.append(pytest.param(path, id=name, marks=pytest.mark.slow if slow else ()))
     return files
 
@@ -94,23 +103,30 @@ def test_golden(path):
         rows = json.loads(path.read_text())["rows"]
         assert rows
         return TABLES[table](rows)
+    if is_named(path):
+        if reason := pending(path):
+            pytest.skip(reason)
+        if not runner_of(path):
+            pytest.fail(f"{path.name} in the folder {path.parent.name} is known to no runner")
+        return runner_of(path)(path)
     case = read_case(path)
-    kind = kind_of(path.stem, case)
-    if kind in REASONS:
-        pytest.skip(REASONS[kind])
+    kind = kind_of(case)
     if kind not in RUNNERS:
         pytest.fail(f"{path.name} is of kind {kind!r}, for which no runner exists")
     RUNNERS[kind](case, load_file(path))
 
 
 def test_embedded_files_are_all_checked():
-    kinds = {kind_of(path.stem, read_case(path)) for path in EMBEDDED.rglob("*.safetensors")}
+    named = [path for path in EMBEDDED.rglob("*") if is_named(path)]
+    assert all(map(runner_of, named)), "a named file of the repository is unknown"
+    kinds = {kind_of(read_case(path)) for path in EMBEDDED.rglob("*.safetensors") if path not in named}
     assert kinds <= set(RUNNERS), "a file of the repository is skipped or unknown"
-    assert all(map(table_of, EMBEDDED.rglob("*.json"))), "a table of the repository is unknown"
+    tables = [path for path in EMBEDDED.rglob("*.json") if path not in named]
+    assert all(map(table_of, tables)), "a table of the repository is unknown"
 
 
-def test_no_kind_is_both_pending_and_implemented():
-    assert not set(REASONS) & set(RUNNERS)
+def test_no_file_is_both_pending_and_implemented():
+    assert not {name for names in PENDING.values() for name in names} & {name.split("/")[1] for name in NAMED}
 
 
 def test_golden_folder_that_is_missing_or_empty_is_an_error(tmp_path):

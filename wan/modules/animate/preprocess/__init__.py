@@ -1,0 +1,1 @@
+"""Preprocessing of character animation: from a driving video and a picture to the inputs of the generator."""
