@@ -71,3 +71,11 @@ def test_limbs_grow_with_the_canvas(side, width):
     shoulder = (side - 10.0, side / 2, 1)
     drawn = draw(body(neck=(10.0, side / 2, 1), right_shoulder=shoulder), NO_HANDS, (side, side))
     assert drawn[:, side // 2].any(-1).sum() == width
+
+
+@pytest.mark.parametrize("side, width", [(999, 1), (1000, 3), (1600, 5)])
+def test_edges_of_hands_grow_with_the_canvas(side, width):
+    hand = np.zeros((21, 3))
+    hand[:2] = (10, side / 2, 1), (side + 500, side / 2, 1)
+    drawn = draw(body(), [hand], (side, side))
+    assert drawn[:, side // 2].any(-1).sum() == drawn[:, -1].any(-1).sum() == width

@@ -5,10 +5,11 @@ A shape becomes `Runs`, horizontal runs of pixels. Runs may end outside the canv
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from wan.geometry import Size
 
 FAR = 1 << 20  # pixels; places farther away are drawn from here, so that no integer overflows
 ONE = 1 << 16
@@ -54,30 +55,47 @@ def lines(a: np.ndarray, b: np.ndarray, height: int) -> Runs:
 
 def polygons(corners: np.ndarray, height: int) -> Runs:
     """Fill convex polygons, int64 [n, corners, 2], with their outlines."""
-    count = corners.shape[1]
     ends = np.roll(corners, -1, axis=1)
-    shape, corner = np.nonzero((corners != ends).any(-1) | (np.arange(count) == 0))
+    shape, corner = np.nonzero((corners != ends).any(-1) | (np.arange(corners.shape[1]) == 0))
     a, b = corners[shape, corner], ends[shape, corner]
     edge, row, first, last = lines(a, b, height)
-    place = shape[edge] * height + row
-    left = np.full(len(corners) * height, 2 * FAR)
-    right = np.full(len(corners) * height, -2 * FAR)
-    np.minimum.at(left, place, first)
-    np.maximum.at(right, place, np.maximum(last, filled_to(a, b)(edge, row)))
+    last = np.maximum(last, Sides(a * ONE, b * ONE).column(edge, row))
+    return hull(Runs(shape[edge], row, first, last), height)
+
+
+def hull(runs: Runs, height: int) -> Runs:
+    """Fill the rows of each shape from the first to the last column of all its runs."""
+    count = runs.shape.max(initial=-1) + 1
+    left, right = np.full(count * height, 4 * FAR), np.full(count * height, -4 * FAR)
+    np.minimum.at(left, runs.shape * height + runs.row, runs.first)
+    np.maximum.at(right, runs.shape * height + runs.row, runs.last)
     place = np.flatnonzero(left <= right)
     return Runs(*np.divmod(place, height), left[place], right[place])
 
 
-def filled_to(a: np.ndarray, b: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Compute the column that filling reaches: that of an edge, int64 [n, 2] each, with halves rounded up.
+class Sides:
+    """Sides of polygons that are filled: int64 [n, 2] each, with 16 fractional bits.
 
-    Outlines round them down. Slopes have 16 fractional bits.
+    Filling rounds halves up, outlines round them down.
     """
-    is_up = (b[:, 1] < a[:, 1])[:, None]
-    a, b = np.where(is_up, b, a), np.where(is_up, a, b)
-    across, down = (b - a).T
-    slope = np.trunc((across * 2 * ONE + down) / np.maximum(2 * down, 1)).astype(np.int64)
-    return lambda edge, row: a[edge, 0] + ((slope[edge] * (row - a[edge, 1]) + ONE // 2) >> 16)
+
+    def __init__(self, a: np.ndarray, b: np.ndarray):
+        is_up = (b[:, 1] < a[:, 1])[:, None]
+        self.a, b = np.where(is_up, b, a), np.where(is_up, a, b)
+        self.top, end = rounded(self.a[:, 1]), rounded(b[:, 1])
+        self.down = end - self.top
+        self.slope = quotient(2 * (b - self.a)[:, 0] + self.down, 2 * self.down)
+
+    def column(self, side: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Compute the columns of sides, by their numbers, in rows."""
+        return rounded(self.a[side, 0] + self.slope[side] * (row - self.top[side]))
+
+    def runs(self, height: int) -> Runs:
+        """List the sides in all rows but their last."""
+        first = self.top.clip(0, height)
+        side, row = spread(first, (self.top + self.down).clip(0, height) - first)
+        column = self.column(side, row)
+        return Runs(side, row, column, column)
 
 
 def ellipses(centre: np.ndarray, axes: np.ndarray, degrees: np.ndarray, height: int) -> Runs:
@@ -111,16 +129,75 @@ def half_widths(radius: int) -> np.ndarray:
     return half
 
 
-def strokes(a: np.ndarray, b: np.ndarray, thickness: int, height: int) -> Runs:
+def strokes(a: np.ndarray, b: np.ndarray, thickness: int, size: Size) -> Runs:
     """Make lines of any thickness with round ends, by the rule of OpenCV: 2 gives three pixels, 3 gives five."""
+    height, margin, radius = size[1], thickness if thickness > 1 else 0, (thickness + 1) // 2
+    line, a, b = cut(np.arange(len(a)), a + margin, b + margin, (size[0] + 2 * margin, height + 2 * margin))
+    a, b = a - margin, b - margin
     if thickness == 1:
-        return lines(a, b, height)
-    radius = (thickness + 1) // 2
-    along = (b - a) / np.maximum(np.linalg.norm(b - a, axis=1, keepdims=True), 1e-9) * radius
-    side = np.stack([-along[:, 1], along[:, 0]], axis=1)
-    corners = np.rint(np.stack([a + side, a - side, b - side, b + side], axis=1)).astype(np.int64)
-    parts = polygons(corners, height), circles(a, radius, height), circles(b, radius, height)
+        runs = lines(a, b, height)
+    else:
+        along = (b - a) * (radius * ONE) / np.maximum(np.linalg.norm(b - a, axis=1, keepdims=True), 1)
+        side = np.rint(along[:, ::-1] * (1, -1)).astype(np.int64)
+        corners = np.stack([a * ONE + side, a * ONE - side, b * ONE - side, b * ONE + side], axis=1)
+        runs = joined(bars(corners, size), circles(a, radius, height), circles(b, radius, height))
+    return runs._replace(shape=line[runs.shape])
+
+
+def bars(corners: np.ndarray, size: Size) -> Runs:
+    """Fill polygons of four corners, int64 [n, 4, 2] with 16 fractional bits, with their outlines."""
+    a, b = (ends.reshape(-1, 2) for ends in (corners, np.roll(corners, -1, axis=1)))
+    runs = joined(Sides(a, b).runs(size[1]), outlines(a, b, size))
+    return hull(runs._replace(shape=runs.shape // 4), size[1])
+
+
+def outlines(a: np.ndarray, b: np.ndarray, size: Size) -> Runs:
+    """Make lines of one pixel between places with 16 fractional bits, of the pixels inside the canvas."""
+    line, a, b = cut(np.arange(len(a)), a, b, (size[0] * ONE, size[1] * ONE))
+    major = np.where(np.abs(b - a)[:, 0] > np.abs(b - a)[:, 1], 0, 1)[:, None]  # the axis with a pixel at each step
+    a, b = (np.concatenate([np.take_along_axis(end, axis, 1) for axis in (major, 1 - major)], axis=1) for end in (a, b))
+    swap = (b[:, 0] < a[:, 0])[:, None]
+    a, b = np.where(swap, b, a), np.where(swap, a, b)
+    length, rise = (b - a).T
+    slope = quotient(rise * ONE, length | 1)
+    start = rounded(a[:, 0])
+    step, place = spread(start, (length >> 16) + 1)
+    other = rounded(a[step, 1] + slope[step] * (place - start[step]))
+    step = np.concatenate([step, np.arange(len(b))])
+    pixel = np.stack([np.concatenate([place, rounded(b[:, 0])]), np.concatenate([other, rounded(b[:, 1])])])
+    column, row = np.where(major[step, 0] == 0, pixel, pixel[::-1])
+    inside = row < size[1]
+    return Runs(line[step][inside], row[inside], column[inside], column[inside])
+
+
+def cut(line: np.ndarray, a: np.ndarray, b: np.ndarray, size: Size) -> tuple[np.ndarray, ...]:
+    """Cut lines at the borders, places truncated towards the moved end, and leave out those outside."""
+    a, b = a.copy(), b.copy()
+    for axis, last in ((1, size[1] - 1), (0, size[0] - 1)):
+        other = 1 - axis
+        stays = ((a[:, axis] >= 0) | (b[:, axis] >= 0)) & ((a[:, axis] <= last) | (b[:, axis] <= last))
+        line, a, b = line[stays], a[stays], b[stays]
+        for end in (a, b):
+            border = end[:, axis].clip(0, last)
+            share = (border - end[:, axis]).astype(float) * (b - a)[:, other]
+            end[:, other] += quotient(share, (b - a)[:, axis])
+            end[:, axis] = border
+    return line, a, b
+
+
+def joined(*parts: Runs) -> Runs:
+    """Put runs after one another."""
     return Runs(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def rounded(places: np.ndarray) -> np.ndarray:
+    """Round places with 16 fractional bits, halves up."""
+    return (places + ONE // 2) >> 16
+
+
+def quotient(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    """Divide whole numbers, truncated towards zero; by zero it is zero."""
+    return np.trunc(over / np.where(under == 0, 1, under)).astype(np.int64)
 
 
 def spread(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ def draw(body: np.ndarray, hands: Sequence[np.ndarray], size: Size) -> np.ndarra
     stroke = max(int(min(size) / 200) - 1, 1)
     layers = [*figure(body, stroke, height)]
     for points in hands:
-        layers += hand(points, max(stroke // 2, 1), height)
+        layers += hand(points, max(stroke // 2, 1), size)
     return painted(layers, size)
 
 
@@ -51,15 +51,15 @@ def figure(body: np.ndarray, stroke: int, height: int) -> Iterator[Layer]:
     yield COLOURS[is_seen], rasters.circles(whole(points[is_seen]), stroke, height)
 
 
-def hand(points: np.ndarray, stroke: int, height: int) -> Iterator[Layer]:
+def hand(points: np.ndarray, stroke: int, size: Size) -> Iterator[Layer]:
     """Draw the edges of a hand, then its points."""
     place = whole(np.nan_to_num(points[:, :2]))
     is_seen = seen(points) & (place >= 1).all(-1)
     edges = np.array(HAND_EDGES)
     number = np.flatnonzero(is_seen[edges].all(-1))
     start, end = place[edges[number]].swapaxes(0, 1)
-    yield HAND_EDGE_COLOURS[number], rasters.strokes(start, end, stroke, height)
-    yield HAND_POINT_COLOURS[is_seen], rasters.circles(place[is_seen], stroke, height)
+    yield HAND_EDGE_COLOURS[number], rasters.strokes(start, end, stroke, size)
+    yield HAND_POINT_COLOURS[is_seen], rasters.circles(place[is_seen], stroke, size[1])
 
 
 def seen(points: np.ndarray) -> np.ndarray:
@@ -74,12 +74,13 @@ def painted(layers: Sequence[Layer], size: Size) -> np.ndarray:
     for colours, found in layers:
         runs.append(found._replace(shape=found.shape + sum(map(len, palette))))
         palette.append(colours)
-    shape, row, first, last = map(np.concatenate, zip(*runs, strict=True))
+    shape, row, first, last = rasters.joined(*runs)
     first = first.clip(0)
     run, column = rasters.spread(first, (np.minimum(last, width - 1) - first + 1).clip(0))
+    place, shape = row[run] * width + column, shape[run].astype(np.uint8)
     top = np.zeros(width * height, np.uint8)  # the uppermost shape of each pixel
-    np.maximum.at(top, row[run] * width + column, shape[run].astype(np.uint8))
+    np.maximum.at(top, place, shape)
+    wins = top[place] == shape
     image = np.zeros((width * height, 3), np.uint8)
-    lit = np.flatnonzero(top)
-    image[lit] = np.concatenate(palette)[top[lit]]
+    image[place[wins]] = np.concatenate(palette)[shape[wins]]
     return image.reshape(height, width, 3)
