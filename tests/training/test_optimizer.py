@@ -29,6 +29,18 @@ def test_muon_gets_the_hidden_matrices_and_adamw_the_rest():
     assert len(make_optimizer(model, LoopConfig(steps=1)).members) == 1
 
 
+def test_muon_gets_the_kernels_of_an_autoencoder_but_that_of_colours():
+    network = nn.Sequential(nn.Conv3d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv3d(8, 3, 3), nn.Linear(3, 4))
+    adamw, muon = make_optimizer(network, LoopConfig(steps=1, optimizer="muon-conv")).members
+    assert [p.shape[:2] for p in muon.param_groups[0]["params"]] == [(8, 3), (8, 8)]
+    assert len(adamw.param_groups[0]["params"]) == 6
+    kernel = nn.Conv3d(4, 6, 3, bias=False)
+    before, kernel.weight.grad = kernel.weight.detach().clone(), torch.randn(6, 4, 3, 3, 3)
+    Muon(kernel.parameters(), lr=1.0).step()
+    step = (kernel.weight - before).detach().flatten(1) / (0.2 * 108**0.5)
+    assert torch.linalg.svdvals(step).max() < 1.4 and torch.linalg.svdvals(step).min() > 0.3
+
+
 def test_muon_solves_a_linear_map():
     generator = torch.Generator().manual_seed(0)
     target, x = torch.randn(6, 6, generator=generator), torch.randn(64, 6, generator=generator)

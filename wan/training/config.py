@@ -10,7 +10,7 @@ from wan.values import quoted, real, text, whole
 
 SIGMA_DISTRIBUTIONS = ("uniform", "logit_normal")
 PRECISIONS = ("float32", "bfloat16")
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("adamw", "muon", "muon-conv")
 FAMILIES = ("wan2.2", "nano")
 READERS = {int: whole, float: real, str: text}
 
@@ -22,7 +22,7 @@ class LoopConfig:
     steps: int
     batch_size: int = 1
     accumulation: int = 1
-    optimizer: str = "adamw"  # or "muon": Muon for hidden matrices, AdamW for the rest
+    optimizer: str = "adamw"  # or Muon for hidden matrices ("muon") or kernels ("muon-conv"), AdamW for the rest
     learning_rate: float = 1e-4
     final_learning_rate: float = 0.0  # at the end of the cosine decay
     warmup_steps: int = 0

@@ -54,7 +54,7 @@ def flow_objective(model: WanModel, text: TextStates, config: FlowConfig) -> Obj
             if timesteps.ndim == 2:  # by frame; the model takes them by token
                 _, rows, columns = model.grid(noisy.shape[2:])
                 timesteps = timesteps.repeat_interleave(rows * columns, dim=1)
-            return torch.stack(model(list(noisy), timesteps, context, **inputs))
+            return torch.stack(model(list(noisy), timesteps, context=context, **inputs))
 
         return flow_loss(velocity, data, config, generator)
 

@@ -1,4 +1,4 @@
-"""AdamW, and Muon for the matrices of small transformers."""
+"""AdamW, and Muon for the matrices of small transformers and the convolutions of small autoencoders."""
 
 from collections import defaultdict
 
@@ -46,7 +46,8 @@ class Optimizers:
 def make_optimizer(module: nn.Module, config: LoopConfig) -> Optimizers:
     """Make the configured optimiser of the trainable parameters of `module`."""
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in trained if config.optimizer == "muon" and is_hidden_matrix(name, p)]
+    hidden = {"muon": is_hidden_matrix, "muon-conv": is_hidden_convolution}.get(config.optimizer)
+    matrices = [p for name, p in trained if hidden and hidden(name, p)]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in trained if id(p) not in chosen]
     shared = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
@@ -62,11 +63,17 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 2 and not any(other in name for other in others)
 
 
+def is_hidden_convolution(name: str, parameter: Tensor) -> bool:
+    """Tell whether a parameter is the kernel of a convolution over pixels, but of the one that makes colours."""
+    return parameter.ndim > 3 and len(parameter) > 3
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: every singular value of an update is about 1 (K. Jordan et al., 2024).
 
     Updates are scaled by 0.2 sqrt(larger side), the root mean square of AdamW's, so that one learning rate serves both
-    (arXiv:2502.16982). Matrices of equal shape are orthogonalised in one batched product.
+    (arXiv:2502.16982). Matrices of equal shape are orthogonalised in one batched product. A kernel is the matrix of its
+    output channels.
     """
 
     def __init__(self, params, lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
@@ -80,8 +87,9 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
             for shape, parameters in by_shape.items():
-                updates = orthogonalize(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
-                scale = group["lr"] * 0.2 * max(shape) ** 0.5
+                updates = torch.stack([self._momentum(p, group["momentum"]).flatten(1) for p in parameters])
+                updates = orthogonalize(updates).unflatten(2, shape[1:])
+                scale = group["lr"] * 0.2 * max(shape[0], shape[1:].numel()) ** 0.5
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)), alpha=-scale)
 

@@ -33,6 +33,7 @@ RULES = (
     (r"\.mlp\.0\.", ".mlp.fc1."),
     (r"\.mlp\.2\.", ".mlp.fc2."),
 )
+BLOCK = ("norm1", "attn.to_qkv", "attn.proj", "norm2", "mlp.0", "mlp.2")
 AXES = {"visual.cls_embedding": -1, "visual.pos_embedding": -2}  # stored with axes of length 1 in front
 
 
@@ -130,9 +131,7 @@ class VisualSource(TensorSource):
             layer = re.match(r"visual\.transformer\.(\d+)\.", stored)
             if (layer and int(layer[1]) >= num_layers) or re.match(r"visual\.(head$|post_norm\.)", stored):
                 continue
-            name = stored
-            for pattern, replacement in RULES:
-                name = re.sub(pattern, replacement, name)
+            name = own_name(stored)
             parts = {name.format(letter): third for third, letter in enumerate("qkv")} if "{}" in name else {name: None}
             self.places |= {part: (stored, third) for part, third in parts.items()}
 
@@ -153,6 +152,26 @@ class VisualSource(TensorSource):
         stored, third = self.places[name]
         tensor = self.source.get(stored)
         return tensor.view(self.shape(name)) if third is None else tensor.unflatten(0, (3, -1))[third]
+
+
+def released_state(vision: ClipVision) -> dict[str, Tensor]:
+    """Give the tensors of a tower the names and shapes of a released file, which has one more block of any values."""
+    layers = vision.config.num_layers
+    blocks = (f"transformer.{n}.{part}" for n in range(layers + 1) for part in BLOCK)
+    names = [f"{part}.{kind}" for part in ("pre_norm", *blocks) for kind in ("weight", "bias")]
+    state, found = {}, vision.state_dict()
+    for stored in (f"{VISUAL}{name}" for name in ("cls_embedding", "pos_embedding", "patch_embedding.weight", *names)):
+        own = own_name(stored).replace(f".layers.{layers}.", f".layers.{layers - 1}.")
+        tensor = torch.cat([found[own.format(letter)] for letter in "qkv"]) if "{}" in own else found[own].clone()
+        state[stored] = tensor.view(1, -1, tensor.shape[-1]) if stored in AXES else tensor
+    return state
+
+
+def own_name(stored: str) -> str:
+    """Turn a name of a released file into that of `ClipVision`, with {} where one tensor is three."""
+    for pattern, replacement in RULES:
+        stored = re.sub(pattern, replacement, stored)
+    return stored
 
 
 def _transformers() -> Any:

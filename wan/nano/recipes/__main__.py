@@ -13,16 +13,16 @@ if __name__ == "__main__":  # before torch is imported
 
     share_cores()
 
-from wan.nano.recipes import i2v, s2v, t2v, ti2v
+from wan.nano.recipes import animate, i2v, s2v, t2v, ti2v
 from wan.parser import Parser, exit_code
 from wan.typed import at_least, one_of, path
 
-RECIPES = {"t2v": t2v.RECIPE, "i2v": i2v.RECIPE, "ti2v": ti2v.RECIPE, "s2v": s2v.RECIPE}
+RECIPES = {"t2v": t2v.RECIPE, "i2v": i2v.RECIPE, "ti2v": ti2v.RECIPE, "s2v": s2v.RECIPE, "animate": animate.RECIPE}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m wan.nano.recipes", description=__doc__.split("\n")[0])
-    parser.add_argument("family", type=one_of(RECIPES), metavar="{t2v,i2v,ti2v,s2v}", help="what to train")
+    parser.add_argument("family", type=one_of(RECIPES), metavar="{t2v,i2v,ti2v,s2v,animate}", help="what to train")
     parser.add_argument("--stage", default="all", help="one stage of the family; default: all of them")
     parser.add_argument(
         "--dir", "--work", dest="folder", type=path, default="nano-training", help="default: nano-training"
