@@ -34,11 +34,7 @@ EMBEDDED = Path(__file__).parents[1] / "data" / "golden"
 
 # Recordings of tasks that do not exist yet: reason -> patterns of names. Delete a row with the issue that builds it.
 PENDING = {
-    "animation preprocessing is not implemented yet": (
-        *("detector_*", "e2e*", "edit_prompt_choice.json", "face_boxes.*", "heatmap_decode.*", "keypoint_groups.*"),
-        *("masks.*", "pose_crop.*", "resize_pad.*", "retarget_*", "sam2_hiera_large_keys.json"),
-        *("segmentation_prompts.json", "sizes_and_frames.json"),
-    ),
+    "animation preprocessing is not implemented yet": (*("e2e*", "sam2_hiera_large_keys.json"),),
 }
 
 

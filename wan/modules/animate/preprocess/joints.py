@@ -15,6 +15,7 @@ BODY = (
     *("right_eye", "left_eye", "right_ear", "left_ear", "left_toe", "right_toe"),
 )
 JOINT = {name: number for number, name in enumerate(BODY)}
+HEAD = tuple(JOINT[name] for name in ("nose", "right_eye", "left_eye", "right_ear", "left_ear"))
 
 # Two joints, start and end. Every start but the neck is the end of a limb before: the order walks the figure.
 LIMBS = (
