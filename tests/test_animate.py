@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity.animate_pipeline import RecordedRequest, StillFrames, Velocity, recorded_pipeline
+from tests.parity.animate_pipeline import StillFrames, Velocity, recorded_pipeline
 from wan.animate import clips_of
 from wan.clips import ClipSampled, FramesDecoded
 from wan.configs import WAN_CONFIGS
 from wan.framing import plain
-from wan.performance import Performance
+from wan.performance import Footage, Performance
+from wan.request import Request
 
 
 def frames(count, height=32, width=48, seed=0):
@@ -19,16 +20,17 @@ def frames(count, height=32, width=48, seed=0):
 
 
 def request(count=20, faces=20, **changes):
-    performance = Performance(frames(count), frames(faces, 16, 16), frames(1, 40, 40).frames[0], frames(count, seed=3))
-    performance = replace(performance, mask=changes.pop("mask", frames(count, seed=4)))
+    reference = changes.pop("reference", frames(1, 40, 40).frames[0])
+    surroundings = frames(count, seed=3), changes.pop("mask", frames(count, seed=4))
+    footage = Footage(frames(count), frames(faces, 16, 16), reference, *surroundings)
     config = WAN_CONFIGS["animate-14B"]
     values = {"frame_num": 9, "steps": 2, "shift": 5.0, "guidance": (1.0, 1.0), "solver": "unipc", "seed": 5, "fps": 30}
-    return RecordedRequest(
+    return Request(
         task="animate-14B",
         prompt="a person moves",
         negative_prompt="",
         framing=plain((48, 32), config.vae_stride, config.patch_size),
-        performance=performance,
+        performance=Performance.of(footage),
         **values | {"as_upstream": False} | changes,
     )
 
@@ -100,7 +102,7 @@ def test_masks_are_thresholded_and_upstreams_are_soft():
 
 def test_replacement_sees_the_background_and_animation_grey():
     given = request(9, replace_flag=True)
-    background = torch.from_numpy(given.performance.background.frames).movedim(-1, 0) / 127.5 - 1
+    background = torch.from_numpy(given.performance.footage.background.frames).movedim(-1, 0) / 127.5 - 1
     for flag, wanted in ((True, background), (False, torch.zeros(3, 9, 32, 48))):
         _, _, model, _ = make(replace(given, replace_flag=flag))
         cells = torch.nn.functional.avg_pool2d(wanted[:, 0], 8)
@@ -109,7 +111,7 @@ def test_replacement_sees_the_background_and_animation_grey():
 
 def test_faces_of_another_size_are_resized():
     _, _, model, _ = make(request(9, 9), face_size=8)
-    given = torch.from_numpy(request(9, 9).performance.face.frames).float() / 127.5 - 1
+    given = torch.from_numpy(request(9, 9).performance.footage.face.frames).float() / 127.5 - 1
     torch.testing.assert_close(model.prepared[0].faces, given.mean(dim=(1, 2, 3)), atol=0.05, rtol=0)
 
 
@@ -118,8 +120,7 @@ def test_large_pictures_are_antialiased():
     stripes[:, ::2] = 255
     spread = {}
     for as_upstream in (False, True):
-        given = request(9, as_upstream=as_upstream)
-        given = replace(given, performance=replace(given.performance, reference=stripes[:, 7:]))
+        given = request(9, as_upstream=as_upstream, reference=stripes[:, 7:])
         [image] = make(given)[3]
         spread[as_upstream] = image[:, 2:-2, 2:-2].std()
     assert spread[False] < 0.1 < 0.2 < spread[True]

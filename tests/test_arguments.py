@@ -25,8 +25,7 @@ def test_help_is_complete_and_fits_every_terminal(capsys):
     assert cli.main(["--help"]) == cli.DONE
     text = capsys.readouterr().out
     assert text.isascii() and all(option in text for action in ACTIONS for option in action.option_strings)
-    assert "speech-to-video:" in text and "animate (comes later):" in text
-    assert "animate-14B comes later" in " ".join(text.split())
+    assert "speech-to-video:" in text and "character animation and replacement:" in text and "comes later" not in text
 
 
 def test_the_defaults_in_the_help_are_those_of_the_tasks(capsys):

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from tests.performances import write_performance
 from wan import cli, jobs, media, output, planning, progress as progress_of
-from wan.arguments import build_parser, str2bool
+from wan.arguments import build_parser, flag_names, str2bool
 from wan.clips import ClipSampled, FramesDecoded, SampledClip, StepDone
 from wan.configs import NANO_CONFIGS, get_config
 from wan.distributed.replica import Replica
@@ -120,7 +121,7 @@ def files():
         (["--attention", "magic"], "invalid choice: 'magic'"),
         (["--attention", "flash2"], "attention backend 'flash2' needs a CUDA device"),
         (["--task", "t2v"], "invalid choice: 't2v'"),
-        (["--task", "animate-14B"], "task animate-14B is not available yet, it comes later; now: t2v-A14B"),
+        (["--task", "animate-14B", "--image", "a.png"], "--image is not used by animate-14B, only by i2v-A14B"),
         (
             ["--task", "t2v-A14B", "--image", "cat.jpg"],
             "--image is not used by t2v-A14B, only by i2v-A14B, ti2v-5B",
@@ -276,8 +277,11 @@ def test_the_family_is_read_from_the_config_beside_the_weights(monkeypatch, tmp_
     monkeypatch.setattr(planning, "check_checkpoint", check)
     size = {"nano": [], "wan2.2": ["--size", "1280*704" if task == "ti2v-5B" else "1280*720"]}[family]
     files = {"image": "first_frame.png", "audio": "talk.wav"}
-    needed = {name: files[name] for names in NANO_CONFIGS[task].needs for name in names[:1]}
-    given = [word for name, file in needed.items() for word in (f"--{name}", str(ROOT / "examples" / file))]
+    needed = {name: ROOT / "examples" / file for name, file in files.items()}
+    if task == "animate-14B":
+        needed["performance"] = write_performance(tmp_path / "performance")
+    names = (names[0] for names in NANO_CONFIGS[task].needs)
+    given = [word for name in names for word in (flag_names(task)[name], str(needed[name]))]
     with pytest.raises(Seen, match=f"^{re.escape(family)}$"):
         planned("--task", task, "--ckpt_dir", str(folder), *size, *given)
 
@@ -382,7 +386,7 @@ def test_help_is_grouped(capsys):
         "how to run:",
         "from an image (i2v-A14B, ti2v-5B, s2v-14B):",
         "speech-to-video:",
-        "animate (comes later):",
+        "character animation and replacement:",
     ):
         assert group in text
 

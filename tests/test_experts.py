@@ -23,17 +23,21 @@ def folder(tmp_path_factory):
     return write_random_checkpoint(tmp_path_factory.mktemp("random"))
 
 
-def load(folder, change=None, beside=None, **flags):
+def load(folder, beside=None, config=CONFIG, **flags):
     runtime = Runtime.from_flags(device="cpu", **flags)
-    return load_expert(folder, CONFIG, NAME, runtime, Offload.NONE, change=change, beside=beside)
+    return load_expert(folder, config, NAME, runtime, Offload.NONE, beside=beside)
 
 
-def test_a_change_is_merged_before_weights_are_rounded_and_packed(folder, monkeypatch):
+def test_a_lora_is_merged_before_weights_are_rounded_and_packed(folder, monkeypatch):
     packed = []
     monkeypatch.setattr("wan.experts.can_pack", lambda device, dtype: True)
     monkeypatch.setattr("wan.experts.pack_linears", lambda module: packed.append(module))
-    model = load(folder, lambda name, tensor: tensor.float() + 1 if name == "blocks.0.self_attn.q.weight" else tensor)
     stored = open_source(folder / NAME).get("blocks.0.self_attn.q.weight")
+    ones = {
+        f"blocks.0.self_attn.q.lora_{half}.weight": torch.ones(size) for half, size in (("A", (1, 32)), ("B", (32, 1)))
+    }
+    save_file(ones, folder / "ones.safetensors")
+    model = load(folder, config=CONFIG.copy(lora_checkpoint="ones.safetensors", uses_lora=True))
     assert packed == [module for step in model.trunk() for module in step.modules] and {*model.blocks} < {*packed}
     assert torch.equal(model.blocks[0].self_attn.q.weight, (stored.float() + 1).bfloat16())
 
@@ -103,7 +107,8 @@ def test_a_lora_is_merged_or_applied_beside_the_weights(folder, tmp_path, monkey
     monkeypatch.setattr("wan.experts.can_pack", lambda device, dtype: False)
     plain = load(folder, **flags)
     lora = write_lora(tmp_path / "lora.safetensors", plain)
-    merged, beside = load(folder, lora.merge, **flags), load(folder, beside=lora, **flags)
+    config = CONFIG.copy(lora_checkpoint=str(tmp_path / "lora.safetensors"), uses_lora=True)
+    merged, beside = load(folder, config=config, **flags), load(folder, beside=lora, **flags)
     assert str(lora) == f"{len(lora.pairs)} of {len(lora.pairs)} layers"
     assert sum(isinstance(module, AdaptedLinear) for module in beside.modules()) == len(lora.pairs)
     x = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(1))

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoint.published import DATA, WEIGHTS, core_map, make_diffusers, make_safetensors, manifest, write_header
+from tests.performances import write_performance
 from wan import cli, planning
 from wan.arguments import build_parser
 from wan.checkpoint.formats import COMFYUI_PREFIX
@@ -34,6 +35,7 @@ LORA = {"diffusion_model.blocks.0.self_attn.q.lora_down.weight": (4, 8)}
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
+    GIVEN["animate-14B"] = ["--src_root_path", str(write_performance(folder / "performance"))]
     return {task: write_random_checkpoint(folder / task, task) for task in NANO_CONFIGS}
 
 
@@ -109,15 +111,17 @@ def test_a_task_that_contradicts_the_folder(ti2v, capsys):
     ],
 )
 @pytest.mark.parametrize("flags", [[], ["--task", "t2v-A14B"]])
-def test_tasks_to_come_are_named(task, config, files, flags, capsys, tmp_path):
+def test_a_model_without_a_type_is_told_by_its_parts(task, config, files, flags, capsys, tmp_path):
     folder = tmp_path / "Wan2.2-T2V-A14B"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     if files:
         write_header(folder / WEIGHTS, files)
-    error = refused(capsys, folder, *flags)
-    assert f"is a checkpoint of {task}; {task} is not available yet" in error
-    assert "hf download" not in error
+    assert cli.main([*COMMON, "--ckpt_dir", str(folder), *flags]) == cli.WRONG
+    error = capsys.readouterr().err
+    assert (
+        f"is a checkpoint of {task}, not of t2v-A14B" if flags else f"task {task} needs --src_root_path DIR"
+    ) in error
 
 
 # ---- another folder is meant ----

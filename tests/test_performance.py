@@ -1,10 +1,12 @@
 """Frames of a driving video: read forwards, each decoded once where clips overlap, and backwards where it must be."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from wan.inputs import Film
 from wan.media import write_video
 from wan.performance import FileFrames
 
@@ -20,7 +22,8 @@ def film(monkeypatch):
             yield Fraction(number, 25), np.full((4, 6, 3), number, np.uint8)
 
     monkeypatch.setattr("wan.performance.media.upright_frames", frames)
-    film = FileFrames("film.mp4", 20)
+    monkeypatch.setattr("wan.performance.Film.of", lambda path: Film(path, (6, 4), 20, ""))
+    film = FileFrames("film.mp4")
     film.decoded = decoded
     return film
 
@@ -43,7 +46,7 @@ def test_a_video_that_runs_back_and_forth_is_read_again(film):
 
 
 def test_a_file_that_ends_early_is_named(film):
-    film.count = 30
+    film.film = replace(film.film, frames=30)
     with pytest.raises(ValueError, match=r"film\.mp4 ends after 20 frames, and 30 were counted"):
         film.take([19, 20])
 
@@ -51,5 +54,5 @@ def test_a_file_that_ends_early_is_named(film):
 def test_frames_of_a_real_file(tmp_path):
     video = np.zeros((9, 32, 32, 3), np.uint8) + np.arange(0, 180, 20, dtype=np.uint8)[:, None, None, None]
     write_video(video, tmp_path / "x.mp4", 25)
-    found = FileFrames(tmp_path / "x.mp4", 9).take([2, 3, 8, 2])
+    found = FileFrames(tmp_path / "x.mp4").take([2, 3, 8, 2])
     assert np.abs(found[:, 16, 16, 1].astype(int) - [40, 60, 160, 40]).max() <= 4

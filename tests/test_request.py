@@ -151,7 +151,8 @@ NO_WHOLE = ["17", 2.5, 17.0, True, None, [17], {}, float("nan"), np.array([1, 2]
 NO_NUMBER = ["3", True, [], {}, float("nan"), float("inf"), 10**400, 1j]
 NO_TEXT = [5, None, ["x"], {}, True, b"x"]
 WRONG = {
-    **dict.fromkeys(("frame_num", "steps", "seed", "fps"), NO_WHOLE),
+    **dict.fromkeys(("frame_num", "steps", "seed"), NO_WHOLE),
+    "fps": [*NO_NUMBER, None, [17], [0, 1], [1, 0], [30, 1.0], [1, 2, 3]],
     "shift": [*NO_NUMBER, None],
     "guidance": [*NO_NUMBER, None, [1], [1, 2, 3], [1, "2"], [True, 1]],
     "boundary": NO_NUMBER,
@@ -344,11 +345,8 @@ def test_dictionary_round_trip_with_images(photo):
     "config, values, text",
     [
         (I2V, {}, "task i2v-A14B needs image (or last_image)"),
-        (
-            WAN_CONFIGS["animate-14B"],
-            {"image": "photo"},
-            "task animate-14B is not available yet, it comes later; now: t2v-A14B",
-        ),
+        (WAN_CONFIGS["animate-14B"], {"image": "photo"}, "animate-14B is not made from image; leave it out"),
+        (WAN_CONFIGS["animate-14B"], {}, "task animate-14B needs performance"),
         (T2V, {"image": "photo"}, "t2v-A14B is not made from image; leave it out"),
         (TI2V, {"last_image": "photo"}, "ti2v-5B is not made from last_image; leave it out"),
         (I2V, {"image": "gone.png"}, "there is no image gone.png"),

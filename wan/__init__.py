@@ -1,4 +1,4 @@
-"""Wan makes videos from text, images and speech. Public names are imported when they are first used."""
+"""Wan makes videos from text, images, speech and performances. Public names are imported when they are first used."""
 
 from wan.lazy import lazy_names
 from wan.version import VERSION as __version__
@@ -8,6 +8,7 @@ _NAMES = {
     "WanI2V": "wan.image2video",
     "WanTI2V": "wan.textimage2video",
     "WanS2V": "wan.speech2video",
+    "WanAnimate": "wan.animate",
     "WAN_CONFIGS": "wan.configs",
     "SIZE_CONFIGS": "wan.configs",
     "MAX_AREA_CONFIGS": "wan.configs",
@@ -15,7 +16,6 @@ _NAMES = {
     "NANO_CONFIGS": "wan.configs",
     "nano_checkpoint": "wan.configs",
 }
-_LATER = "is not available yet, it comes later; now: WanT2V, WanI2V, WanTI2V, WanS2V"
 
 __all__ = [*_NAMES, "__version__"]
-__getattr__, __dir__ = lazy_names(__name__, _NAMES, {"WanAnimate": _LATER})
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -22,6 +22,7 @@ from wan.parallel import launched_rank
 from wan.parser import Parser
 from wan.program import print_error, program_name, torchrun_line
 from wan.typed import number, one_of, parsed, path, str2bool, text, whole
+from wan.values import parse_rate
 
 
 class Kind(NamedTuple):
@@ -92,26 +93,25 @@ DOWNLOAD = "download"
 LATER = " (comes later)"
 EXTENSION = "prompt extension"
 IMAGES, SPEECH, ANIMATE = ("i2v-A14B", "ti2v-5B", "s2v-14B"), ("s2v-14B",), ("animate-14B",)
-CLIPS = SPEECH  # tasks whose videos have several clips
+CLIPS = SPEECH + ANIMATE  # tasks whose videos have several clips
 # Titles of the groups of tasks in the help, by the first task that knows a flag.
 TITLES = {
     "i2v-A14B": "from an image (i2v-A14B, ti2v-5B, s2v-14B)",
     "s2v-14B": "speech-to-video",
-    "animate-14B": "animate",
+    "animate-14B": "character animation and replacement",
 }
 
 # fmt: off
 FLAGS = [
-    Flag(MAKE, "task", choice(WAN_CONFIGS), "default: t2v-A14B, with --image or --last_image i2v-A14B; "
-         f"{' and '.join(name for name in WAN_CONFIGS if name not in IMPLEMENTED_TASKS)} comes later"),
+    Flag(MAKE, "task", choice(WAN_CONFIGS), "default: t2v-A14B, with --image or --last_image i2v-A14B"),
     Flag(MAKE, "ckpt_dir", FOLDER, "folder of released weights; default: nano, the embedded model"),
     Flag(MAKE, "prompt", TEXT, "what the video shows; default: an example, with an image nothing", "prompt"),
     Flag(MAKE, "negative_prompt", TEXT, "what to avoid; without effect at guidance 1; default: the task's text, of the "
          "embedded model ''", "negative_prompt"),
     Flag(MAKE, "size", Kind(parsed(parse_size), "W*H"), "pixels, as 1280*720 or 1280x720; of an image see --fit; "
-         f"{defaults(lambda task: task.size)}", "size"),
-    Flag(MAKE, "frame_num", WHOLE, f"frames, 4n+1; {defaults(lambda task: task.frame_num)}", "frame_num",
-         except_for=SPEECH),
+         f"{defaults(lambda task: task.size)}", "size", except_for=ANIMATE),
+    Flag(MAKE, "frame_num", WHOLE, "frames, 4n+1, for animate-14B those of a clip; "
+         f"{defaults(lambda task: task.frame_num)}", "frame_num", except_for=SPEECH),
     Flag(MAKE, "base_seed", WHOLE, "draws the noise; default or negative: random, and printed", "seed"),
     Flag(MAKE, "num_videos", WHOLE, "make N videos, with this seed and the following ones; default: 1", default=1),
     Flag(MAKE, "sample_solver", choice(SOLVERS), "what integrates from noise to video; default: unipc", "solver"),
@@ -140,7 +140,8 @@ FLAGS = [
          ": a name from task, size, prompt, seed, time"),
     Flag(OUTPUT, "output_dir", FOLDER, "folder of the output; default: the current one"),
     Flag(OUTPUT, "overwrite", SWITCH, "replace an existing output file; default: refuse to start"),
-    Flag(OUTPUT, "fps", WHOLE, f"frames per second when it is played; {defaults(lambda task: task.sample_fps)}", "fps"),
+    Flag(OUTPUT, "fps", Kind(parsed(parse_rate), "N"), "frames per second when it is played; "
+         f"{defaults(lambda task: task.sample_fps)}, or those of the performance", "fps"),
     Flag(OUTPUT, "no_metadata", SWITCH, "do not store the request in the video; default: it is stored, for "
          "--from_video"),
     Flag(OUTPUT, "resume", FILE, "go on with what was kept of a run that ended early: a latent, or a folder of clips; "
@@ -206,17 +207,24 @@ FLAGS = [
          f"{WAN_CONFIGS['s2v-14B'].frame_num}", "frame_num", SPEECH),
     Flag(MAKE, "enable_tts", SWITCH, "make the audio from a text; default: off", None, SPEECH, True),
     Flag(MAKE, "start_from_ref", SWITCH, "begin with the image itself; default: off", "start_from_ref", SPEECH),
-    Flag(MAKE, "as_upstream", SWITCH, "make the original's choices where these are better: whole clips also for "
-         "silence, sound 3 frames late, black bars around the image, poses by whole strides; default: off",
-         "as_upstream", SPEECH),
+    Flag(MAKE, "as_upstream", SWITCH, "make the original's choices where these are better: whole clips, also where "
+         "less is left; of speech sound 3 frames late, black bars around the image, poses by whole strides; of "
+         "animation soft masks, one noise for all clips; default: off", "as_upstream", CLIPS),
 
-    Flag(MAKE, "src_root_path", FOLDER, "folder of the preprocessed performance; default: none", None, ANIMATE, True),
-    Flag(MAKE, "refert_num", WHOLE, "frames that a clip takes over from the last one; default: the task's",
-         None, ANIMATE),
-    Flag(MAKE, "replace_flag", SWITCH, "replace the character in the video, instead of animating the image; default: "
-         "off", None, ANIMATE, True),
+    Flag(MAKE, "src_root_path", FOLDER, "folder of the preprocessed performance; default: none", "performance",
+         ANIMATE, True),
+    Flag(MAKE, "refert_num", WHOLE, "frames that a clip takes over from the one before, 1 or 5; default: 1",
+         "refert_num", ANIMATE),
+    Flag(MAKE, "replace_flag", SWITCH, "replace the person in the video by the character, instead of animating the "
+         "character; default: off", "replace_flag", ANIMATE, True),
     Flag(MAKE, "use_relighting_lora", SWITCH, "fit the character to the light of the video; default: off",
-         None, ANIMATE, True),
+         "use_relighting_lora", ANIMATE, True),
+    Flag(MAKE, "sound", FILE, "a sound, or a video that has one, which is heard with the video; default: the one that "
+         "the performance names", "sound", ANIMATE, True),
+    Flag(MAKE, "composite", SWITCH, "with --replace_flag keep the video's own pixels around the character; default: "
+         "off", "composite", ANIMATE),
+    Flag(MAKE, "match_color", SWITCH, "keep the colours of later clips those of the first one, or of the background; "
+         "default: off", "match_color", ANIMATE),
 ]
 # fmt: on
 

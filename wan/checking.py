@@ -9,10 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from wan.checkpoint.layout import check_folder, part
-from wan.checkpoint.loading import check_fits, read_config
+from wan.checkpoint.loading import check_fits, empty, read_config
+from wan.checkpoint.lora import Lora
 from wan.checkpoint.recognise import recognise, refusal
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
+from wan.modules.animate import WanAnimateModel
+from wan.modules.animate.clip import check_clip
+from wan.modules.animate.config import IMAGE_TOKENS, AnimateModelConfig
 from wan.modules.model import WanModel
 from wan.modules.model_config import WanModelConfig
 from wan.modules.s2v import WanModel_S2V
@@ -24,7 +28,13 @@ from wan.modules.vae2_1 import Wan2_1_VAE
 from wan.modules.vae2_2 import Wan2_2_VAE
 from wan.modules.vae_wrapper import open_vae
 
-MODELS = {"t2v": WanModel, "i2v": WanModel, "ti2v": WanModel, "s2v": WanModel_S2V}  # by model_type
+MODELS = {  # by model_type
+    "t2v": WanModel,
+    "i2v": WanModel,
+    "ti2v": WanModel,
+    "s2v": WanModel_S2V,
+    "animate": WanAnimateModel,
+}
 VAES = {16: Wan2_1_VAE, 48: Wan2_2_VAE}  # by latent channels
 # Fields that decide the task of a model: one that differs from the preset means another task.
 TASK_FIELDS = ("model_type", "in_dim", "out_dim", "patch_size")
@@ -58,6 +68,10 @@ def check_checkpoint(checkpoint_dir: Path, config: TaskConfig) -> None:
             )
     if config.speech_checkpoint:
         _check_speech(part(checkpoint_dir, config.speech_checkpoint), models["."], checkpoint_dir)
+    if config.clip_checkpoint:
+        _check_clip(part(checkpoint_dir, config.clip_checkpoint), models["."], checkpoint_dir)
+    if config.uses_lora:
+        expert_lora(checkpoint_dir, config, ".")
     folder = part(checkpoint_dir, config.t5_tokenizer)
     check_tokenizer(HuggingfaceTokenizer(folder, config.text_len, "whitespace"), encoder, text)
 
@@ -83,6 +97,19 @@ def expert_config(checkpoint_dir: Path, config: TaskConfig, expert: str) -> WanM
     return model
 
 
+def expert_lora(checkpoint_dir: Path, config: TaskConfig, expert: str) -> Lora | None:
+    """Open the adapters that are merged into a transformer, if the config uses any; reads no weights.
+
+    Raises FileNotFoundError, and ValueError that lists all tensors which cannot be used.
+    """
+    if not config.uses_lora:
+        return None
+    model = expert_config(checkpoint_dir, config, expert)
+    weights = empty(lambda: MODELS[config.model_type](model)).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    return Lora(part(checkpoint_dir, config.lora_checkpoint), shapes)
+
+
 def _check_vae(path: Path, config: TaskConfig) -> None:
     network = VAES[config.z_dim].network
     source, vae = open_vae(network, path)
@@ -100,6 +127,16 @@ def _check_speech(folder: Path, model: S2VModelConfig, checkpoint_dir: Path) -> 
         raise ValueError(
             f"{folder} gives {found[0]} states of width {found[1]}, and the model in {checkpoint_dir} reads "
             f"{wanted[0]} of width {wanted[1]}: they belong to different checkpoints"
+        )
+
+
+def _check_clip(path: Path, model: AnimateModelConfig, checkpoint_dir: Path) -> None:
+    clip = check_clip(path)
+    found, wanted = (clip.num_tokens, clip.dim), (IMAGE_TOKENS, model.image_dim)
+    if found != wanted:
+        raise ValueError(
+            f"{path} gives {found[0]} tokens of width {found[1]}, and the model in {checkpoint_dir} reads {wanted[0]} "
+            f"of width {wanted[1]}: they belong to different checkpoints"
         )
 
 

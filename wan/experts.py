@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from wan.checking import MODELS, expert_config
-from wan.checkpoint.loading import Change
+from wan.checking import MODELS, expert_config, expert_lora
 from wan.checkpoint.lora import Lora
 from wan.configs import TaskConfig
 from wan.distributed.replica import Shard
@@ -24,19 +23,20 @@ def load_expert(
     runtime: Runtime,
     offload: Offload,
     shard: Shard | None = None,
-    change: Change | None = None,
     beside: Lora | None = None,
 ) -> WanModel:
     """Load one transformer of a task and make it ready to sample with.
 
     Its weights are on the CPU, from where `memory.Weights` moves them, or on the device if they stay there. `shard`
-    spreads the empty model over processes. A LoRA is merged by `change`, its `merge`, or applied `beside` the weights.
+    spreads the empty model over processes. The LoRA of the config is merged, and another one is applied `beside` the
+    weights.
     """
     # each of several processes would keep a host copy of its converted weights
     stays = shard is not None or (runtime.parallel.world_size > 1 and offload is Offload.NONE)
     device, sizes = runtime.device if stays else CPU, expert_config(checkpoint_dir, config, name)
+    lora = expert_lora(checkpoint_dir, config, name)
     model = MODELS[config.model_type].from_pretrained(
-        checkpoint_dir, name, runtime.dtype, device, shard=shard, config=sizes, change=change
+        checkpoint_dir, name, runtime.dtype, device, shard=shard, config=sizes, change=lora and lora.merge
     )
     model = adapt(model, beside)
     for step in (convert, pack, choose_kernels, compile_blocks):

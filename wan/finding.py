@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from wan.checkpoint.fingerprint import same_weights
-from wan.checkpoint.layout import DOWNLOAD_GB, download, free_place, repository
+from wan.checkpoint.layout import DOWNLOAD_GB, STAND_INS, download, free_place, repository
 from wan.checkpoint.recognise import EMPTY, Found, loras_beside, recognise, refusal
 from wan.configs import IMPLEMENTED_TASKS, TaskConfig, get_config
 from wan.files import did_you_mean, shown
@@ -37,8 +37,10 @@ def warn_about_files(checkpoint: Path, config: TaskConfig) -> None:
     if len(config.experts) == 2 and same_weights(*(checkpoint / expert for expert in config.experts)):
         both = f"{' and '.join(sorted(config.experts))} in {shown(checkpoint)}"
         log.warning("%s hold the same weights: expect worse videos than with two experts", both)
+    own = (config.lora_checkpoint, *STAND_INS.get(config.lora_checkpoint, ()))
     for file in loras_beside(checkpoint, config.experts):
-        log.warning("%s is a LoRA; it is not applied, this version reads none", shown(file))
+        if file.name not in own:
+            log.warning("%s is a LoRA; it is not applied, this version reads none", shown(file))
 
 
 def _how_to_fill(folder: Path, task: str | None) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -39,3 +42,12 @@ def require_finite(values: Tensor, stage: str) -> None:
             f"{stage} gave values that are not finite: its weights are damaged, the precision is too low or the "
             "guidance too high; try --attention sdpa or --dtype fp32, a guidance below 10, or other weights"
         )
+
+
+@contextmanager
+def in_clip(index: int, count: int) -> Iterator[None]:
+    """Name the clip, of several, whose values are not finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"clip {index + 1} of {count}: {error}" if count > 1 else str(error)) from None

@@ -60,13 +60,17 @@ def expected_bytes(
     stride = config.vae_stride[0]
     frame_num = config.motion_frames + stride * (latent[1] - config.frame_rest) + config.frame_rest
     decode = decode_bytes(network, (size[0], rows), frame_num, runtime.vae_tile, on_cpu)
-    has_image = request.image is not None or request.last_image is not None
-    frames = frame_num if config.model_type == "i2v" else max(1, config.motion_frames)
+    has_image = request.image is not None or request.last_image is not None or request.performance is not None
+    frames = frame_num if config.model_type in ("i2v", "animate") else max(1, config.motion_frames)
     encode = encode_bytes(network, size, frames, runtime.vae_tile, on_cpu) if has_image else 0
     if config.speech_checkpoint:
         speech = stored_bytes(part(checkpoint, config.speech_checkpoint))
         encode = max(encode, speech + SPEECH_WINDOW)
         vae += speech if runtime.offload is Offload.NONE else 0
+    if config.clip_checkpoint:
+        picture_encoder = stored_bytes(part(checkpoint, config.clip_checkpoint))
+        encode = max(encode, picture_encoder)
+        vae += picture_encoder if runtime.offload is Offload.NONE else 0
     if on_cpu:  # the pictures themselves are read already, and part of the program
         read = sum(kept_bytes(picture.size) for picture in (request.image, request.last_image) if picture is not None)
         encode = max(encode + STARTED, picture_bytes(request) - read)

@@ -21,6 +21,7 @@ class Input:
     """Input of a video. A field of a request becomes an input by its type alone."""
 
     noun: ClassVar[str]  # in messages
+    place: ClassVar[str] = "FILE"  # or DIR
     path: str | None  # None for an input from memory
     sha256: str  # recognises the content
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from wan import media, output
-from wan.checking import expert_config
+from wan.animate import WanAnimate
+from wan.checking import expert_config, expert_lora
 from wan.clips import ClipSampled, Event, FramesDecoded, SampledClip
 from wan.configs import TaskConfig
 from wan.distributed.util import get_rank
@@ -39,7 +40,9 @@ from wan.version import VERSION
 
 log = logging.getLogger(__name__)
 
-PIPELINES: dict[str, type[WanPipeline]] = {pipeline.task: pipeline for pipeline in (WanT2V, WanI2V, WanTI2V, WanS2V)}
+PIPELINES: dict[str, type[WanPipeline]] = {
+    pipeline.task: pipeline for pipeline in (WanT2V, WanI2V, WanTI2V, WanS2V, WanAnimate)
+}
 VIDEO_BYTES_PER_PIXEL = 0.1  # of an H.264 file with little motion; few files have less
 
 
@@ -274,7 +277,7 @@ def describe(job: Job) -> None:
         if not job.samples:
             return
     who = "nano" if job.config.family == "nano" else job.checkpoint
-    video = f"{format_size(request.framing.used)}, {counted(job.num_frames, 'frame')} at {request.fps} fps"
+    video = f"{format_size(request.framing.used)}, {counted(job.num_frames, 'frame')} at {float(request.fps):g} fps"
     steps = f"{counted(request.steps, 'step')} of {request.solver}, shift {request.shift:g}"
     guidance = format_guidance(request.guidance)
     log.info("%s (%s): %s, %s, guidance %s, seed %d", request.task, who, video, steps, guidance, request.seed)
@@ -297,6 +300,11 @@ def describe(job: Job) -> None:
         log.info("size: %s (fit %s)", request.framing, request.fit)
     for name, given in request.inputs.items():
         log.info("%s: %s, %s", name.replace("_", " "), shown(given.path), given)
+    if job.config.uses_lora:
+        log.info("relighting: %s", expert_lora(job.checkpoint, job.config, job.config.experts[0]))
+    if request.performance is not None and (count := len(job.clip_shapes)) > 1:
+        flags = "--match_color" + ", --composite" * request.replace_flag
+        log.info("%d clips; against a drift of colours from clip to clip: %s", count, flags)
     log.info("prompt: %s", shown(request.prompt, 4000) or "(empty)")
     if request.original_prompt is not None:
         log.info("written out by a language model from: %s", shown(request.original_prompt, 1000) or "(empty)")

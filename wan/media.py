@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wan import images
 from wan.files import atomic_file, disk_named, no_file, shown
-from wan.values import called, quoted, real
+from wan.values import called, real
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ CONTENT = (errno.EINVAL, errno.EPERM, errno.EIO)  # what FFmpeg says of a damage
 
 PICTURE_MARKS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"WEBP")
 
+Rate = int | Fraction  # frames per second
 Frames = np.ndarray | Tensor  # uint8 [F, H, W, 3], RGB
 
 
@@ -67,9 +68,11 @@ def from_uint8(pixels: Tensor) -> Tensor:
 def check_fps(fps: Any) -> None:
     """Refuse rates that a file cannot play. Raises ValueError."""
     if real("fps", fps) < 0.001:
-        raise ValueError(f"{called('fps')} must be at least 1, got {quoted(fps)}")
+        raise ValueError(f"{called('fps')} must be at least 1, got {shown(str(fps), 60)}")
     if fps > MAX_FPS:
-        raise ValueError(f"{called('fps')} can be at most {MAX_FPS}, got {quoted(fps)}: faster files do not play")
+        raise ValueError(
+            f"{called('fps')} can be at most {MAX_FPS}, got {shown(str(fps), 60)}: faster files do not play"
+        )
 
 
 def is_picture(path: str | Path) -> bool:
@@ -78,7 +81,7 @@ def is_picture(path: str | Path) -> bool:
 
 
 def write(
-    chunks: Iterable[Frames] | Frames, path: str | Path, fps: int, metadata: dict[str, str], overwrite: bool = False
+    chunks: Iterable[Frames] | Frames, path: str | Path, fps: Rate, metadata: dict[str, str], overwrite: bool = False
 ) -> int:
     """Do as `write_video`, or write a picture of one frame if the name ends so: lossless WebP, JPEG of quality 95."""
     if not is_picture(path):
@@ -94,7 +97,7 @@ def write(
 def write_video(
     chunks: Iterable[Frames] | Frames,
     path: str | Path,
-    fps: int,
+    fps: Rate,
     metadata: dict[str, str] | None = None,
     overwrite: bool = False,
 ) -> int:
@@ -111,7 +114,7 @@ def write_video(
     with atomic_file(path, overwrite) as temporary:
         flags = {"movflags": MOVFLAGS}
         if fps > 1000:  # its edit list counts milliseconds, and frames that last less would be cut off
-            flags["movie_timescale"] = str(fps)
+            flags["movie_timescale"] = str(math.ceil(fps))
         try:
             with av.open(str(temporary), "w", format="mp4", options=flags) as container:
                 container.metadata.update(metadata or {})
@@ -194,11 +197,11 @@ def upright_frames(path: str | Path) -> Iterator[tuple[Fraction, np.ndarray]]:
             yield last, np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
 
 
-def frame_rate(path: str | Path) -> float:
+def frame_rate(path: str | Path) -> Fraction:
     """Frames per second of a video, on average. Raises FileNotFoundError, and ValueError without video."""
     with _open(path) as container:
         stream = _first(container.streams.video, path, "video")
-        return float(stream.average_rate or stream.guessed_rate or 25)
+        return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
 def add_audio(video: str | Path, audio: str | Path, start: float = 0, length: float | None = None) -> None:
@@ -307,7 +310,7 @@ def _first(streams: Sequence[Any], path: str | Path, kind: str, better: str = "m
     return streams[0]
 
 
-def _open_stream(container: Any, fps: int, height: int, width: int) -> Any:
+def _open_stream(container: Any, fps: Rate, height: int, width: int) -> Any:
     stream = container.add_stream("libx264", rate=fps)
     stream.width, stream.height = width + width % 2, height + height % 2
     stream.pix_fmt = "yuv420p"

@@ -1,15 +1,31 @@
-"""A performance that drives a character: videos of pose and face, and of the surroundings, read as clips need them."""
+"""Performance that drives a character: a folder of videos of pose and face, and of the surroundings.
+
+Preprocessing writes such a folder. Its videos are read as clips need them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from wan import media
+from wan import geometry, images, media
+from wan.files import parse_json, shown
+from wan.geometry import Size, format_size
+from wan.inputs import Film, Input, Sound, file_digest, stored_path
+from wan.values import called, dictionary, parse_rate, quoted, rate, real, text, whole
+
+POSE, FACE, REFERENCE = "src_pose.mp4", "src_face.mp4", "src_ref.png"
+BACKGROUND, MASK = "src_bg.mp4", "src_mask.mp4"
+DESCRIPTION = "meta.json"
+WHITE = 128  # level from which on a mask is set
+MAX_DESCRIPTION_BYTES = 64_000_000  # it lists boxes and key points of every frame
 
 
 class Frames(Protocol):
@@ -22,7 +38,7 @@ class Frames(Protocol):
 
 
 @dataclass(frozen=True)
-class Performance:
+class Footage:
     """Frames of all videos, and the picture of the character; `background` and `mask` replace a person by it.
 
     `pose` has the size and the number of frames of the video that is made. White in `mask` is the place of the person.
@@ -34,17 +50,21 @@ class Performance:
     background: Frames | None = None
     mask: Frames | None = None
 
+    def fresh(self) -> Footage:
+        """Return the same footage, for a reader that goes its own way."""
+        return self
+
 
 class FileFrames:
-    """Frames of a video file of `count` frames. It is decoded forwards; the frames of the last request are kept."""
+    """Frames of a video file. It is decoded forwards; the frames of the last request are kept."""
 
-    def __init__(self, path: str | Path, count: int):
-        self.path, self.count = path, count
+    def __init__(self, path: str | Path):
+        self.film = Film.of(path)
         self._kept: dict[int, np.ndarray] = {}
         self._restart()
 
     def __len__(self) -> int:
-        return self.count
+        return self.film.frames
 
     def take(self, numbers: Sequence[int]) -> np.ndarray:
         """Return frames, uint8 [n, H, W, 3]. Raises ValueError when the file ends before one of them."""
@@ -57,11 +77,185 @@ class FileFrames:
             while self._next <= number:
                 frame = next(self._frames, None)
                 if frame is None:
-                    raise ValueError(f"{self.path} ends after {self._next} frames, and {self.count} were counted")
+                    raise ValueError(
+                        f"{shown(self.film.path)} ends after {self._next} frames, and {len(self)} were counted"
+                    )
                 self._next += 1
             found[number] = frame[1]
         self._kept = found
         return np.stack([found[number] for number in numbers])
 
     def _restart(self) -> None:
-        self._frames, self._next = media.upright_frames(self.path), 0
+        self._frames, self._next = media.upright_frames(self.film.path), 0
+
+
+class FolderFootage:
+    """`Footage` of a folder. A file is opened when it is asked for; FileNotFoundError and ValueError name its fault."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def fresh(self) -> FolderFootage:
+        """Return the same footage, for a reader that goes its own way: a file is only read forwards."""
+        return FolderFootage(self.folder)
+
+    @cached_property
+    def pose(self) -> FileFrames:
+        return FileFrames(self.folder / POSE)
+
+    @cached_property
+    def face(self) -> FileFrames:
+        return FileFrames(self.folder / FACE)
+
+    @cached_property
+    def reference(self) -> np.ndarray:
+        return np.asarray(images.read_image(self.folder / REFERENCE))
+
+    @cached_property
+    def background(self) -> FileFrames:
+        return FileFrames(self._needed(BACKGROUND))
+
+    @cached_property
+    def mask(self) -> FileFrames:
+        return FileFrames(self._needed(MASK))
+
+    def _needed(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{shown(self.folder)} has no {name}, which {called('replace_flag')} needs; preprocess the video with "
+                f"--replace_flag, or leave {called('replace_flag')} out"
+            )
+        return path
+
+
+@dataclass(frozen=True)
+class Performance(Input):
+    """Performance as an input: its folder, the size, number and rate of its frames, and a hash of its files.
+
+    `footage` is its content, None in a request that was stored; `sound` is the one that its description names. `path`
+    is None for footage from memory.
+    """
+
+    noun = "folder of the performance"
+    place = "DIR"
+
+    path: str | None
+    size: Size
+    frames: int
+    rate: Fraction
+    sha256: str
+    footage: Any = field(default=None, compare=False, repr=False)
+    sound: Sound | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, value: Any, name: str = "performance") -> Performance:
+        """Open a folder, or take `Footage`. Raises FileNotFoundError or ValueError that names the fault."""
+        if isinstance(value, Footage):
+            height, width = value.pose.take([0]).shape[1:3]
+            return cls(None, (width, height), len(value.pose), Fraction(30), "", value)
+        if not isinstance(value, (str, Path)) or not str(value).strip():
+            raise ValueError(f"{called(name)} is the folder that preprocessing wrote, got {quoted(value)}")
+        folder = Path(value)
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "is not there"
+            raise FileNotFoundError(f"{shown(folder)} {what}; {called(name)} is the folder that preprocessing wrote")
+        if missing := [file for file in (POSE, FACE, REFERENCE) if not (folder / file).is_file()]:
+            raise FileNotFoundError(
+                f"{shown(folder)} has no {' and no '.join(missing)}; {called(name)} is the folder that preprocessing "
+                "wrote"
+            )
+        footage = FolderFootage(folder)
+        film, _, _ = footage.pose.film, footage.face, footage.reference
+        fps, sound = rate("fps", media.frame_rate(film.path)), described_sound(folder)
+        return cls(str(folder), film.size, film.frames, fps, _digest(folder), footage, sound)
+
+    def check(self, replaces: bool, may_differ: bool) -> None:
+        """Refuse videos that do not belong together, and sizes that no model makes.
+
+        `replaces`: the background and the mask are used. `may_differ`: videos may be longer or shorter than the pose.
+        Raises FileNotFoundError and ValueError that name the file, the fault and the cure.
+        """
+        if any(side % 16 for side in self.size):
+            near = (max(16, round(side / 16) * 16) for side in self.size)
+            raise ValueError(
+                f"{self._named(POSE)} has {format_size(self.size)} pixels, and both sides must be multiples of 16; "
+                f"preprocess the video again, or scale it to {format_size(tuple(near))}"
+            )
+        others = {FACE: self.footage.face}
+        if replaces:
+            others |= {BACKGROUND: self.footage.background, MASK: self.footage.mask}
+        for name, frames in others.items():
+            size = frames.take([0]).shape[2:0:-1]
+            if name != FACE and size != self.size:
+                raise ValueError(
+                    f"{self._named(name)} has {format_size(size)} pixels, and {POSE} {format_size(self.size)}; they "
+                    "are made together: preprocess the video again"
+                )
+            if name == FACE and size[0] != size[1]:
+                raise ValueError(
+                    f"{self._named(name)} has {format_size(size)} pixels, and a face must be square, as 512*512; "
+                    "preprocess the video again"
+                )
+            if len(frames) != self.frames and not may_differ:
+                raise ValueError(
+                    f"{self._named(name)} has {len(frames)} frames, and {POSE} {self.frames}; preprocess the video "
+                    f"again (with {called('as_upstream')} a shorter one runs back and forth)"
+                )
+        if replaces and not any(frame.max() >= WHITE for frame in _each(self.footage.mask)):
+            raise ValueError(
+                f"{self._named(MASK)} is black in all {len(self.footage.mask)} frames: nobody would be replaced; "
+                f"preprocess the video again, or leave {called('replace_flag')} out"
+            )
+
+    def __str__(self) -> str:
+        return f"{format_size(self.size)}, {self.frames} frames at {float(self.rate):g} fps"
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {"path": self.path, "size": format_size(self.size), "frames": self.frames}
+        return values | {"rate": str(self.rate), "sha256": self.sha256}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Performance:
+        """Make the performance of a `to_dict`, checked. Raises ValueError."""
+        names = ("path", "size", "frames", "rate", "sha256")
+        path, size, frames, fps, digits = (dictionary(cls.noun, values).get(name) for name in names)
+        if whole("frames", frames) < 1:
+            raise ValueError(f"frames of the performance must be 1 or more, got {quoted(frames)}")
+        size = geometry.parse_size(text("size", size))
+        return cls(stored_path(path, cls.noun), size, frames, parse_rate(text("rate", fps)), text("sha256", digits))
+
+    def _named(self, name: str) -> str:
+        return shown(Path(self.path, name)) if self.path else name
+
+
+def described_sound(folder: Path) -> Sound | None:
+    """Open the sound that a folder's description names; None without one. Raises ValueError for a wrong description.
+
+    The description has `sound`: a `path`, seen from the folder, and the `start` and `length` of the part in seconds.
+    """
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        return None
+    if file.stat().st_size > MAX_DESCRIPTION_BYTES:
+        raise ValueError(f"{shown(file)} is larger than the description of a performance can be")
+    sound = dictionary(shown(file), parse_json(file.read_text("utf-8"))).get("sound")
+    if sound is None:
+        return None
+    path = folder / text(f"sound of {shown(file)}", dictionary(f"sound of {shown(file)}", sound).get("path"))
+    if not path.is_file():
+        return None
+    start, length = sound.get("start") or 0, sound.get("length")
+    names = f"start of {shown(file)}", f"length of {shown(file)}"
+    return Sound.of(path).part(real(names[0], start), length, names)
+
+
+def _each(frames: Frames) -> Any:
+    return (frames.take([number])[0] for number in range(len(frames)))
+
+
+def _digest(folder: Path) -> str:
+    """Hash the files of a performance."""
+    files = (folder / name for name in (POSE, FACE, REFERENCE, BACKGROUND, MASK))
+    lines = "".join(f"{file.name} {file_digest(str(file))}\n" for file in files if file.is_file())
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]

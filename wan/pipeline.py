@@ -24,7 +24,7 @@ from wan.configs import TaskConfig
 from wan.distributed.replica import Replica
 from wan.distributed.util import get_rank, get_world_size, init_distributed_group
 from wan.experts import load_expert
-from wan.finite import FiniteCheck, require_finite
+from wan.finite import FiniteCheck, in_clip, require_finite
 from wan.geometry import LatentShape
 from wan.inputs import Sound
 from wan.memory import PhaseStats, Weights, keep_no_gaps, measured
@@ -149,15 +149,16 @@ class WanPipeline:
                         [tail] = self.replica.computed_by_first(lambda end=tail: [end], 1, torch.float32)
                     clip = self.clip(request, index, tail)
                 with measured(self.phases, "denoise", self.runtime.device):
-                    for step, latent in enumerate(self.denoise(request, contexts, clip), start=1):
-                        yield StepDone(index, count, step, request.steps, latent)
+                    with in_clip(index, count):
+                        for step, latent in enumerate(self.denoise(request, contexts, clip), start=1):
+                            yield StepDone(index, count, step, request.steps, latent)
                     for expert in self.config.experts:
                         self.weights.done(expert)
                 lead = None if clip.lead is None else clip.lead.cpu()
                 sampled = SampledClip(latent.cpu(), lead, clip.skip, clip.drop)
                 yield ClipSampled(index, count, sampled)
             with measured(self.phases, "decode", self.runtime.device):
-                for frames in self._frames(sampled):
+                for frames in self.finished(request, index, self._frames(sampled)):
                     frames = frames[:, :left]
                     left -= frames.shape[1]
                     if frames.shape[1]:
@@ -252,6 +253,7 @@ class WanPipeline:
         is_flat = _is_flat(latent.flatten(1))
         for chunk in self.replica.decode(self.vae, latent.to(self.runtime.device)):
             frames = chunk.float().cpu()
+            require_finite(frames, "the decoder")
             if not is_flat and _is_flat(frames.flatten(1), within=ONE_LEVEL):
                 is_flat = True  # warn once
                 log.warning("decoded frames have one flat colour, and the latent has not: look at the video")
@@ -270,6 +272,10 @@ class WanPipeline:
         wanted = self.tail_frames(request)
         both = frames if tail is None else torch.cat([tail, frames], dim=1)
         return both[:, -wanted:] if wanted else None
+
+    def finished(self, request: Request, index: int, frames: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Change the decoded frames of clip `index`, before they are shown and before the next clip sees its end."""
+        return frames
 
     def velocity(self, request: Request, contexts: Contexts, clip: Clip, timesteps: Sequence[int]) -> Velocity:
         """Make the guided velocity; of two experts the high-noise one works from the boundary on, the other below it.

@@ -58,6 +58,8 @@ def _plan(args: argparse.Namespace) -> Job:
             check_checkpoint(checkpoint, config)  # before anything is spoken
             args.audio = spoken(args)
         request = _request(args, config, again)
+    if request.use_relighting_lora:
+        config = config.copy(uses_lora=True)
     runtime = _runtime(args, stored)
     check_backend(runtime.attention, runtime.device, runtime.dtype)
     latent = Path(args.resume) if args.resume else None
@@ -84,10 +86,8 @@ def _plan(args: argparse.Namespace) -> Job:
     )
     if latent is not None:
         _check_kept(job)
-        if job.samples:
-            job = replace(job, request=again.with_inputs(request, latent.parent))
-        elif request.audio is not None:
-            job = replace(job, request=again.with_sound(request, latent.parent))
+        reopened = again.with_inputs if job.samples else again.with_decoding_inputs
+        job = replace(job, request=reopened(request, latent.parent))
     if job.samples:
         if job.extension is None:
             warn_about_texts(job)
@@ -232,7 +232,8 @@ def _is_nano(folder: Path, config: TaskConfig) -> bool:
 def _request(args: argparse.Namespace, config: TaskConfig, stored: Stored | None) -> Request:
     given = asked(args, config.name)
     if args.resume:  # the frames are sampled already, even if images have changed; only fps can be given
-        if stored.request.audio is not None and given:
+        has_sound = stored.request.audio or stored.request.sound
+        if has_sound and given:
             raise ValueError("--fps cannot be changed by --resume: the frames that are sampled belong to the sound")
         return replace(stored.request, **given)
     if stored is not None:

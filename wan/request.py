@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from fractions import Fraction
 from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -21,9 +22,11 @@ from wan.framing import FITS, Framing
 from wan.geometry import Size, format_size
 from wan.guidance import Guidance, format_guidance
 from wan.inputs import Film, Input, Picture, Sound
-from wan.values import called, dictionary, flag, named, quoted, real, text, whole
+from wan.performance import Performance
+from wan.values import called, dictionary, flag, named, quoted, rate, real, text, whole
 
 MAX_SEED = 2**63 - 1
+OVERLAPS = (1, 5)  # frames that a clip of an animation shares with the one before: those of training
 MAX_SHIFT, MAX_GUIDANCE = 1000, 3e38  # float32 ends above the latter
 
 
@@ -40,6 +43,11 @@ class Request:
     length of the video, which has at most `num_clip` clips of `frame_num` frames. `pose_video` shows the poses.
     `start_from_ref` begins with the image itself. `as_upstream` makes upstream's choices where ours are others.
 
+    Character animation: `performance` drives the character of its picture, in clips of at most `frame_num` frames that
+    share `refert_num` with the one before. With `replace_flag` the character takes the place of the person,
+    `use_relighting_lora` fits it to the light, and `composite` keeps the pixels around it. `match_color` keeps colours
+    from drifting from clip to clip. `sound` is heard with the video.
+
     Raises ValueError, in the user's words, for values that no model can take.
     """
 
@@ -53,7 +61,7 @@ class Request:
     guidance: Guidance
     solver: str
     seed: int
-    fps: int
+    fps: Fraction
     boundary: float | None = None
     noise_device: str = "default"
     original_prompt: str | None = None
@@ -67,6 +75,13 @@ class Request:
     num_clip: int | None = None
     start_from_ref: bool = False
     as_upstream: bool = False
+    performance: Performance | None = None
+    refert_num: int = 1
+    replace_flag: bool = False
+    use_relighting_lora: bool = False
+    sound: Sound | None = None
+    composite: bool = False
+    match_color: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -88,9 +103,11 @@ class Request:
             ("solver", self.solver, SOLVERS),
             ("noise_device", self.noise_device, NOISE_DEVICES),
             ("fit", self.fit, FITS),
+            ("refert_num", self.refert_num, OVERLAPS),
         ):
             if value not in choices:
-                raise ValueError(f"unknown {called(name)} {quoted(value)}; choose one of {', '.join(choices)}")
+                among = ", ".join(map(str, choices))
+                raise ValueError(f"unknown {called(name)} {quoted(value)}; choose one of {among}")
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(
                 f"{called('seed')} must lie in 0..{MAX_SEED} (or be negative for a random one), got {quoted(self.seed)}"
@@ -105,6 +122,13 @@ class Request:
         elif self.audio_start or self.audio_len is not None:
             name = "audio_start" if self.audio_start else "audio_len"
             raise ValueError(f"{called(name)} needs {called('audio')}; leave it out")
+        if self.performance is not None and self.frame_num < 2 * self.refert_num:
+            raise ValueError(
+                f"{called('frame_num')} {self.frame_num} is too short to share {self.refert_num} frames "
+                f"({called('refert_num')}) with the next clip; try {4 * -(-self.refert_num // 2) + 1}"
+            )
+        if self.composite and not self.replace_flag:
+            raise ValueError(f"{called('composite')} needs {called('replace_flag')}: else there is no background")
         if self.boundary is not None and not 0 <= self.boundary <= 1:
             raise ValueError(
                 f"{called('boundary')} is a share of the timesteps and must lie in 0..1, got {self.boundary:g}"
@@ -195,7 +219,7 @@ class Request:
         if "seed" in given and whole("seed", given["seed"]) < 0:
             del given["seed"]
         usual = {
-            "prompt": "" if inputs else config.prompt,  # the example describes another picture
+            "prompt": "" if inputs and config.has_example else config.prompt,  # an example describes another picture
             "negative_prompt": config.sample_neg_prompt,
             "frame_num": config.frame_num,
             "steps": config.sample_steps,
@@ -207,6 +231,10 @@ class Request:
             "boundary": config.boundary,
         }
         shape_image = inputs.get("image") or inputs.get("last_image")
+        if performance := inputs.get("performance"):
+            performance.check(given.get("replace_flag", False), given.get("as_upstream", False))
+            size = performance.size
+            usual["fps"] = performance.rate
         sizes = _framing(config, given.get("fit", "area"), size, max_area, shape_image)
         request = cls(task=config.name, framing=sizes, **(usual | given | inputs))
         request.check_task(config)
@@ -218,7 +246,7 @@ class Request:
         del values["task"], values["framing"]
         if self.shape_image is None:
             del values["fit"]  # without an image it has no meaning
-        return values | {"size": self.framing.asked}
+        return values if self.performance is not None else values | {"size": self.framing.asked}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON; `from_dict` reverses it, except that inputs lose their content."""
@@ -229,7 +257,7 @@ class Request:
             values
             | {name: value.to_dict() for name, value in self.inputs.items()}
             | {name: format_size(size) for name, size in sizes.items()}
-            | {"guidance": list(self.guidance)}
+            | {"guidance": list(self.guidance), "fps": _plain_rate(self.fps)}
         )
 
     @classmethod
@@ -256,6 +284,8 @@ class Request:
             for name, kind in cls.input_kinds().items():
                 if known.get(name) is not None:
                     known[name] = kind.from_dict(known[name])
+            if isinstance(known["fps"], list):
+                known["fps"] = _stored_rate(known["fps"])
             request = cls(**known | {"framing": Framing(*parsed)})
             request.check_task(config)
             framing.check_together(request.framing, config.vae_stride, config.patch_size, config.model_type)
@@ -280,6 +310,17 @@ def picture_bytes(request: Request) -> int:
         return scaled + is_cut * images.kept_bytes(picture.size) + min(images.BAND_BYTES, 48 * math.prod(picture.size))
 
     return sum(images.kept_bytes(picture.size) for picture in pictures) + max(map(work, pictures), default=0)
+
+
+def _plain_rate(fps: Fraction) -> int | list[int]:
+    """Write a rate for JSON: a whole number, or a pair whose ratio it is."""
+    return fps.numerator if fps.denominator == 1 else [fps.numerator, fps.denominator]
+
+
+def _stored_rate(pair: list[Any]) -> Fraction:
+    if len(pair) != 2 or not all(type(number) is int and number > 0 for number in pair):
+        raise ValueError(f"fps must be a finite number, or two whole ones whose ratio it is, got {quoted(pair)}")
+    return Fraction(*pair)
 
 
 def check_supported_size(config: TaskConfig, size: Size) -> None:
@@ -317,7 +358,8 @@ def _check_inputs(config: TaskConfig, given: Mapping[str, Any]) -> None:
             raise ValueError(f"{config.name} is not made from {called(name)}; leave it out")
     for names in config.needs:
         if not given.keys() & set(names):
-            first, *others = (f"{called(name)} FILE" if called(name)[:2] == "--" else called(name) for name in names)
+            places = ((called(name), getattr(Request.input_kinds().get(name), "place", "FILE")) for name in names)
+            first, *others = (f"{name} {place}" if name[:2] == "--" else name for name, place in places)
             also = "".join(f" (or {name})" for name in others)
             raise ValueError(f"{called('task')} {config.name} needs {first}{also}")
 
@@ -356,7 +398,7 @@ def _sides(size: Any) -> Size:
 
 
 # The check and conversion of each type of field; sizes and inputs are built of checked parts.
-CHECKS = {str: text, int: whole, float: real, bool: flag, Guidance: Guidance.of}
+CHECKS = {str: text, int: whole, float: real, bool: flag, Fraction: rate, Guidance: Guidance.of}
 # Requests of tasks that have fields of their own.
 REQUESTS: dict[str, type[Request]] = {}
 # What programs store in the same dictionary, and its types.

@@ -175,7 +175,7 @@ class WanS2V(WanPipeline):
 
     def speech(self, request: Request) -> SpeechFeatures:
         """Return the features of the sound, which are computed when clips ask for them."""
-        return SpeechFeatures(self.encode_speech, request.heard.waveform, request.fps)
+        return SpeechFeatures(self.encode_speech, request.heard.waveform, float(request.fps))
 
     def encode_speech(self, samples: Tensor) -> Tensor:
         """Encode normalised samples [n] to states [layers, T, C], on the CPU, by the speech encoder."""
@@ -207,7 +207,7 @@ def dropped(request: Request) -> int:
 
 def frames_of_sound(request: Request) -> int:
     """Number of frames that are as long as the sound."""
-    return max(1, ceil(Fraction(request.heard.samples, SPEECH_RATE) * Fraction(request.fps)))
+    return max(1, ceil(Fraction(request.heard.samples, SPEECH_RATE) * request.fps))
 
 
 def clip_lengths(request: Request) -> list[int]:
@@ -217,7 +217,7 @@ def clip_lengths(request: Request) -> list[int]:
     """
     full = request.frame_num
     if request.as_upstream:
-        count = available_clips(num_speech_features(request.heard.samples), full, request.fps)
+        count = available_clips(num_speech_features(request.heard.samples), full, float(request.fps))
         return [full] * min(count, request.num_clip or count)
     total = -(-(frames_of_sound(request) + dropped(request)) // 4) * 4
     total = min(total, full * (request.num_clip or total))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +13,12 @@ from typing import Any, NamedTuple
 from wan import media, output
 from wan.arguments import FLAGS, OUTPUT
 from wan.files import parse_json, shown, stored_name
-from wan.inputs import Input
+from wan.inputs import Input, Sound
 from wan.program import shell_word
 from wan.request import Request
 from wan.values import called
+
+log = logging.getLogger(__name__)
 
 
 class Stored(NamedTuple):
@@ -45,9 +48,21 @@ class Stored(NamedTuple):
                 raise ValueError(f"{shown(now.path)} has changed since the first clips of the video were sampled")
         return replace(request, **inputs)
 
-    def with_sound(self, request: Request, folder: Path) -> Request:
-        """Find the sound of a video whose clips are all sampled; it is all that is needed again. Raises as `given`."""
-        return replace(request, audio=replace(request.audio, path=_find(request.audio, "audio", folder)))
+    def with_decoding_inputs(self, request: Request, folder: Path) -> Request:
+        """Find what a video needs again whose clips are all sampled: its sound, and the surroundings of a character.
+
+        Raises as `given`. A performance that is not there is missed for its sound alone, unless it is the background.
+        """
+        inputs = request.inputs
+        found = {name: replace(s, path=_find(s, name, folder)) for name, s in inputs.items() if isinstance(s, Sound)}
+        if (performance := request.performance) is not None:
+            try:
+                found["performance"] = type(performance).of(_find(performance, "performance", folder), "performance")
+            except (OSError, ValueError) as error:
+                if request.replace_flag:
+                    raise
+                log.warning("if the performance had a sound, the video goes without it: %s", error)
+        return replace(request, **found)
 
 
 def read_stored(args: argparse.Namespace) -> Stored | None:
@@ -108,9 +123,10 @@ def _tried(read: Callable[[Any], Any], file: str | Path) -> Any:
 def _find(given: Input, field: str, folder: Path) -> str:
     """Find the file that a video was made from: at the stored path, seen from here or from the video's folder."""
     for path in (Path(stored_name(given.path)), folder / stored_name(given.path)) if given.path else ():
-        if os.path.isfile(path):  # Path.is_file raises for names that no file can have
+        if os.path.exists(path):  # Path.exists raises for names that no file can have
             return str(path)
     name = shown(given.path or "in memory")
     raise FileNotFoundError(
-        f"the video was made from the {given.noun} {name}, which is not there; say where it is: {called(field)} FILE"
+        f"the video was made from the {given.noun} {name}, which is not there; say where it is: {called(field)} "
+        f"{given.place}"
     )

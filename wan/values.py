@@ -5,10 +5,12 @@ import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from fractions import Fraction
 from typing import Any
 
 from wan.files import is_unicode, shown
 
+MAX_DENOMINATOR = 100_100  # of rates; frames of uneven lengths have none that is simple
 LONGEST_TEXT = 100_000  # characters; a text encoder reads 512 tokens
 
 _names: ContextVar[Mapping[str, str]] = ContextVar("names", default={})  # noqa: B039 - never changed
@@ -44,6 +46,19 @@ def real(field: str, value: Any) -> float:
             if math.isfinite(number := float(value)):
                 return number
     raise ValueError(f"{called(field)} must be a finite number, got {quoted(value)}")
+
+
+def rate(field: str, value: Any) -> Fraction:
+    """Convert a rate, such as frames per second, to a fraction. Raises ValueError that names the field."""
+    return value if isinstance(value, Fraction) else Fraction(real(field, value)).limit_denominator(MAX_DENOMINATOR)
+
+
+def parse_rate(value: str) -> Fraction:
+    """Read a rate from a text as "30", "29.97" or "30000/1001". Raises ValueError."""
+    with suppress(ValueError, ZeroDivisionError):
+        if len(value) <= 40 and "e" not in value.lower():  # of a huge exponent comes a huge number
+            return rate("", Fraction(value)).limit_denominator(MAX_DENOMINATOR)
+    raise ValueError(f"a number or a fraction was expected, as 30 or 30000/1001, got {quoted(value)}")
 
 
 def text(field: str, value: Any) -> str:

@@ -138,15 +138,16 @@ def test_text_encoder_and_tokenizer_under_another_name(nano, stand_in):
 
 def test_the_page_lists_the_names_that_are_looked_for(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text("utf-8")
-    rows = [re.findall(r"`([^`]+)`", row) for row in page.partition("| released name |")[2].splitlines()[2:6]]
+    rows = [re.findall(r"`([^`]+)`", row) for row in page.partition("| released name |")[2].splitlines()[2:7]]
     assert {row[0].rstrip("/") for row in rows} == STAND_INS.keys()
     for released, *others in rows:
         if others[0] == ".safetensors":
             others[0] = released.replace(".pth", ".safetensors")
-        same_stem = [released.replace(".pth", ".safetensors")] if released.endswith(".pth") else []
+        stem, _, kind = released.rpartition(".")
+        same_stem = [f"{stem}.safetensors"] if kind in ("pth", "ckpt") else []
         assert [name.rstrip("/") for name in others] == [*same_stem, *STAND_INS[released.rstrip("/")]]
         for name in reversed(others):  # the first that is there is taken
-            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name).mkdir(parents=True, exist_ok=True)
             assert part(tmp_path, released.rstrip("/")) == tmp_path / name
 
 

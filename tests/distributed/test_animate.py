@@ -10,14 +10,20 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from tests.distributed.launch import launch
 from tests.modules.animate.tiny import CONFIG, call, clip_inputs, randn, tiny_model
+from tests.performances import write_performance
+from wan.animate import WanAnimate
 from wan.checkpoint.lora import Lora
 from wan.checkpoint.source import open_source
+from wan.configs import NANO_CONFIGS
 from wan.distributed.fsdp import spread_parameters
 from wan.distributed.sequence_parallel import parallelize
 from wan.experts import adapt
 from wan.modules.animate.model import BlankFace, WanAnimateModel
 from wan.modules.layers import Linear
 from wan.modules.model import time_features
+from wan.nano.random import write_random_checkpoint
+from wan.parallel import Parallel
+from wan.runtime import Runtime
 
 # 72 tokens, which four ranks cut within frames; 18 tokens, which four do not share evenly; 6 tokens of 2 frames
 SIZES = ((3, 8, 12), (3, 4, 6), (2, 2, 6))
@@ -92,3 +98,25 @@ def test_several_processes_with_a_lora_equal_one(count, tmp_path):
     for found in launch(count, adapted_forwards, tmp_path):
         for velocity in map(torch.from_numpy, found):
             assert (velocity - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def video(folder, performance, flags):
+    count = dist.get_world_size() if dist.is_initialized() else 1
+    parallel = Parallel.from_flags(world_size=count, num_videos=1, **flags)
+    runtime = Runtime.from_flags(device="cpu", dtype="fp32", parallel=parallel)
+    pipeline = WanAnimate(NANO_CONFIGS["animate-14B"], folder, runtime=runtime)
+    settings = {"clip_len": 9, "sampling_steps": 2, "guide_scale": 2, "seed": 7}
+    return pipeline.generate(performance, True, composite=True, match_color=True, **settings)
+
+
+NONE = {"ulysses_size": None, "cfg_parallel": False, "dit_fsdp": False, "t5_fsdp": False}
+
+
+@pytest.mark.parametrize("count, flags", [(2, {"dit_fsdp": True, "t5_fsdp": True}), (4, {"cfg_parallel": True})])
+def test_several_processes_make_the_clips_of_one(tmp_path, count, flags):
+    folder = write_random_checkpoint(tmp_path / "model", "animate-14B")
+    performance = str(write_performance(tmp_path / "performance"))
+    expected = video(folder, performance, NONE)
+    first, *others = launch(count, video, folder, performance, NONE | flags)
+    assert others == [None] * (count - 1)
+    assert (torch.from_numpy(first) - expected).norm() <= 1e-5 * expected.norm()

@@ -1,8 +1,6 @@
 """Runner for the golden runs of character animation: all clips of a video, with stand-in networks."""
 
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ from wan.distributed.replica import Replica
 from wan.framing import plain
 from wan.memory import Weights
 from wan.modules.animate.model import BlankFace
-from wan.performance import Performance
+from wan.performance import Footage, Performance
 from wan.request import Request
 from wan.runtime import Offload, Runtime
 
@@ -36,14 +34,6 @@ class StillFrames:
 
     def take(self, numbers):
         return self.frames[numbers]
-
-
-@dataclass(frozen=True)
-class RecordedRequest(Request):
-    performance: Any = None
-    refert_num: int = 1
-    replace_flag: bool = False
-    as_upstream: bool = True
 
 
 class Vae:
@@ -91,9 +81,9 @@ def pipeline(case: dict, tensors: dict[str, Tensor]) -> None:
     given = {name.removeprefix("in/"): tensor.numpy() for name, tensor in tensors.items() if name.startswith("in/")}
     masks = StillFrames(given["mask"][..., None].repeat(3, axis=-1)) if "mask" in given else None
     background = StillFrames(given["bg"]) if "bg" in given else None
-    performance = Performance(StillFrames(given["pose"]), StillFrames(given["face"]), given["ref"], background, masks)
+    footage = Footage(StillFrames(given["pose"]), StillFrames(given["face"]), given["ref"], background, masks)
     config, images = WAN_CONFIGS["animate-14B"], []
-    request = RecordedRequest(
+    request = Request(
         task="animate-14B",
         prompt="POS",
         negative_prompt="NEG",
@@ -105,9 +95,10 @@ def pipeline(case: dict, tensors: dict[str, Tensor]) -> None:
         solver=case["solver"],
         seed=case["seed"],
         fps=config.sample_fps,
-        performance=performance,
+        performance=Performance.of(footage),
         refert_num=case["refert_num"],
         replace_flag=case["replace"],
+        as_upstream=True,
     )
     model, made = Velocity(), recorded_pipeline(images, given["face"].shape[1])
     made.weights.add(".", lambda: model)

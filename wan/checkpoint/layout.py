@@ -19,6 +19,7 @@ WEIGHTS = {
     "vae_checkpoint": "the video autoencoder",
     "speech_checkpoint": "the speech encoder",
     "clip_checkpoint": "the image encoder",
+    "lora_checkpoint": "the relighting LoRA",
 }
 
 # Other published names of the files of a `TaskConfig`, in the order of the search; a .pth may also be a
@@ -28,6 +29,7 @@ STAND_INS: dict[str, tuple[str, ...]] = {
     "Wan2.1_VAE.pth": ("wan_2.1_vae.safetensors", "vae"),
     "Wan2.2_VAE.pth": ("wan2.2_vae.safetensors", "vae"),
     "google/umt5-xxl": ("tokenizer",),
+    "relighting_lora.ckpt": ("relighting_lora/adapter_model.safetensors",),
 }
 
 
@@ -61,8 +63,9 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
         except ValueError as error:
             damaged.append(str(error))
     for file, role in weights_of(config).items():
+        read = weight_files if role == WEIGHTS["lora_checkpoint"] else open_source  # an adapter is no model
         try:
-            open_source(part(folder, file))
+            read(part(folder, file))
         except FileNotFoundError:
             missing.append(f"{file} ({role})")
         except ValueError as error:
@@ -116,7 +119,12 @@ def part_of(path: str, config: Any) -> str | None:
 
 def weights_of(config: Any) -> dict[str, str]:
     """Map the names of a task's weights besides its diffusion models to what they are."""
-    return {name: role for field, role in WEIGHTS.items() if (name := getattr(config, field, None))}
+    used = {
+        field: role
+        for field, role in WEIGHTS.items()
+        if field != "lora_checkpoint" or getattr(config, "uses_lora", False)
+    }
+    return {name: role for field, role in used.items() if (name := getattr(config, field, None))}
 
 
 def weight_files(path: Path) -> list[Path]:

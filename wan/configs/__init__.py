@@ -11,7 +11,7 @@ from wan.configs.wan_ti2v_5B import ti2v_5B
 WAN_CONFIGS = Presets(t2v_A14B, i2v_A14B, ti2v_5B, animate_14B, s2v_14B)
 
 # Tasks with a pipeline in this version; the others have configs, and are refused by name.
-IMPLEMENTED_TASKS = ["t2v-A14B", "i2v-A14B", "ti2v-5B", "s2v-14B"]
+IMPLEMENTED_TASKS = ["t2v-A14B", "i2v-A14B", "ti2v-5B", "s2v-14B", "animate-14B"]
 
 # "W*H" -> (width, height) and -> pixels.
 SIZE_CONFIGS: dict[str, tuple[int, int]] = {

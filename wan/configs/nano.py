@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from wan.configs.shared_config import Presets
+from wan.configs.wan_animate_14B import animate_14B
 from wan.configs.wan_i2v_A14B import i2v_A14B
 from wan.configs.wan_s2v_14B import s2v_14B
 from wan.configs.wan_t2v_A14B import t2v_A14B
@@ -59,6 +60,14 @@ NANO_CONFIGS = Presets(
             "frame_num": s2v_14B.frame_num,
             "sample_fps": s2v_14B.sample_fps,
         },
+    ),
+    animate_14B.copy(
+        sizes=("64*64",),
+        size="64*64",
+        sample_guide_scale=1.0,
+        num_layers=5,
+        **SHARED_TEXT,
+        **COMMON | {"prompt": "a person moves", "frame_num": 33, "dim": 128, "ffn_dim": 480, "sample_steps": 10},
     ),
 )
 

@@ -153,7 +153,7 @@ class TaskConfig(SharedConfig):
 
     name: str
     sizes: tuple[str, ...]
-    prompt: str  # used when the caller gives none
+    prompt: str  # used when the caller gives none; an example, unless `has_example` is False
     vae_checkpoint: str
     vae_stride: tuple[int, int, int]
     z_dim: int
@@ -169,6 +169,7 @@ class TaskConfig(SharedConfig):
     sample_guide_scale: float | tuple[float, float]
 
     size: str = "1280*720"  # used when the caller gives none
+    has_example: bool = True  # the prompt describes one picture, and not what a task always shows
     family: str = "wan2.2"  # "nano" for the embedded miniatures
     needs: tuple[tuple[str, ...], ...] = ()
     frame_rest: int = 1
@@ -180,6 +181,8 @@ class TaskConfig(SharedConfig):
     t5_checkpoint: str = "models_t5_umt5-xxl-enc-bf16.pth"
     t5_tokenizer: str = "google/umt5-xxl"
     clip_checkpoint: str | None = None
+    lora_checkpoint: str | None = None  # merged into the transformer if `uses_lora`
+    uses_lora: bool = False
     speech_checkpoint: str | None = None
     text_dim: int = 4096
     freq_dim: int = 256

@@ -35,6 +35,18 @@ SPEECH_ENCODER = {
     "conv_kernel": list(KERNELS),
     "conv_stride": list(STRIDES),
 }
+ANIMATE_MODEL = {
+    "num_layers": 5,
+    "image_dim": 16,
+    "motion_encoder_size": 8,
+    "motion_encoder_channels": {4: 8, 8: 8},
+    "motion_style_dim": 8,
+    "motion_dim": 4,
+    "motion_encoder_dim": 8,
+    "face_encoder_hidden_dim": 8,
+}
+FURTHER_SIZES = {"s2v": SPEECH_MODEL, "animate": ANIMATE_MODEL}  # by model_type
+CLIP_WIDTH, CLIP_PIXELS, CLIP_PATCH = 16, 224, 14
 VAE_SIZES = {"dim": 8, "dec_dim": 8, "dim_mult": (1, 1, 1, 1), "num_res_blocks": 1}  # of those that a network has
 
 
@@ -50,10 +62,9 @@ def write_random_checkpoint(folder: Path, task: str = "t2v-A14B", seed: int = 0)
         dim=32,
         ffn_dim=64,
         num_heads=2,
-        num_layers=2,
         text_dim=TEXT_DIM,
         text_len=config.text_len,
-        **SPEECH_MODEL if config.speech_checkpoint else {},
+        **{"num_layers": 2} | FURTHER_SIZES.get(config.model_type, {}),
     )
     for expert in config.experts:
         module = _filled(kind(model), generator)
@@ -67,6 +78,8 @@ def write_random_checkpoint(folder: Path, task: str = "t2v-A14B", seed: int = 0)
     torch.save(vae.state_dict(), folder / own_name(config.vae_checkpoint))
     if config.speech_checkpoint:
         _write_speech_encoder(folder / config.speech_checkpoint, generator)
+    if config.clip_checkpoint:
+        torch.save(_clip_weights(generator), folder / config.clip_checkpoint)
     return folder
 
 
@@ -93,6 +106,32 @@ def _write_speech_encoder(folder: Path, generator: torch.Generator) -> None:
     save_file(module.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(SPEECH_ENCODER))
     (folder / "preprocessor_config.json").write_text(json.dumps({"sampling_rate": 16_000, "do_normalize": True}))
+
+
+def _clip_weights(generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Draw the vision tower of a CLIP of two layers, under the names of the released file."""
+    width, patches = CLIP_WIDTH, (CLIP_PIXELS // CLIP_PATCH) ** 2
+    shapes = {
+        "cls_embedding": (1, 1, width),
+        "pos_embedding": (1, 1 + patches, width),
+        "patch_embedding.weight": (width, 3, CLIP_PATCH, CLIP_PATCH),
+        **{f"pre_norm.{part}": (width,) for part in ("weight", "bias")},
+    }
+    layers = {
+        "attn.to_qkv": (3 * width, width),
+        "attn.proj": (width, width),
+        "mlp.0": (32, width),
+        "mlp.2": (width, 32),
+    }
+    for layer in (f"transformer.{index}" for index in range(2)):
+        for name, shape in layers.items():
+            shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+        shapes |= {f"{layer}.norm{n}.{part}": (width,) for n in (1, 2) for part in ("weight", "bias")}
+    norms = {name for name in shapes if "norm" in name and name.endswith("weight")}
+    return {
+        f"visual.{name}": torch.ones(shape) if name in norms else 0.2 * torch.randn(shape, generator=generator)
+        for name, shape in shapes.items()
+    }
 
 
 def _write_tokenizer(folder: Path) -> int:

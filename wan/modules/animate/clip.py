@@ -48,6 +48,11 @@ class ClipConfig:
     num_heads: int = 16
     num_layers: int = 31
 
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of a picture: one of the whole, and those of the patches."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
     @classmethod
     def from_state(cls, shapes: Shapes, num_heads: int = 16) -> ClipConfig:
         """Infer the sizes from the shapes of a released file; they do not tell the number of heads."""
@@ -76,8 +81,7 @@ class ClipVision(nn.Module):
         model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**sizes, **counts, **pixels))
         self.tower = getattr(model, "vision_model", model)  # transformers 4 has the tower inside
         self.tower.post_layernorm = nn.Identity()  # of an output that is not used
-        positions = (config.image_size // config.patch_size) ** 2 + 1
-        self.tower.embeddings.position_ids = torch.arange(positions, device="cpu")[None]  # which no file fills
+        self.tower.embeddings.position_ids = torch.arange(config.num_tokens, device="cpu")[None]  # which no file fills
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, S, S] of `preprocess` -> tokens [B, 1 + patches, dim]."""
