@@ -56,7 +56,7 @@ demo: $(VENV)/.core $(if $(filter s2v,$(TASK)),$(VENV)/.s2v)
 	@echo 'contact sheet: $(DEMO).png'
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: $(VENV)/.bench
 	for name in dit vae t5 load parallel; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done

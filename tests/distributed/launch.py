@@ -15,7 +15,9 @@ import torch.distributed as dist
 
 SECONDS = 60
 CONTEXT = multiprocessing.get_context("forkserver")  # one server imports torch, every process is a quick fork of it
-CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "torch.distributed.fsdp", "wan.cli", "wan.modules.vae2_2"])
+ENCODERS = [f"transformers.models.{name}.modeling_{name}" for name in ("clip", "wav2vec2")]  # seconds each time
+OURS = ["wan.cli", "wan.modules.vae2_2"]
+CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "torch.distributed.fsdp", *OURS, *ENCODERS])
 
 
 def launch(size: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
