@@ -33,7 +33,7 @@ from wan.checkpoint.layout import repository
 from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS, nano_checkpoint
 from wan.configs.shared_config import TaskConfig
 from wan.interrupts import INTERRUPTED, as_interrupt, put_off
-from wan.media import read_metadata, write_video
+from wan.media import read_metadata, save_image, write_video
 from wan.output import REQUEST_KEY
 from wan.parser import Parser, exit_code
 from wan.program import printable
@@ -57,7 +57,8 @@ INPUTS = {
     },
     "animate-14B": {
         "animate": "--src_root_path {wan_animate/animate/process_results} --refert_num 1",
-        "replace": "--src_root_path {wan_animate/replace/process_results} --refert_num 1 --replace_flag "
+        "replace": "--src_root_path {wan_animate/replace/process_results} --refert_num 1 --replace_flag",
+        "replace, relit": "--src_root_path {wan_animate/replace/process_results} --refert_num 1 --replace_flag "
         "--use_relighting_lora",
     },
 }
@@ -139,6 +140,8 @@ class Asked:
     def _ways(self, row: Row, sizes: tuple[str, ...], prompt: str, flags: str) -> Iterator[Row]:
         """Yield all ways to run one kind of inputs: the usual one at all sizes, the others, prompt extension."""
         given, missing = self._files(flags)
+        if "--use_relighting_lora" in flags and self.models is None:
+            missing = "the embedded model has no relighting LoRA"
         row = replace(row, lacks=missing, flags=(*row.flags, *given, "--prompt", prompt))
         several = max(self.count, 2)
         for number, way in enumerate(ALONE):
@@ -222,7 +225,25 @@ def write_pose(file: Path) -> None:
 
 
 TINY_QWEN = ("tiny-qwen", "tiny-qwen-vl")
-MADE = {"talk.wav": write_speech, "pose.mp4": write_pose}  # written where the checkout has none
+
+
+def write_performance(folder: Path) -> None:
+    """Write two seconds of a performance: a bar for a skeleton, grey faces, a background, a mask, a picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_pose(folder / "src_pose.mp4")
+    shutil.copyfile(folder / "src_pose.mp4", folder / "src_mask.mp4")
+    grey = torch.full((32, 128, 128, 3), 128, dtype=torch.uint8)
+    for name in ("src_face.mp4", "src_bg.mp4"):
+        write_video(grey, folder / name, 16)
+    save_image(grey[0], folder / "src_ref.png")
+
+
+MADE = {  # written where the checkout has none
+    "talk.wav": write_speech,
+    "pose.mp4": write_pose,
+    "wan_animate/animate/process_results": write_performance,
+    "wan_animate/replace/process_results": write_performance,
+}
 
 
 def prepare(rows: list[Row], folder: Path) -> None:
@@ -230,6 +251,7 @@ def prepare(rows: list[Row], folder: Path) -> None:
     named = {Path(word) for row in rows if not row.lacks for word in row.flags}
     for name, write in MADE.items():
         if folder / name in named:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write(folder / name)
     for is_vl, name in enumerate(TINY_QWEN):
         if folder / name in named:

@@ -102,13 +102,14 @@ def test_folders_tasks_and_files_that_are_not_there_are_skipped(tmp_path, capsys
     rows = dict(rows_of(str(models), "1", capsys=capsys))
     assert rows["t2v-A14B"] == "skipped: there is no folder Wan2.2-T2V-A14B"
     assert f"--ckpt_dir '{models}/Wan2.2-TI2V-5B'" in rows["ti2v-5B text 704*1280 1 none"]
-    if "animate-14B" not in IMPLEMENTED_TASKS:
-        assert rows["animate-14B"] == "skipped: this task comes later"
-        monkeypatch.setattr(matrix, "IMPLEMENTED_TASKS", [*IMPLEMENTED_TASKS, "animate-14B"])
+    assert "--src_root_path" in rows["animate-14B animate 1280*720 1 none"]
+    monkeypatch.delitem(matrix.MADE, "wan_animate/animate/process_results")
+    rows = dict(rows_of(str(models), "1", capsys=capsys))
     if not (matrix.ROOT / "examples/wan_animate").exists():
-        rows = dict(rows_of(str(models), "1", capsys=capsys))
         lacks = "skipped: examples/wan_animate/animate/process_results is not there"
         assert rows["animate-14B animate 1280*720 1 none"] == lacks
+    monkeypatch.setattr(matrix, "IMPLEMENTED_TASKS", [task for task in IMPLEMENTED_TASKS if task != "animate-14B"])
+    assert dict(rows_of(str(models), "1", capsys=capsys))["animate-14B"] == "skipped: this task comes later"
 
 
 def test_a_task_joins_when_the_package_has_it(monkeypatch, capsys):

@@ -222,8 +222,8 @@ def test_no_addresses(installed, monkeypatch, text, near):
 
 
 def test_tasks_and_arguments(installed):
-    with pytest.raises(ValueError, match="task animate-14B is not available yet"):
-        OpenAIPromptExpander("http://a", task="animate-14B")
+    with pytest.raises(ValueError, match="unknown task 'animate'"):
+        OpenAIPromptExpander("http://a", task="animate")
     with pytest.raises(ValueError, match="no prompt extension for task None; there is one for t2v-A14B"):
         OpenAIPromptExpander("http://a")(PROMPT)
     with pytest.raises(ValueError, match="is zh or en, got 'fr'"):

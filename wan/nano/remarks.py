@@ -18,7 +18,7 @@ PIXELS = 250_000  # decoded per second and core
 
 def remarks(config: TaskConfig, request: Request, shapes: Sequence[LatentShape]) -> Iterator[str]:
     """Yield remarks on a request that is too much for a toy model; `shapes` are those of the latents of its clips."""
-    if unknown := unknown_words(request.prompt):
+    if (unknown := unknown_words(request.prompt)) and config.has_example:  # else the prompt decides nothing
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         yield (
             f"the nano model does not know {', '.join(map(repr, unknown[:8]))}{more}, and guesses. It knows "
