@@ -19,7 +19,7 @@ def write_film(path: Path, count=COUNT, size=SIZE, level=None, seed=0) -> None:
 
 def write_performance(folder: Path, **changes) -> Path:
     """Write the folder of a performance; `changes` are arguments of `write_film` for a file, or None for no file."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     films = {"pose": {}, "face": {"size": (16, 16)}, "bg": {"seed": 1}, "mask": {"level": 255}} | changes
     for name, options in films.items():
         if options is not None:

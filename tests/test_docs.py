@@ -21,6 +21,7 @@ import tomllib
 import torch
 from PIL import Image
 
+from tests.performances import write_performance
 from wan import cli, media, planning
 from wan.arguments import build_parser
 from wan.checkpoint.layout import repository
@@ -163,6 +164,10 @@ def planned(arguments, processes, monkeypatch):
         return
     if args.ckpt_dir:
         stand_in(Path(args.ckpt_dir), args.task)
+        if args.use_relighting_lora:
+            torch.save({}, Path(args.ckpt_dir, "relighting_lora.ckpt"))
+    if args.src_root_path and not Path(args.src_root_path).exists():
+        write_performance(Path(args.src_root_path))
     with monkeypatch.context() as patch:
         patch.setattr(prompt_extend, "find_spec", lambda name: True)
         for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):

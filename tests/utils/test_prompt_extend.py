@@ -222,8 +222,6 @@ def test_no_addresses(installed, monkeypatch, text, near):
 
 
 def test_tasks_and_arguments(installed):
-    with pytest.raises(ValueError, match="unknown task 'animate'"):
-        OpenAIPromptExpander("http://a", task="animate")
     with pytest.raises(ValueError, match="no prompt extension for task None; there is one for t2v-A14B"):
         OpenAIPromptExpander("http://a")(PROMPT)
     with pytest.raises(ValueError, match="is zh or en, got 'fr'"):
