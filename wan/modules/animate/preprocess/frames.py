@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,15 +36,27 @@ def resize_to_area(image: np.ndarray, area: int) -> np.ndarray:
     return letterbox(image, height, width, resize_area if width * height < columns * rows else resize_linear)
 
 
+def select_by_time(times: Sequence[float], end: float, fps: float) -> list[int]:
+    """List the numbers of the frames that are taken at `fps`: those nearest in time, at least one.
+
+    times: those of all frames in seconds, rising, at any rate; `end`: the end of the last one. At a constant rate these
+    are the frames of `select`.
+    """
+    count = max(1, int((end - times[0]) * fps + 1e-6))
+    places = np.interp(times[0] + np.arange(count) / fps, times, np.arange(len(times)))
+    return np.rint(places.round(6)).astype(int).tolist()
+
+
 def select(count: int, rate: float, fps: float, end: float) -> list[int]:
-    """List the numbers of the frames that are taken at `fps`, of `count` frames at `rate` that end after `end` seconds.
+    """List the frames that upstream takes at `fps`, of `count` frames at a mean `rate` that end after `end` seconds.
 
     `fps` -1 takes the rate of the video. Frames are dropped or repeated, never blended. A count that differs from
-    duration times rate by more than a tenth is taken for a wrong header, as upstream does. The list may be empty.
+    duration times rate by more than a tenth is taken for a wrong header. The list may be empty.
     """
     by_time = int(end * rate + 0.5)
+    last = count - 1
     if abs(count - by_time) / count > 0.1:
         log.warning("the video has %d frames, and its duration and rate tell %d; the latter is used", count, by_time)
-        count = min(by_time, count) or count
+        count, last = by_time, min(last, max(by_time - 1, 0))
     fps = rate if fps == -1 else fps
-    return [min(max(round(number / fps * rate), 0), count - 1) for number in range(int(count / rate * fps))]
+    return [min(max(round(number / fps * rate), 0), last) for number in range(int(count / rate * fps))]

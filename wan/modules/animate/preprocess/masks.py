@@ -13,6 +13,7 @@ from wan.geometry import Size
 from wan.modules.animate.preprocess.joints import CERTAIN
 
 CHUNK = 400  # frames that are segmented together, as upstream
+FAR = 1e4  # shares of a frame; nothing lies farther outside
 CLICKED = (0, 1, 2, 5, 8, 11, 10, 13)  # nose, neck, shoulders, hips, ankles
 
 
@@ -82,7 +83,8 @@ def clicks(
     no click.
     """
     joints = body[list(CLICKED)]
-    places = np.clip(np.nan_to_num(joints[:, :2]).astype(np.float64) * size, -(1 << 20), 1 << 20).astype(np.int32)
+    shares = np.nan_to_num(joints[:, :2]).astype(np.float64).clip(-FAR, FAR)
+    places = (shares * size).astype(np.int32)
     if as_upstream:
         return places, np.ones(len(places), np.int32)
     certain = np.isfinite(joints).all(1) & (joints[:, 2] >= CERTAIN)

@@ -176,7 +176,8 @@ def is_frontal(body: np.ndarray, size: Size) -> bool:
     body = pixels(sane(body), size)
     right, left = body[list(SHOULDERS[::-1]), :2]
     trunk = np.linalg.norm(body[list(HIPS), :2].mean(0) - body[NECK, :2])
-    return left[0] > right[0] and (min(body[list(HIPS), 2]) < KNOWN or left[0] - right[0] >= NARROWEST * trunk)
+    hips_known, width = body[list(HIPS), 2].min() >= KNOWN, left[0] - right[0]
+    return bool(width > 0 and (not hips_known or width >= NARROWEST * trunk))
 
 
 def sane(points: np.ndarray) -> np.ndarray:
