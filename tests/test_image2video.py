@@ -159,7 +159,6 @@ def test_every_image_makes_a_difference(pipeline):
         ({"img": None, "last_image": photo()}, (64, 48)),
         ({"img": photo(size=(3, 2))}, (64, 48)),
     ],
-    ids=str,
 )
 def test_generate_saves_the_size_that_the_fit_promises(pipeline, options, size):
     values = {"img": photo(), "max_area": 64 * 64, "frame_num": 5, "sampling_steps": 2, "seed": 3} | options

@@ -118,7 +118,6 @@ def test_the_model_sees_what_is_saved_of_the_image(fit):
         ({"img": photo(), "fit": "pad", "size": (50, 70)}, (50, 70)),
         ({"img": photo(), "fit": "exact", "size": (33, 41)}, (34, 42)),
     ],
-    ids=str,
 )
 def test_generate_saves_the_size_that_the_fit_promises(pipeline, options, size):
     values = {"size": (96, 64), "max_area": 128 * 128, "frame_num": 5, "sampling_steps": 2, "seed": 3} | options
