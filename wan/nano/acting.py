@@ -17,7 +17,7 @@ from wan.nano.puppet_videos import Drawn
 from wan.nano.puppets import PARTS, Motion, Puppet
 from wan.nano.talking import PERCENT, Measure, border_change
 
-NEAR = 60.0  # RGB distance up to which a pixel has the colour of a part
+NEAR = 48.0  # RGB distance up to which a pixel has the colour of a part
 LEAST = 4  # pixels of a part that is seen
 MISSING = 0.5  # error of a part that is not seen, by body height
 OPEN, SHUT = 0.9, 0.1  # openings of mouths that are in one state

@@ -20,23 +20,23 @@ FPS = 15
 PARTS = ("hair", "head", "trunk", "arms", "gloves", "legs", "shoes")
 EYES, MOUTH = len(PARTS) + 1, len(PARTS) + 2  # labels behind those of the parts, which begin at 1
 COLOURS: dict[str, Rgb] = {
-    "red": (214, 52, 52),
-    "orange": (240, 142, 40),
-    "yellow": (240, 212, 70),
-    "green": (60, 158, 72),
-    "cyan": (70, 200, 208),
-    "blue": (56, 92, 214),
-    "purple": (128, 60, 168),
-    "pink": (240, 138, 190),
-    "brown": (122, 76, 44),
-    "white": (238, 238, 232),
-    "black": (36, 34, 42),
+    "red": (196, 70, 70),
+    "orange": (217, 140, 61),
+    "yellow": (217, 195, 84),
+    "green": (76, 153, 86),
+    "cyan": (84, 185, 192),
+    "blue": (73, 101, 196),
+    "purple": (129, 76, 161),
+    "pink": (217, 137, 178),
+    "brown": (125, 89, 64),
+    "white": (215, 215, 210),
+    "black": (58, 56, 62),
 }
 SKINS: dict[str, Rgb] = {
-    "pale": (250, 216, 190),
-    "tan": (222, 172, 128),
-    "green": (170, 214, 140),
-    "blue": (150, 186, 236),
+    "pale": (224, 198, 178),
+    "tan": (203, 164, 129),
+    "green": (162, 196, 139),
+    "blue": (146, 175, 214),
 }
 GROUNDS: tuple[Rgb, ...] = (
     (150, 156, 150),
@@ -49,7 +49,7 @@ GROUNDS: tuple[Rgb, ...] = (
 MOUTH_COLOUR: Rgb = (112, 14, 36)
 EYE_COLOUR: Rgb = (24, 22, 40)
 JITTER = 6.0  # deviation of a colour from its name
-APART = 66.0  # least RGB distance of the colours of a figure from each other and from the ground
+APART = 52.0  # least RGB distance of the colours of a figure from each other and from the ground
 
 # Joints of the skeleton, and the colour of each one's marker on figures for networks that see strong colours only.
 NOSE, NECK, EYE, EAR = 0, 1, (14, 15), (16, 17)
@@ -64,7 +64,7 @@ MARKERS: dict[int, Rgb] = {
 }  # fmt: skip
 
 FLOOR = 0.95
-GLOVE, SHOE = 1.36, 1.2  # radii by that of the limbs
+GLOVE, SHOE = 1.3, 1.15  # radii by that of the limbs
 FACE = 2.3  # side of the square around a face by the radius of the head
 
 
@@ -115,8 +115,8 @@ class Motion:
 
 
 PROPORTIONS: dict[str, tuple[float, float]] = {
-    "head": (0.15, 0.18), "trunk": (0.15, 0.2), "shoulders": (0.075, 0.1), "arm": (0.1, 0.125), "leg": (0.105, 0.13),
-    "limb": (0.036, 0.044),
+    "head": (0.16, 0.19), "trunk": (0.15, 0.19), "shoulders": (0.085, 0.11), "arm": (0.105, 0.13), "leg": (0.1, 0.12),
+    "limb": (0.046, 0.056),
 }  # fmt: skip
 LIMITS = {
     "x": (0.3, 0.7), "lean": (-0.22, 0.22), "tilt": (-0.3, 0.3), "turn": (-1.0, 1.0), "shoulders": (0.1, 2.6),
@@ -215,7 +215,7 @@ def _moved(values: dict[str, np.ndarray], mouth: np.ndarray, eyes: np.ndarray) -
 def _harmonics(rng: np.random.Generator, frames: int) -> np.ndarray:
     """Sum three waves of random phase, [F] of about unit deviation."""
     at = np.arange(frames)
-    waves = [rng.uniform(0.4, 1) * np.sin(2 * np.pi * (at / rng.uniform(28, 90) + rng.random())) for _ in range(3)]
+    waves = [rng.uniform(0.4, 1) * np.sin(2 * np.pi * (at / rng.uniform(40, 120) + rng.random())) for _ in range(3)]
     return sum(waves) * rng.uniform(0.6, 1.2) + rng.normal(0, 0.35)
 
 
