@@ -4,9 +4,10 @@
     python -m wan.nano.evaluate i2v
     python -m wan.nano.evaluate ti2v
     python -m wan.nano.evaluate s2v
+    python -m wan.nano.evaluate animate
 
-writes results.json, results.md, table.png, samples.png and failures.png into the output folder. Of s2v there is neither
-table.png nor failures.png.
+writes results.json, results.md, table.png, samples.png and failures.png into the output folder. Of s2v and animate
+there is neither table.png nor failures.png.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wan.animate import WanAnimate
 from wan.choices import DTYPES, SOLVERS
 from wan.configs.nano import NANO_CONFIGS, nano_checkpoint
 from wan.files import check_writable
 from wan.geometry import parse_size
 from wan.image2video import WanI2V
 from wan.media import to_uint8
-from wan.nano import talking
+from wan.nano import acting, acts, talking
 from wan.nano.pictures import bar_chart, contact_strip
 from wan.nano.scores import MEASURES, Generate, Reconstruction, Report, Sample, evaluate, heldout_scenes, reconstruction
 from wan.nano.talks import draw_talks, perform
@@ -64,7 +66,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Family:
-    """Task of the embedded family, and the goals of its modes; without goals the measures are those of `talking`."""
+    """Task of the embedded family, and the goals of its modes; those without goals are in `WITHOUT_GOALS`."""
 
     task: str
     pipeline: type[WanPipeline]
@@ -85,8 +87,11 @@ FAMILIES = {
         psnr=30.0,
     ),
     "s2v": Family("s2v-14B", WanS2V, {}, videos=60),
+    "animate": Family("animate-14B", WanAnimate, {}, videos=60),
 }
 TALK_FRAMES = 237  # three clips
+ACT_FRAMES = 97  # three clips that share one frame
+SWAPPED = 3  # one of so many acts is also made with another face video
 
 # The boundary that a request gets: from this share of the timesteps on, the high-noise expert works.
 EXPERTS = {"both": None, "high": 0.0, "low": 1.0}
@@ -190,7 +195,7 @@ def run_family(args: Namespace, family: Family) -> int:
         raise ValueError(f"{str(error).partition(';')[0]}; choose another --out") from None
     if not family.goals:
         settings |= {"as_upstream": True} if args.as_upstream else {}
-        return run_talks(args, pipeline, settings)
+        return WITHOUT_GOALS[family.task](args, pipeline, settings)
     size = parse_size(config.size)[0]
     scenes = heldout_scenes(args.videos, args.seed)
     vae = reconstruction(vae_round_trip(pipeline), scenes[:60], size)
@@ -220,29 +225,69 @@ def run_talks(args: Namespace, pipeline: WanS2V, settings: dict[str, Any]) -> in
     takes, start = [], time.perf_counter()
     for index, talk in enumerate(draw_talks(args.videos, args.seed, TALK_FRAMES)):
         takes.append(perform(pipeline, talk, args.seed + index, **settings))
-        if args.progress == "bar":
-            mouth = np.mean([talking.sync(take) for take in takes])
-            end = "\n" if len(takes) == args.videos else ""
-            print(f"\r{len(takes)}/{args.videos} videos, mouth {mouth:.2f}", end=end, file=sys.stderr)
+        _count(args, len(takes), args.videos, f"mouth {np.mean([talking.sync(take) for take in takes]):.2f}")
     measures = talking.AS_UPSTREAM if settings.get("as_upstream") else talking.MEASURES
     values, alone = talking.table(takes, measures), talking.through(vae_round_trip(pipeline), takes[:12])
-    facts = {"task": pipeline.config.name, "videos": args.videos, "frame_num": TALK_FRAMES, "first_seed": args.seed}
-    facts |= {"device": str(pipeline.runtime.device), "dtype": pipeline.runtime.dtype_name, **settings}
-    facts["seconds_per_video"] = round((time.perf_counter() - start) / args.videos, 2)
     each = [{"mouth": talking.sync(take), "drift": talking.drift(take).tolist()} for take in takes]
     text = f"{talking.markdown(values, measures)}\nMouth through the autoencoder alone: correlation {alone:.3f}"
     text += f" (target >= {talking.ALONE}).\n"
-    args.out.mkdir(parents=True, exist_ok=True)
-    results = {"settings": facts, "measures": values, "autoencoder": alone, "samples": each}
-    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (args.out / "results.md").write_text(text, encoding="utf-8")
-    shown = takes[:12]
-    heads = ["the head follows a pose video" if take.moves else "no pose video" for take in shown]
-    marks = [f"mouth and voice: {talking.sync(take):.2f}" for take in shown]
-    contact_strip([take.frames for take in shown], heads, marks, args.out / "samples.png")
-    print(f"{pipeline.config.name}\n\n{text}\n{args.out}: results.json, results.md, samples.png")
+    results = {"settings": _facts(args, pipeline, TALK_FRAMES, settings, start), "measures": values}
+    heads = ["the head follows a pose video" if take.moves else "no pose video" for take in takes]
+    marks = [f"mouth and voice: {talking.sync(take):.2f}" for take in takes]
+    _write_takes(args, pipeline, text, results | {"autoencoder": alone, "samples": each}, takes, heads, marks)
     reached = all(measures[name].reached(value) for name, value in values.items())
     return 0 if reached and alone >= talking.ALONE else 1
+
+
+def run_acts(args: Namespace, pipeline: WanAnimate, settings: dict[str, Any]) -> int:
+    """Evaluate puppets that perform; returns 1 when a target is missed."""
+    drawn = list(acts.draw_acts(args.videos, args.seed, ACT_FRAMES))
+    drawn += [act.swapped(drawn[(n + 1) % len(drawn)]) for n, act in enumerate(drawn[::SWAPPED])]
+    takes, start = [], time.perf_counter()
+    for index, act in enumerate(drawn):
+        takes.append(acts.perform(pipeline, act, args.seed + index, **settings))
+        _count(args, len(takes), len(drawn), f"joints off {np.mean([acting.off_joints(t) for t in takes]):.1%}")
+    values, alone = acting.table(takes), acting.table(acting.through(vae_round_trip(pipeline), takes))
+    each = [{"joints": acting.off_joints(t), "mouth": float(acting.right_mouths(t).mean())} for t in takes]
+    results = {"settings": _facts(args, pipeline, ACT_FRAMES, settings, start), "measures": values}
+    heads = ["animation" if take.mask is None else "replacement" for take in takes]
+    marks = [f"joints off {one['joints']:.1%}, mouth {one['mouth']:.0%}" for one in each]
+    results |= {"autoencoder": alone, "samples": each}
+    _write_takes(args, pipeline, acting.markdown(values, alone), results, takes, heads, marks)
+    return 0 if all(acting.MEASURES[name].reached(value) for name, value in values.items()) else 1
+
+
+WITHOUT_GOALS = {"s2v-14B": run_talks, "animate-14B": run_acts}
+
+
+def _count(args: Namespace, done: int, total: int, note: str) -> None:
+    if args.progress == "bar":
+        print(f"\r{done}/{total} videos, {note}", end="\n" if done == total else "", file=sys.stderr)
+
+
+def _facts(
+    args: Namespace, pipeline: WanPipeline, frames: int, settings: dict[str, Any], start: float
+) -> dict[str, Any]:
+    facts = {"task": pipeline.config.name, "videos": args.videos, "frame_num": frames, "first_seed": args.seed}
+    facts |= {"device": str(pipeline.runtime.device), "dtype": pipeline.runtime.dtype_name, **settings}
+    return facts | {"seconds_per_video": round((time.perf_counter() - start) / args.videos, 2)}
+
+
+def _write_takes(
+    args: Namespace,
+    pipeline: WanPipeline,
+    text: str,
+    results: dict[str, Any],
+    takes: Sequence[Any],
+    heads: Sequence[str],
+    marks: Sequence[str],
+) -> None:
+    """Write results.json, results.md and samples.png of videos with several clips."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (args.out / "results.md").write_text(text, encoding="utf-8")
+    contact_strip([take.frames for take in takes[:12]], heads[:12], marks[:12], args.out / "samples.png")
+    print(f"{pipeline.config.name}\n\n{text}\n{args.out}: results.json, results.md, samples.png")
 
 
 def _progress(name: str, total: int, goal: Goal, visible: bool) -> Callable[[Sample], None]:
@@ -261,8 +306,12 @@ def _progress(name: str, total: int, goal: Goal, visible: bool) -> Callable[[Sam
 def main(argv: Iterable[str] | None = None) -> int:
     """Entry of `python -m wan.nano.evaluate`; 0 when every target is reached, 1 when one is missed, 2 for bad input."""
     parser = Parser(prog="python -m wan.nano.evaluate", description=__doc__.split("\n")[0])
-    parser.add_argument("family", type=one_of(FAMILIES), metavar="{t2v,i2v,ti2v,s2v}", help="which task's model")
-    parser.add_argument("--videos", type=at_least(1), help="how many held-out scenes; default: 120, of s2v 60")
+    parser.add_argument(
+        "family", type=one_of(FAMILIES), metavar="{t2v,i2v,ti2v,s2v,animate}", help="which task's model"
+    )
+    parser.add_argument(
+        "--videos", type=at_least(1), help="how many held-out scenes; default: 120, of s2v and animate 60"
+    )
     parser.add_argument(
         "--expert",
         type=one_of([*EXPERTS, "compare"]),
@@ -278,7 +327,7 @@ def main(argv: Iterable[str] | None = None) -> int:
         "--solver", type=one_of(SOLVERS), metavar="NAME", help=f"of {', '.join(SOLVERS)}; default: the preset's"
     )
     parser.add_argument("--guidance", type=number, help="guidance scale; default: the preset's")
-    parser.add_argument("--as_upstream", action="store_true", help="of s2v: with the original's choices")
+    parser.add_argument("--as_upstream", action="store_true", help="of s2v and animate: with the original's choices")
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu; default: the best there is")
     parser.add_argument("--dtype", type=one_of(DTYPES), default="bf16", metavar="NAME", help="or fp32; default: bf16")
     parser.add_argument("--progress", type=one_of(["bar", "none"]), default="bar", help="or none; default: bar")
