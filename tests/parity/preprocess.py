@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from wan.checkpoint.loading import empty
 from wan.letterbox import letterbox
 from wan.modules.animate.preprocess import (
     detect,
@@ -19,6 +20,7 @@ from wan.modules.animate.preprocess import (
     masks,
     pose,
     retarget,
+    sam2,
 )
 from wan.modules.animate.preprocess.skeleton import draw
 
@@ -237,6 +239,15 @@ def edit_prompt_choice(path: Path) -> None:
             assert editing.instruction(bodies, tuple(row[f"{name}_size"])) == row[name]
 
 
+def sam2_names(path: Path) -> None:
+    table, config = json.loads(path.read_text()), sam2.config_of()
+    state = empty(lambda: sam2.model_of(config)).state_dict()
+    assert {name: list(tensor.shape) for name, tensor in state.items()} == {n: row["shape"] for n, row in table.items()}
+    for name, row in table.items():
+        source = row["source"]
+        assert sam2.stored_names(name) == ([source] if isinstance(source, str) else source)
+
+
 GROUPS = ("body", "left_hand", "right_hand", "face")
 
 
@@ -264,6 +275,7 @@ NAMED = {
         "resize_pad.*": resize_pad,
         "retarget_*.png": retarget_drawing,
         "retarget_*.safetensors": retargeted,
+        "sam2_hiera_large_keys.json": sam2_names,
         "segmentation_prompts.json": segmentation_prompts,
         "sizes_and_frames.json": sizes_and_frames,
     }.items()

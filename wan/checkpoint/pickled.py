@@ -31,7 +31,8 @@ NEEDED = re.compile(
 
 
 def load_pickled(path: Path, checksums: bool = False, below: str = "") -> dict[str, Tensor]:
-    """Map the tensors of a file written by `torch.save`. A dict with a dict `state_dict` means that one alone.
+    """Map the tensors of a file written by `torch.save`. A dict with a dict `state_dict` or `model` means that one
+    alone.
 
     Only entries whose names begin with `below` are read; with it, others may be anything that needs no imports.
 
@@ -61,8 +62,9 @@ def load_pickled(path: Path, checksums: bool = False, below: str = "") -> dict[s
             state = torch.load(name, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:
         raise _damaged(path, error) from None
-    if isinstance(state, dict) and isinstance(inner := dict.get(state, "state_dict"), dict):
-        state = inner  # beside it a trainer stores counts and settings
+    for name in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(inner := dict.get(state, name), dict):
+            state = inner  # beside it a trainer stores counts and settings
     if not isinstance(state, dict):
         raise ValueError(f"{shown(path)} holds a {type(state).__name__}, not a dict of named tensors")
     wanted = {
