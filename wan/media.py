@@ -4,7 +4,7 @@ import errno
 import heapq
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import pairwise
@@ -107,10 +107,27 @@ def write_video(
     ones. `metadata` becomes container tags. The file appears complete or not at all. Raises FileExistsError when it
     exists and may not be replaced, ValueError when there is no frame.
     """
+    count = 0
+    with video_writer(path, fps, metadata, overwrite) as add:
+        for frame in _frames(chunks):
+            add(frame)
+            count += 1
+    return count
+
+
+@contextmanager
+def video_writer(
+    path: str | Path, fps: Rate, metadata: dict[str, str] | None = None, overwrite: bool = False, **options: str
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Give a function that adds a frame, uint8 [H, W, 3] RGB, to a file of `write_video`.
+
+    The file appears when the block succeeds. `options` are those of the encoder, such as crf="0" for a lossless file.
+    Raises as `write_video`.
+    """
     import av
 
     check_fps(fps)
-    path = Path(path)
+    path, stream = Path(path), None
     with atomic_file(path, overwrite) as temporary:
         flags = {"movflags": MOVFLAGS}
         if fps > 1000:  # its edit list counts milliseconds, and frames that last less would be cut off
@@ -118,12 +135,15 @@ def write_video(
         try:
             with av.open(str(temporary), "w", format="mp4", options=flags) as container:
                 container.metadata.update(metadata or {})
-                stream, count = None, 0
-                for frame in _frames(chunks):
+
+                def add(frame: np.ndarray) -> None:
+                    nonlocal stream
                     if stream is None:
-                        stream = _open_stream(container, fps, height=frame.shape[0], width=frame.shape[1])
+                        size = {"height": frame.shape[0], "width": frame.shape[1]}
+                        stream = _open_stream(container, fps, **size, options=options)
                     container.mux(stream.encode(_to_yuv(frame)))
-                    count += 1
+
+                yield add
                 if stream is None:
                     raise ValueError(f"there are no frames to write to {path}")
                 container.mux(stream.encode(None))
@@ -131,7 +151,24 @@ def write_video(
             if isinstance(error, OSError) and error.filename is None:  # its folder is gone, the disk is full
                 raise OSError(error.errno, error.strerror, str(path)) from None
             raise
-    return count
+
+
+def frame_times(path: str | Path) -> tuple[list[Fraction], Fraction]:
+    """List when each frame of a video is shown, in seconds from the first one on, and the end of the last one.
+
+    Headers of packets are read, no frame is decoded. Raises FileNotFoundError, and ValueError without frames.
+    """
+    with _open(path) as container:
+        stream = _first(container.streams.video, path, "video")
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt]
+        if not packets:
+            raise ValueError(f"{shown(path)} has no frames; name a video that has")
+        if any(packet.pts is None for packet in packets):
+            return [number / rate for number in range(len(packets))], len(packets) / rate
+        times = sorted(packet.pts * packet.time_base for packet in packets)
+        end = max((packet.pts + (packet.duration or 0)) * packet.time_base for packet in packets)
+        return [time - times[0] for time in times], max(end, times[-1] + 1 / rate) - times[0]
 
 
 def read_video(path: str | Path) -> tuple[Tensor, float]:
@@ -310,13 +347,13 @@ def _first(streams: Sequence[Any], path: str | Path, kind: str, better: str = "m
     return streams[0]
 
 
-def _open_stream(container: Any, fps: Rate, height: int, width: int) -> Any:
+def _open_stream(container: Any, fps: Rate, height: int, width: int, options: dict[str, str]) -> Any:
     stream = container.add_stream("libx264", rate=fps)
     stream.width, stream.height = width + width % 2, height + height % 2
     stream.pix_fmt = "yuv420p"
     # The same request must give the same file. Without mbtree=0 about one file in a hundred differed for equal frames
     # (x264 of PyAV 18, 2 cores under load; none of 300 with it, and none with asm=0).
-    stream.options = {"crf": str(CRF), "x264-params": "mbtree=0"}
+    stream.options = {"crf": str(CRF), "x264-params": "mbtree=0"} | options
     context = stream.codec_context
     context.color_primaries = context.color_trc = context.colorspace = BT709
     context.color_range = LIMITED_RANGE

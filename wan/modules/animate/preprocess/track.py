@@ -1,0 +1,145 @@
+"""Track: the points of one person in all frames of a driving video, estimated once and kept in a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from wan.files import atomic_file, shown
+from wan.geometry import Size
+from wan.modules.animate.preprocess.detect import largest
+from wan.modules.animate.preprocess.keypoints import Figure, face_part, figure_of
+from wan.modules.animate.preprocess.people import Choice, Follower
+from wan.modules.animate.preprocess.scaling import Rect
+
+log = logging.getLogger(__name__)
+
+POINTS = 133
+FILE = "keypoints.safetensors"
+MANY = 12  # numbers of frames in a message
+MOST_FRAMES = 1 << 20
+
+
+class Estimator(Protocol):
+    """Networks that find people and their points."""
+
+    def describe(self) -> str:
+        """Name the networks and the device that really runs them, in a line."""
+
+    def people(self, frame: np.ndarray) -> np.ndarray:
+        """Find people in a frame, uint8 [H, W, 3]: boxes [n, 5] in pixels (corners, score), the best one first."""
+
+    def points(self, frame: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """Find the points of the person in a box: [133, 3], x and y in pixels, and confidence."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """Points [T, 133, 3] in pixels of the frames and boxes [T, 5] of a person; scores of -1 where it was not found.
+
+    `others` are the boxes of other people, a list for each frame.
+    """
+
+    points: np.ndarray
+    boxes: np.ndarray
+    others: tuple[np.ndarray, ...] = ()
+
+    @property
+    def missing(self) -> list[int]:
+        """Frames in which the person was not found."""
+        return np.flatnonzero(self.boxes[:, 4] < 0).tolist()
+
+    def figures(self, size: Size) -> list[Figure]:
+        """Make the figures of all frames of a size, in shares."""
+        found: list[Figure] = []
+        for points in self.points:
+            found.append(figure_of(points, size, found[-1] if found else None))
+        return found
+
+    def save(self, path: Path, key: str) -> None:
+        """Keep the track in a file; `key` identifies what it was made from."""
+        from safetensors.numpy import save_file
+
+        counts = np.array([len(boxes) for boxes in self.others], np.int64)
+        others = np.concatenate([np.zeros((0, 5)), *self.others]).astype(np.float32)
+        tensors = {"points": self.points, "boxes": self.boxes, "others": others, "counts": counts}
+        with atomic_file(path, overwrite=True) as temporary:
+            save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, temporary, {"key": key})
+
+    @classmethod
+    def load(cls, path: Path, key: str, count: int) -> Track | None:
+        """Read a track that was made from the same; None for another one, or none."""
+        from safetensors import SafetensorError, safe_open
+
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "np") as file:
+                if (file.metadata() or {}).get("key") != key:
+                    return None
+                points, boxes, others, counts = map(file.get_tensor, ("points", "boxes", "others", "counts"))
+        except (SafetensorError, OSError, ValueError):
+            log.warning("%s cannot be read; the key points are estimated again", shown(path))
+            return None
+        if points.shape != (count, POINTS, 3) or boxes.shape != (count, 5) or counts.shape != (count,):
+            return None
+        return cls(points, boxes, tuple(np.split(others, np.cumsum(counts)[:-1])))
+
+
+def estimate(
+    frames: Iterable[np.ndarray], estimator: Estimator, choice: Choice = None, as_upstream: bool = False
+) -> Track:
+    """Follow one person through frames, uint8 [H, W, 3], and find its points in each.
+
+    Frames without the person get points between those before and after. `as_upstream` takes the largest person of each
+    frame, whoever it is, and else the whole frame. Raises ValueError when there is nobody in any frame.
+    """
+    follower, points, boxes, others = Follower(choice), [], [], []
+    for frame in frames:
+        people = estimator.people(frame)
+        size = frame.shape[1::-1]
+        box = largest(people, size) if as_upstream else follower.find(frame, people)
+        known = box is not None
+        others.append(people[(people != box).any(1)] if known else people)
+        boxes.append(box if known else np.array([0, 0, *size, -1], np.float64))
+        points.append(estimator.points(frame, box) if known else np.full((POINTS, 3), np.nan))
+    track = Track(np.stack(points).astype(np.float32), np.stack(boxes).astype(np.float32), tuple(others))
+    if as_upstream:
+        return track
+    if len(track.missing) == len(track.boxes):
+        who = "nobody" if choice is None else "not the person who was chosen"
+        raise ValueError(f"there is {who} in any of the {len(track.boxes)} frames that were tried; choose another part")
+    if missing := track.missing:
+        numbers = ", ".join(map(str, missing[:MANY])) + ", ..." * (len(missing) > MANY)
+        log.warning("in %d frames the person was not found, and is placed between others: %s", len(missing), numbers)
+    return Track(between(track.points), track.boxes, track.others)
+
+
+def between(points: np.ndarray) -> np.ndarray:
+    """Fill frames [T, n, 3] of NaN: places on a line between the frames around them, the lower confidence of both."""
+    known = np.flatnonzero(np.isfinite(points).all((1, 2)))
+    if len(known) in (0, len(points)):
+        return points
+    numbers, flat = np.arange(len(points)), points.reshape(len(points), -1)
+    found = np.stack([np.interp(numbers, known, column[known]) for column in flat.T], axis=1).reshape(points.shape)
+    before = known[(np.searchsorted(known, numbers, "right") - 1).clip(0)]
+    after = known[np.searchsorted(known, numbers).clip(max=len(known) - 1)]
+    found[..., 2] = np.minimum(points[before, :, 2], points[after, :, 2])
+    found[known] = points[known]
+    return found.astype(points.dtype)
+
+
+def face_parts(figures: Sequence[Figure], size: Size, as_upstream: bool = False) -> Iterator[Rect]:
+    """Yield the part of each frame with the face; one that is lost stays where it was."""
+    before = None
+    for figure in figures:
+        before = face_part(figure, size, before, as_upstream)
+        yield before
+
+
+Progress = Callable[[str, int, int], None]  # stage, frames done, frames in all
