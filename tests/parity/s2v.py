@@ -220,7 +220,7 @@ class RecordedS2V(WanS2V):
         return self.tensors["in/context"], self.tensors["in/context_null"]
 
     def speech(self, request: Request) -> RecordedSpeech:
-        return RecordedSpeech(self.tensors["in/audio_features_30fps"], request.fps)
+        return RecordedSpeech(self.tensors["in/audio_features_30fps"], float(request.fps))
 
     def clip(self, request: Request, index: int, tail: Tensor | None) -> Clip:
         self.clips.append(super().clip(request, index, tail))
