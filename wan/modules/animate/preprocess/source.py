@@ -15,6 +15,7 @@ from wan.inputs import Film
 from wan.modules.animate.preprocess.frames import select, select_by_time
 from wan.values import called, rate, real
 
+CLOSE = 1e-6  # seconds, which are no difference
 SOURCE_RATE = -1  # a rate that stands for that of the video
 
 
@@ -66,8 +67,8 @@ class Driving:
         if length is not None and real("len", length) <= 0:
             raise ValueError(f"{called('len')} must be above 0 seconds, got {length:g}; leave it out for all")
         stop = float(end) if length is None else min(float(end), start + length)
-        first = sum(time < start for time in times)
-        inside = [float(time) for time in times[first:] if time < stop] or [float(times[-1])]
+        first = sum(time < start - CLOSE for time in times)
+        inside = [float(time) for time in times[first:] if time < stop - CLOSE] or [float(times[-1])]
         first = min(first, len(times) - 1)
         if as_upstream:
             numbers = select(len(inside), float(mean), float(wanted), stop - start)

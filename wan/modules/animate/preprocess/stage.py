@@ -207,7 +207,8 @@ class Stage:
                 add_background, add_mask = opened(BACKGROUND, FAST), opened(MASK, EXACT)
             add_preview = opened(PREVIEW, FAST) if settings.preview else None
             found = self.masks(plan, track, figures) if settings.replaces else repeat(None)
-            for frame, pose, part, figure, mask in zip(plan.frames(), poses, parts, figures, found):
+            # masks come first, because their end has something to say
+            for mask, frame, pose, part, figure in zip(found, plan.frames(), poses, parts, figures):
                 face = face_picture(frame, part)
                 add_pose(pose)
                 add_face(face)

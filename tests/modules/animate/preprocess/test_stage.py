@@ -1,0 +1,243 @@
+"""The stage, with networks that see coloured squares: what it writes, keeps and refuses."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.modules.animate.preprocess.fake import GREEN, RED, ByColour, Squares, film, picture, scene, walk
+from tests.recorded import write_lossless
+from wan import media
+from wan.modules.animate.preprocess.people import Follower
+from wan.modules.animate.preprocess.source import Driving
+from wan.modules.animate.preprocess.stage import Settings, Stage
+from wan.modules.animate.preprocess.track import Track, between, estimate
+from wan.performance import Performance
+
+AREA = 80 * 64
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    return {"video": str(walk(tmp_path / "v.mp4")), "picture": str(picture(tmp_path / "p.png"))}
+
+
+def run(inputs, folder, **changes):
+    settings = Settings(**inputs, folder=Path(folder), area=AREA, **changes)
+    settings.check()
+    estimator = Squares()
+    stage = Stage(settings, estimator, "squares", ByColour() if settings.replaces else None)
+    stage.run()
+    return estimator, stage
+
+
+# ---- what is written ----
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"replaces": True}, {"retargets": True}, {"as_upstream": True, "replaces": True}]
+)
+def test_the_folder_is_a_performance_of_the_length_and_rate(inputs, tmp_path, flags):
+    run(inputs, tmp_path / "out", preview=True, **flags)
+    made = Performance.of(tmp_path / "out")
+    made.check(bool(flags.get("replaces")), False)
+    assert (made.frames, made.rate) == (12, 30)
+    assert made.footage.face.film.size == (512, 512)
+    assert made.size == ((80, 48) if flags.get("replaces") else (80, 64)) or made.size[0] % 16 == made.size[1] % 16 == 0
+    assert media.written(tmp_path / "out" / "preview.mp4")[0] == 12
+    described = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert described["missing"] == [] and described["rate"] == "30" and len(described["faces"]) == 12
+    assert (tmp_path / "out" / "src_ref.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_masks_come_back_as_they_were_and_the_background_is_black_there(inputs, tmp_path):
+    run(inputs, tmp_path / "out", replaces=True, iterations=1, k=3)
+    footage = Performance.of(tmp_path / "out").footage
+    masks, background = footage.mask.take(range(12)), footage.background.take(range(12))
+    assert set(np.unique(masks)) == {0, 255}
+    inside = masks[..., 0] == 255
+    assert background[inside].mean() < 12 and 60 < background[~inside].mean() < 120
+    shares = inside.mean((1, 2))
+    assert (shares > 0.15).all() and (shares < 0.5).all()
+
+
+def test_the_sound_of_the_video_is_named(tmp_path, inputs):
+    from tests.recorded import write_wav
+
+    write_wav(tmp_path / "a.wav", 0.3 * np.sin(np.arange(8000) / 9))
+    media.add_audio(inputs["video"], tmp_path / "a.wav")
+    run(inputs, tmp_path / "out", start=0.1, length=0.2)
+    made = Performance.of(tmp_path / "out")
+    assert made.frames == 6 and made.sound.start == 0.1 and made.sound.seconds == pytest.approx(0.2, abs=0.01)
+
+
+def test_points_are_estimated_once(inputs, tmp_path):
+    first, _ = run(inputs, tmp_path / "out", replaces=True)
+    assert first.calls == 12
+    again, _ = run(inputs, tmp_path / "out", replaces=True, iterations=1)
+    assert again.calls == 0, "another mask needs no network"
+    other, _ = run(inputs, tmp_path / "out", replaces=True, fps=15)
+    assert other.calls == 6
+
+
+def test_a_run_that_fails_leaves_nothing_that_looks_finished(inputs, tmp_path, monkeypatch):
+    run(inputs, tmp_path / "whole")
+    monkeypatch.setattr("wan.modules.animate.preprocess.stage.face_picture", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(inputs, tmp_path / "out")
+    assert not {"src_pose.mp4", "meta.json"} & {path.name for path in (tmp_path / "out").iterdir()}
+    monkeypatch.undo()
+    estimator, _ = run(inputs, tmp_path / "out")
+    assert estimator.calls == 0, "it goes on with the points that it has"
+    for name in ("src_pose.mp4", "src_face.mp4"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+# ---- people ----
+
+
+def test_frames_without_the_person_are_interpolated_and_listed(tmp_path, inputs):
+    inputs["video"] = str(walk(tmp_path / "gaps.mp4", absent=(0, 4, 5, 11)))
+    run(inputs, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["missing"] == [0, 4, 5, 11]
+
+
+def test_a_video_without_people_is_refused(tmp_path, inputs):
+    inputs["video"] = str(walk(tmp_path / "empty.mp4", absent=range(12)))
+    with pytest.raises(ValueError, match="there is nobody in any of the 12 frames"):
+        run(inputs, tmp_path / "out")
+
+
+def test_the_mask_of_the_frame_before_serves_where_one_vanishes(tmp_path, inputs):
+    inputs["video"] = str(walk(tmp_path / "gaps.mp4", absent=(6,)))
+    _, stage = run(inputs, tmp_path / "out", replaces=True)
+    masks = Performance.of(tmp_path / "out").footage.mask.take(range(12))
+    assert np.array_equal(masks[6], masks[5]) and any(
+        "1 frames the person had no mask" in text for text in stage.warnings
+    )
+
+
+def two_people(count=10):
+    """A green and a red person pass each other; the red one comes nearer, and is the larger one in the end."""
+    return [scene((6 + 4 * n, 10, 24, GREEN), (60 - 4 * n, 8, 22 + 2 * (n // 2), RED)) for n in range(count)]
+
+
+def colour_at(frame, box):
+    x, y = (box[:2] + box[2:4]).astype(int) // 2
+    return frame[y, x]
+
+
+@pytest.mark.parametrize(
+    ("choice", "colour"), [(None, GREEN), (1, GREEN), (2, RED), ((70, 20), RED), ((10, 15), GREEN)]
+)
+def test_one_person_is_followed(choice, colour):
+    follower, estimator = Follower(choice), Squares()
+    for frame in two_people():
+        box = follower.find(frame, estimator.people(frame))
+        if box is not None and not (frame == RED).all(-1).sum() < 100:
+            assert np.abs(colour_at(frame, box).astype(int) - colour).sum() < 300 or len(estimator.people(frame)) < 2
+    assert follower.look[0] < 1
+
+
+def test_a_person_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="not the person who was chosen in any"):
+        estimate([scene((10, 10, 30, RED))], Squares(), 2)
+
+
+def test_points_between_frames_lie_on_a_line():
+    points = np.full((5, 2, 3), np.nan)
+    points[1], points[3] = 10, 20
+    points[1, :, 2], points[3, :, 2] = 0.9, 0.5
+    found = between(points)
+    assert found[:, 0, 0].tolist() == [10, 10, 15, 20, 20] and found[2, 0, 2] == 0.5
+
+
+# ---- values ----
+
+
+def test_a_track_is_kept_and_recognised(tmp_path):
+    track = estimate([scene((10, 10, 30, RED), (60, 10, 20, GREEN))] * 2, Squares())
+    track.save(tmp_path / "t.safetensors", "key")
+    again = Track.load(tmp_path / "t.safetensors", "key", 2)
+    assert np.array_equal(again.points, track.points) and [len(boxes) for boxes in again.others] == [1, 1]
+    assert Track.load(tmp_path / "t.safetensors", "other", 2) is None
+    assert Track.load(tmp_path / "t.safetensors", "key", 3) is None
+    (tmp_path / "t.safetensors").write_bytes(b"no")
+    assert Track.load(tmp_path / "t.safetensors", "key", 2) is None
+
+
+@pytest.mark.parametrize(
+    ("rate", "fps", "numbers"),
+    [(30, 30, [*range(12)]), (25, 50, [*range(12)]), (30, 15, [0, 2, 4, 6, 8, 10]), (30, -1, [*range(12)])],
+)
+def test_frames_are_taken_by_time(tmp_path, rate, fps, numbers):
+    driving = Driving.of(str(walk(tmp_path / "v.mp4", rate=rate)), fps)
+    assert sorted(set(driving.numbers)) == numbers and driving.rate == (rate if fps == -1 else fps)
+    frames = list(driving.frames())
+    assert len(frames) == len(driving)
+
+
+def test_one_frame_is_enough(tmp_path, inputs):
+    inputs["video"] = str(walk(tmp_path / "one.mp4", 1))
+    run(inputs, tmp_path / "out")
+    assert Performance.of(tmp_path / "out").frames == 1
+
+
+def test_a_part_of_the_video(tmp_path):
+    path = write_lossless(tmp_path / "v.mkv", np.stack([scene((n, 5, 20, RED)) for n in range(20)]), 10)
+    driving = Driving.of(str(path), -1, start=0.5, length=1.0)
+    assert driving.numbers == tuple(range(5, 15))
+    assert all(
+        np.abs(frame.astype(int) - scene((n, 5, 20, RED))).max() < 6
+        for n, frame in zip(driving.numbers, driving.frames())
+    )
+    for values, text in (
+        ({"start": 9}, "start must lie in the video, which has 2 s, got 9"),
+        ({"start": -1}, "start must lie in the video"),
+        ({"length": 0}, "len must be above 0 seconds"),
+        ({"fps": Fraction(-2)}, "fps must be above 0, or -1"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            Driving.of(str(path), **values)
+
+
+def test_a_folder_of_another_performance_is_refused(tmp_path, inputs):
+    run(inputs, tmp_path / "out")
+    other = inputs | {"video": str(film(tmp_path / "w.mp4", two_people()))}
+    with pytest.raises(
+        FileExistsError, match="holds the performance of another video or picture; choose another save_pa"
+    ):
+        run(other, tmp_path / "out")
+    run(other, tmp_path / "out", overwrite=True)
+    assert Performance.of(tmp_path / "out").frames == 10
+    (tmp_path / "out" / "meta.json").unlink()
+    with pytest.raises(FileExistsError):
+        run(inputs, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="is a file"):
+        run(inputs, inputs["video"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"k": 0}, "k must be at least 1, got 0; try 7"),
+        ({"h_len": -1}, "h_len must be at least 1"),
+        ({"iterations": -1}, "iterations must be 0 or more"),
+        ({"edits": True}, "use_flux needs retarget_flag"),
+        ({"person": 0}, "person counts from 1"),
+    ],
+)
+def test_values_that_cannot_be(inputs, tmp_path, changes, text):
+    with pytest.raises(ValueError, match=text):
+        Settings(**inputs, folder=tmp_path, **changes).check()
+
+
+def test_settings_without_effect_are_named(inputs, tmp_path, caplog):
+    Settings(**inputs, folder=tmp_path, iterations=1, k=5).check()
+    Settings(**inputs, folder=tmp_path, retargets=True, replaces=True).check()
+    assert caplog.messages == [
+        "iterations, k has no effect without replace_flag",
+        "retarget_flag has no effect with replace_flag: the character stands where the person stands",
+    ]
