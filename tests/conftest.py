@@ -4,8 +4,27 @@ from wan.program import share_cores
 
 share_cores()  # before torch is imported: the suite takes several times as long on busy cores otherwise
 
+from typing import Any  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+
+def sendable(value: Any) -> Any:
+    """Write the surrogates in the texts of a value as escapes: no text with one can be sent between processes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {sendable(name): sendable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(sendable, value))
+    return value
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable(config, report):
+    """Let a test that logs names of files in no encoding run in a process of its own."""
+    return sendable((yield))
 
 
 @pytest.fixture(autouse=True)
