@@ -58,6 +58,7 @@ BEHIND_ONE_FILE = {
         "flash_attn_interface",
         "gradio",
         "modelscope_hub",
+        "onnx",
         "onnxruntime",
         "sageattention",
     ),

@@ -123,13 +123,13 @@ def test_the_prompt_extra_brings_what_prompt_extension_needs(wheel):
     assert all(f"\n{name}==" in pinned for name in prompt), "else make test skips the tests"
 
 
-@pytest.mark.parametrize("name", ["s2v", "animate"])
-def test_the_extra_of_a_task_is_transformers_alone_and_make_test_installs_it(wheel, name):
+@pytest.mark.parametrize("name, packages", [("s2v", {"transformers"}), ("animate", {"onnxruntime", "transformers"})])
+def test_the_extra_of_a_task_is_small_and_make_test_installs_it(wheel, name, packages):
     requires = metadata(wheel).get_all("Requires-Dist")
-    assert {distribution(line) for line in requires if f'extra == "{name}"' in line} == {"transformers"}
+    assert {distribution(line) for line in requires if f'extra == "{name}"' in line} == packages
     pinned = (ROOT / f"requirements_{name}.txt").read_text()
     lines = [line for line in pinned.splitlines() if not line.startswith("#")]
-    assert {distribution(line) for line in lines} == {"transformers"} and len(lines) == 2
+    assert {distribution(line) for line in lines} == packages and len(lines) == 2 * len(packages)
     assert f"\n-r requirements_{name}.txt\n" in (ROOT / "requirements-dev.txt").read_text()
 
 

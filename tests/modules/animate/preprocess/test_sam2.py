@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from wan.modules.animate.preprocess import sam2
+from wan.modules.animate.preprocess import sam2, segment as module
 from wan.modules.animate.preprocess.segment import FILLED, fill_holes, segment
 
 SIDE = 64  # pixels of the tiny model's input
@@ -102,8 +102,6 @@ def test_memory_does_not_grow_with_the_chunk(model):
     session = []
     wrapped = sam2.session_of
     frames = frames_of(1) * 80
-    from wan.modules.animate.preprocess import segment as module
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "session_of", lambda *given: session.append(wrapped(*given)) or session[0])
         assert len([*segment(model, frames, {0: CLICK})]) == 80
@@ -125,3 +123,25 @@ def test_small_holes_are_filled_and_large_ones_stay():
     assert (filled[..., 10:13, 10:13] < 0).all() and (filled[..., 0, 20:] < 0).all()
     assert (filled[..., 1:9, 31] < 0).all()
     assert torch.equal(fill_holes(-torch.ones(1, 1, 9, 9)), -torch.ones(1, 1, 9, 9))
+
+
+@pytest.mark.parametrize("as_upstream", [False, True])
+def test_a_long_video_is_segmented_in_chunks_that_carry_masks(model, monkeypatch, as_upstream):
+    seen = []
+
+    def recorded(model, frames, clicks, before=None):
+        seen.append((len(frames), sorted(clicks), before is not None))
+        return segment(model, frames, clicks, before)
+
+    for name in ("CHUNK", "UPSTREAM_CHUNK"):
+        monkeypatch.setattr(module, name, 5)
+    monkeypatch.setattr(module, "segment", recorded)
+    masks = [*module.Sam2(model, as_upstream).masks(iter(frames_of(12)), lambda number: CLICK)]
+    assert len(masks) == 12 and all(mask.shape == (40, 60) for mask in masks)
+    assert seen[0] == (5, [0, 1, 2, 3, 4], False)
+    if as_upstream:
+        assert seen[1:] == [(5, [0, 1, 2, 3, 4], False), (2, [0], False)]
+    else:
+        carried = [bool(masks[4].any()), bool(masks[9].any())]
+        assert [(count - has, has) for (count, _, has) in seen[1:]] == [(5, carried[0]), (2, carried[1])]
+        assert any(carried)

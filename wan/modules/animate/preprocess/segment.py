@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,41 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
 from wan.geometry import Size
+from wan.modules.animate.preprocess.masks import CHUNK as UPSTREAM_CHUNK, key_frames
 from wan.modules.animate.preprocess.sam2 import session_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green and blue
 LARGEST_HOLE = 8  # pixels of the coarse mask; larger holes are part of the picture
 FILLED = 0.1  # logit of a filled hole
+CHUNK = 100  # frames that are segmented together
 MEMORY = 32  # frames; the model looks back on at most 16
 
 Clicks = tuple[np.ndarray, np.ndarray]  # places int32 [n, 2] in pixels, and labels int32 [n], 1 or 0
+
+
+class Sam2:
+    """Segmenter of the stage. Videos are segmented in chunks; `as_upstream` starts each of them anew.
+
+    Otherwise chunks are shorter, and each begins with the last frame and mask of the one before. Memory does not grow
+    with the video.
+    """
+
+    def __init__(self, model: nn.Module, as_upstream: bool = False):
+        self.model, self.carries, self.length = model, not as_upstream, UPSTREAM_CHUNK if as_upstream else CHUNK
+
+    def describe(self) -> str:
+        return f"masks: SAM 2 ({next(self.model.parameters()).device})"
+
+    def masks(self, frames: Iterator[np.ndarray], clicks: Callable[[int], Clicks]) -> Iterator[np.ndarray]:
+        """Yield the mask of each frame, uint8 [H, W]; `clicks` gives places and labels for a frame by its number."""
+        frames, start, last, mask = iter(frames), 0, [], None
+        while chunk := list(islice(frames, self.length)):
+            asked = {len(last) + number: clicks(start + number) for number in key_frames(len(chunk))}
+            found = segment(self.model, [*last, *chunk], asked, mask if last else None)
+            for mask in islice(found, len(last), None):
+                yield mask
+            start += len(chunk)
+            last = chunk[-1:] if self.carries and mask.any() else []
 
 
 @torch.inference_mode()
