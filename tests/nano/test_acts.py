@@ -7,8 +7,9 @@ import pytest
 
 from wan.animate import WanAnimate
 from wan.configs.nano import NANO_CONFIGS
-from wan.nano import acting, acts, evaluate, puppet_videos
+from wan.nano import acting, acts, evaluate, puppet_videos, puppets
 from wan.nano.random import write_random_checkpoint
+from wan.performance import MASK, Performance
 from wan.runtime import Runtime
 
 pytest.importorskip("transformers")
@@ -54,6 +55,18 @@ def test_a_swapped_act_has_the_mouth_of_another_and_its_own_joints(drawn):
     faces = acts.footage_of(swapped).face.video, acts.footage_of(drawn[1]).face.video
     assert np.array_equal(*faces)
     assert np.array_equal(acts.footage_of(swapped).pose.video, acts.footage_of(drawn[0]).pose.video)
+
+
+def test_a_folder_holds_the_same_performance(drawn, tmp_path):
+    given = Performance.of(acts.write_folder(drawn[1], tmp_path / "driver"))
+    given.check(replaces=True, may_differ=False)
+    assert (given.size, given.frames, given.rate) == ((64, 64), FRAMES, puppets.FPS)
+    footage = acts.footage_of(drawn[1])
+    assert np.array_equal(given.footage.reference, footage.reference)
+    for name in ("pose", "face", "background", "mask"):
+        read, wanted = (getattr(of, name).take(range(FRAMES)).astype(float) for of in (given.footage, footage))
+        assert np.abs(read - wanted).mean() < 8
+    assert not (acts.write_folder(drawn[0], tmp_path / "plain") / MASK).exists()
 
 
 def test_a_video_of_several_clips_is_made_of_an_act(checkpoint, drawn):

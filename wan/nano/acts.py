@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wan.animate import WanAnimate, clips_of
-from wan.media import to_uint8
+from wan.media import to_uint8, write_video
 from wan.nano import puppet_videos, puppets
 from wan.nano.acting import Take
 from wan.nano.puppets import Motion, Puppet
-from wan.performance import Footage
+from wan.performance import BACKGROUND, FACE, MASK, POSE, REFERENCE, Footage
 from wan.request import Request
 
 GROWN = 3  # pixels around a figure that are replaced too, and then the rest of cells of 8 pixels
@@ -89,3 +90,17 @@ def footage_of(act: Act) -> Footage:
     ground = puppet_videos.without_figure(act.puppet) * ~mask[..., None]
     white = np.repeat(mask[..., None] * np.uint8(255), 3, axis=-1)
     return Footage(Still(pose), Still(face), act.reference, Still(ground), Still(white))
+
+
+def write_folder(act: Act, folder: Path, fps: float = puppets.FPS) -> Path:
+    """Write the performance of an act as preprocessing writes it; returns the folder."""
+    from PIL import Image
+
+    footage = footage_of(act)
+    videos = {POSE: footage.pose, FACE: footage.face, BACKGROUND: footage.background, MASK: footage.mask}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frames in videos.items():
+        if frames is not None:
+            write_video(frames.video, folder / name, fps, overwrite=True)
+    Image.fromarray(footage.reference).save(folder / REFERENCE)
+    return folder
