@@ -93,7 +93,9 @@ def resize_pad(path: Path) -> None:
         number = case["case"]
         frame = given[f"frame_{number}"]
         assert_levels(frames.resize_to_area(frame, case["area"]), given[f"by_area_{number}"])
-        assert_levels(letterbox(frame, 80, 112), given[f"padded_80x112_{number}"])
+        (name,) = (name for name in given if name.startswith("padded_") and name.endswith(f"_{number}"))
+        high, wide = map(int, name.split("_")[1].split("x"))
+        assert_levels(letterbox(frame, high, wide), given[name])
 
 
 def detector_input(path: Path) -> None:

@@ -53,57 +53,46 @@ def lines(a: np.ndarray, b: np.ndarray, height: int) -> Runs:
     return Runs(line, row, x + first, x + last)
 
 
-def polygons(corners: np.ndarray, height: int) -> Runs:
+def polygons(corners: np.ndarray, size: Size) -> Runs:
     """Fill convex polygons, int64 [n, corners, 2], with their outlines."""
     ends = np.roll(corners, -1, axis=1)
     shape, corner = np.nonzero((corners != ends).any(-1) | (np.arange(corners.shape[1]) == 0))
-    a, b = corners[shape, corner], ends[shape, corner]
-    edge, row, first, last = lines(a, b, height)
-    last = np.maximum(last, Sides(a * ONE, b * ONE).column(edge, row))
-    return hull(Runs(shape[edge], row, first, last), height)
+    shape, a, b = cut(shape, corners[shape, corner], ends[shape, corner], size)
+    runs = lines(a, b, size[1])
+    return joined(filled(corners * ONE, size[1]), runs._replace(shape=shape[runs.shape]))
 
 
-def hull(runs: Runs, height: int) -> Runs:
-    """Fill the rows of each shape from the first to the last column of all its runs."""
-    count = runs.shape.max(initial=-1) + 1
-    left, right = np.full(count * height, 4 * FAR), np.full(count * height, -4 * FAR)
-    np.minimum.at(left, runs.shape * height + runs.row, runs.first)
-    np.maximum.at(right, runs.shape * height + runs.row, runs.last)
-    place = np.flatnonzero(left <= right)
-    return Runs(*np.divmod(place, height), left[place], right[place])
+def filled(corners: np.ndarray, height: int) -> Runs:
+    """Fill polygons, int64 [n, corners, 2] with 16 fractional bits, between their two chains from the top down.
 
-
-class Sides:
-    """Sides of polygons that are filled: int64 [n, 2] each, with 16 fractional bits.
-
-    Filling rounds halves up, outlines round them down.
+    A chain leaves out corners that are not below all before: rounded corners need not be convex. The last row is empty.
     """
+    count = corners.shape[1]
+    step, top = np.arange(count), corners[..., 1].argmin(1)[:, None]
+    order = np.concatenate([top + step, top - step]) % count
+    x, y = np.moveaxis(np.take_along_axis(np.concatenate([corners] * 2), order[..., None], 1), -1, 0)
+    row = rounded(y)
+    lowest = np.maximum.accumulate(row, axis=1)
+    chain, corner = np.nonzero(row[:, 1:] > lowest[:, :-1])
+    start, x, ahead = lowest[chain, corner], x[chain, corner], x[chain, corner + 1]
+    down = row[chain, corner + 1] - start
+    slope = quotient(2 * (ahead - x) + down, 2 * down)
+    first = start.clip(0, height)
+    side, at = spread(first, (start + down).clip(0, height) - first)
+    column = rounded(x[side] + slope[side] * (at - start[side]))
+    which, shape = np.divmod(chain[side], len(corners))
+    columns = np.zeros((2, len(corners) * height), np.int64)
+    columns[which, shape * height + at] = column
+    found = np.unique(shape * height + at)
+    return Runs(*np.divmod(found, height), *np.sort(columns[:, found], axis=0))
 
-    def __init__(self, a: np.ndarray, b: np.ndarray):
-        is_up = (b[:, 1] < a[:, 1])[:, None]
-        self.a, b = np.where(is_up, b, a), np.where(is_up, a, b)
-        self.top, end = rounded(self.a[:, 1]), rounded(b[:, 1])
-        self.down = end - self.top
-        self.slope = quotient(2 * (b - self.a)[:, 0] + self.down, 2 * self.down)
 
-    def column(self, side: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Compute the columns of sides, by their numbers, in rows."""
-        return rounded(self.a[side, 0] + self.slope[side] * (row - self.top[side]))
-
-    def runs(self, height: int) -> Runs:
-        """List the sides in all rows but their last."""
-        first = self.top.clip(0, height)
-        side, row = spread(first, (self.top + self.down).clip(0, height) - first)
-        column = self.column(side, row)
-        return Runs(side, row, column, column)
-
-
-def ellipses(centre: np.ndarray, axes: np.ndarray, degrees: np.ndarray, height: int) -> Runs:
+def ellipses(centre: np.ndarray, axes: np.ndarray, degrees: np.ndarray, size: Size) -> Runs:
     """Fill ellipses, turned by whole degrees; centres and half axes are int64 [n, 2]."""
     x, y = axes[:, :1] * COSINES, axes[:, 1:] * SINES
     cosine, sine = COSINES[degrees % 360][:, None], SINES[degrees % 360][:, None]
     corners = np.stack([centre[:, :1] + x * cosine - y * sine, centre[:, 1:] + x * sine + y * cosine], axis=-1)
-    return polygons(np.rint(corners).astype(np.int64), height)
+    return polygons(np.rint(corners).astype(np.int64), size)
 
 
 def circles(centre: np.ndarray, radius: int, height: int) -> Runs:
@@ -146,9 +135,8 @@ def strokes(a: np.ndarray, b: np.ndarray, thickness: int, size: Size) -> Runs:
 
 def bars(corners: np.ndarray, size: Size) -> Runs:
     """Fill polygons of four corners, int64 [n, 4, 2] with 16 fractional bits, with their outlines."""
-    a, b = (ends.reshape(-1, 2) for ends in (corners, np.roll(corners, -1, axis=1)))
-    runs = joined(Sides(a, b).runs(size[1]), outlines(a, b, size))
-    return hull(runs._replace(shape=runs.shape // 4), size[1])
+    runs = outlines(*(ends.reshape(-1, 2) for ends in (corners, np.roll(corners, -1, axis=1))), size)
+    return joined(filled(corners, size[1]), runs._replace(shape=runs.shape // 4))
 
 
 def outlines(a: np.ndarray, b: np.ndarray, size: Size) -> Runs:

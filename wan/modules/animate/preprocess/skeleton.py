@@ -29,15 +29,14 @@ def draw(body: np.ndarray, hands: Sequence[np.ndarray], size: Size) -> np.ndarra
     body [20, 3] and each hand [21, 3] are x and y in pixels, and confidence. Points of less than `CERTAIN` and those
     that are not finite are left out. Points may lie outside; a hand is cut at the left and the upper border.
     """
-    height = size[1]
     stroke = max(int(min(size) / 200) - 1, 1)
-    layers = [*figure(body, stroke, height)]
+    layers = [*figure(body, stroke, size)]
     for points in hands:
         layers += hand(points, max(stroke // 2, 1), size)
     return painted(layers, size)
 
 
-def figure(body: np.ndarray, stroke: int, height: int) -> Iterator[Layer]:
+def figure(body: np.ndarray, stroke: int, size: Size) -> Iterator[Layer]:
     """Draw limbs, then joints."""
     is_seen = seen(body)
     number = np.array([limb for limb, ends in enumerate(LIMBS) if is_seen[list(ends)].all()], int)
@@ -47,8 +46,8 @@ def figure(body: np.ndarray, stroke: int, height: int) -> Iterator[Layer]:
     half = whole(np.hypot(x, y) / 2)
     axes = np.stack([half, np.full_like(half, stroke)], axis=1)
     degrees = np.degrees(np.arctan2(y, x)).astype(int)
-    yield LIMB_COLOURS[number], rasters.ellipses(whole((start + end) / 2), axes, degrees, height)
-    yield COLOURS[is_seen], rasters.circles(whole(points[is_seen]), stroke, height)
+    yield LIMB_COLOURS[number], rasters.ellipses(whole((start + end) / 2), axes, degrees, size)
+    yield COLOURS[is_seen], rasters.circles(whole(points[is_seen]), stroke, size[1])
 
 
 def hand(points: np.ndarray, stroke: int, size: Size) -> Iterator[Layer]:
