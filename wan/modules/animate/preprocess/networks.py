@@ -13,6 +13,7 @@ from wan.files import no_file, shown
 log = logging.getLogger(__name__)
 
 FOLDER_FILE = "end2end.onnx"  # in a folder, which stands for a file of more than 2 GB; its weights lie beside it
+SOURCE = "it is in the folder process_checkpoint of Wan2.2-Animate-14B"
 GPU, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 Shape = tuple[int | None, ...]  # None: any number
@@ -52,10 +53,10 @@ def network_file(path: Path, title: str) -> Path:
     """Find the file to open: the path itself, or `FOLDER_FILE` in it."""
     if path.is_dir():
         if not (path / FOLDER_FILE).is_file():
-            raise FileNotFoundError(f"{shown(path)} is a folder without {FOLDER_FILE}: the {title} is missing there")
+            raise FileNotFoundError(f"{shown(path)} is a folder without {FOLDER_FILE}, the {title}; {SOURCE}")
         return path / FOLDER_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{no_file(path)}: the {title} is missing")
+        raise FileNotFoundError(f"{no_file(path, title)}; {SOURCE}")
     return path
 
 
