@@ -45,7 +45,18 @@ class Squares:
     def describe(self) -> str:
         return "people: squares"
 
-    def people(self, frame: np.ndarray) -> np.ndarray:
+    def people(self, frames) -> list[np.ndarray]:
+        return [self.boxes(frame) for frame in frames]
+
+    def points(self, frames, boxes) -> np.ndarray:
+        self.calls += len(frames)
+        grid = np.random.default_rng(5).random((133, 2))
+        places = [box[:2] + grid * (box[2:4] - box[:2]) for box in boxes]
+        return np.stack([np.concatenate([place, np.full((133, 1), 0.9)], axis=1) for place in places]).astype(
+            np.float32
+        )
+
+    def boxes(self, frame: np.ndarray) -> np.ndarray:
         found = []
         for channel in (0, 1):
             spread = frame[..., channel].astype(int) - frame.min(-1)
@@ -53,12 +64,6 @@ class Squares:
             if len(rows) > 16:
                 found.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1, 0.9 - channel / 10])
         return np.array(found, np.float64).reshape(-1, 5)
-
-    def points(self, frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-        self.calls += 1
-        grid = np.random.default_rng(5).random((133, 2))
-        places = box[:2] + grid * (box[2:4] - box[:2])
-        return np.concatenate([places, np.full((133, 1), 0.9)], axis=1).astype(np.float32)
 
 
 class ByColour:

@@ -135,9 +135,9 @@ def colour_at(frame, box):
 def test_one_person_is_followed(choice, colour):
     follower, estimator = Follower(choice), Squares()
     for frame in two_people():
-        box = follower.find(frame, estimator.people(frame))
+        box = follower.find(frame, estimator.boxes(frame))
         if box is not None and not (frame == RED).all(-1).sum() < 100:
-            assert np.abs(colour_at(frame, box).astype(int) - colour).sum() < 300 or len(estimator.people(frame)) < 2
+            assert np.abs(colour_at(frame, box).astype(int) - colour).sum() < 300 or len(estimator.boxes(frame)) < 2
     assert follower.look[0] < 1
 
 

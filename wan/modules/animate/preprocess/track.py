@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 POINTS = 133
 FILE = "keypoints.safetensors"
 MANY = 12  # numbers of frames in a message
-MOST_FRAMES = 1 << 20
+BATCH = 8  # frames that the networks get at once
 
 
 class Estimator(Protocol):
@@ -31,11 +32,11 @@ class Estimator(Protocol):
     def describe(self) -> str:
         """Name the networks and the device that really runs them, in a line."""
 
-    def people(self, frame: np.ndarray) -> np.ndarray:
-        """Find people in a frame, uint8 [H, W, 3]: boxes [n, 5] in pixels (corners, score), the best one first."""
+    def people(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Find people in frames, uint8 [H, W, 3]: boxes [n, 5] in pixels (corners, score), the best one first."""
 
-    def points(self, frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """Find the points of the person in a box: [133, 3], x and y in pixels, and confidence."""
+    def points(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> np.ndarray:
+        """Find the points of the person in the box of each frame: [n, 133, 3], x and y in pixels, and confidence."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,12 @@ def estimate(
     frame, whoever it is, and else the whole frame. Raises ValueError when there is nobody in any frame.
     """
     follower, points, boxes, others = Follower(choice), [], [], []
-    for frame in frames:
-        people = estimator.people(frame)
-        size = frame.shape[1::-1]
-        box = largest(people, size) if as_upstream else follower.find(frame, people)
-        known = box is not None
-        others.append(people[(people != box).any(1)] if known else people)
-        boxes.append(box if known else np.array([0, 0, *size, -1], np.float64))
-        points.append(estimator.points(frame, box) if known else np.full((POINTS, 3), np.nan))
+    for batch in batched(frames):
+        for frame, people in zip(batch, estimator.people(batch), strict=True):
+            box = largest(people, frame.shape[1::-1]) if as_upstream else follower.find(frame, people)
+            boxes.append(nobody(frame) if box is None else box)
+            others.append(people if box is None else people[(people != box).any(1)])
+        points += points_of(batch, boxes[-len(batch) :], estimator, as_upstream)
     track = Track(np.stack(points).astype(np.float32), np.stack(boxes).astype(np.float32), tuple(others))
     if as_upstream:
         return track
@@ -118,6 +117,30 @@ def estimate(
         numbers = ", ".join(map(str, missing[:MANY])) + ", ..." * (len(missing) > MANY)
         log.warning("in %d frames the person was not found, and is placed between others: %s", len(missing), numbers)
     return Track(between(track.points), track.boxes, track.others)
+
+
+def batched(frames: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    frames = iter(frames)
+    while batch := list(islice(frames, BATCH)):
+        yield batch
+
+
+def nobody(frame: np.ndarray) -> np.ndarray:
+    """Make the box [5] that stands for nobody: the whole frame."""
+    return np.array([0, 0, *frame.shape[1::-1], -1], np.float64)
+
+
+def points_of(
+    frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray], estimator: Estimator, as_upstream: bool
+) -> list[np.ndarray]:
+    """Find the points [133, 3] in each frame; NaN where nobody is, unless `as_upstream`."""
+    known = [number for number, box in enumerate(boxes) if box[4] >= 0 or as_upstream]
+    found = [np.full((POINTS, 3), np.nan, np.float32)] * len(boxes)
+    if known:
+        given = estimator.points([frames[number] for number in known], [boxes[number] for number in known])
+        for number, points in zip(known, given, strict=True):
+            found[number] = points
+    return found
 
 
 def between(points: np.ndarray) -> np.ndarray:
@@ -140,6 +163,3 @@ def face_parts(figures: Sequence[Figure], size: Size, as_upstream: bool = False)
     for figure in figures:
         before = face_part(figure, size, before, as_upstream)
         yield before
-
-
-Progress = Callable[[str, int, int], None]  # stage, frames done, frames in all
