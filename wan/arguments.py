@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from wan.choices import ATTENTION, DTYPES, HUBS, MIN_VAE_TILE, NOISE_DEVICES, PROGRESS, SOLVERS
+from wan.choices import ATTENTION, DTYPES, HUBS, MIN_VAE_TILE, NOISE_DEVICES, POSE_BACKENDS, PROGRESS, SOLVERS
 from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS
 from wan.configs.shared_config import TaskConfig
 from wan.framing import FITS
@@ -21,7 +21,7 @@ from wan.guidance import format_guidance, parse_guidance
 from wan.parallel import launched_rank
 from wan.parser import Parser
 from wan.program import print_error, program_name, torchrun_line
-from wan.typed import number, one_of, parsed, path, str2bool, text, whole
+from wan.typed import number, one_of, parsed, path, person, str2bool, text, whole
 from wan.values import parse_rate
 
 
@@ -211,6 +211,18 @@ FLAGS = [
          "less is left; of speech sound 3 frames late, black bars around the image, poses by whole strides; of "
          "animation soft masks, one noise for all clips; default: off", "as_upstream", CLIPS),
 
+    Flag(MAKE, "video", FILE, "the video whose person is followed or replaced, which is preprocessed first; --image is "
+         "the character; default: --src_root_path", None, ANIMATE, True),
+    Flag(MAKE, "retarget_flag", SWITCH, "with --video: give the motion the proportions of the character; default: off",
+         None, ANIMATE),
+    Flag(MAKE, "person", Kind(person, "N|X,Y"), "with --video: which person, by number from left to right or by a "
+         "point of the first frame; default: the largest", None, ANIMATE),
+    Flag(MAKE, "masks", FILE, "with --video: your own masks, a video that is white where the person is; default: SAM 2",
+         None, ANIMATE),
+    Flag(MAKE, "pose_backend", choice(POSE_BACKENDS), "with --video: what finds the person; default: auto, the "
+         "networks of the checkpoint, else MediaPipe", None, ANIMATE, default="auto"),
+    Flag(MAKE, "keep_inputs", FOLDER, "with --video: keep what preprocessing makes here, with a preview; default: a "
+         "folder of the cache", None, ANIMATE),
     Flag(MAKE, "src_root_path", FOLDER, "folder of the preprocessed performance; default: none", "performance",
          ANIMATE, True),
     Flag(MAKE, "refert_num", WHOLE, "frames that a clip takes over from the one before, 1 or 5; default: 1",

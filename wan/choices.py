@@ -11,4 +11,5 @@ DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # PyTorch's names are accepted
 HUBS = ("huggingface", "modelscope")  # where checkpoints are published
 MIN_VAE_TILE = 64  # pixels; the margins around smaller ones are most of the work
 NOISE_DEVICES = ("default", "cpu")
+POSE_BACKENDS = ("auto", "onnx", "mediapipe")  # what finds people in a driving video
 PROGRESS = ("bar", "plain", "none")

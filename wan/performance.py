@@ -150,7 +150,9 @@ class Performance(Input):
 
     @classmethod
     def of(cls, value: Any, name: str = "performance") -> Performance:
-        """Open a folder, or take `Footage`. Raises FileNotFoundError or ValueError that names the fault."""
+        """Open a folder, or take `Footage`, or a performance. Raises FileNotFoundError or ValueError."""
+        if isinstance(value, Performance):
+            return value
         if isinstance(value, Footage):
             height, width = value.pose.take([0]).shape[1:3]
             return cls(None, (width, height), len(value.pose), Fraction(30), "", value)
@@ -182,6 +184,8 @@ class Performance(Input):
                 f"{self._named(POSE)} has {format_size(self.size)} pixels, and both sides must be multiples of 16; "
                 f"preprocess the video again, or scale it to {format_size(tuple(near))}"
             )
+        if self.footage is None:  # it is to be made
+            return
         others = {FACE: self.footage.face}
         if replaces:
             others |= {BACKGROUND: self.footage.background, MASK: self.footage.mask}

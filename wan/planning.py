@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from wan import geometry, images, media, output
+from wan import geometry, images, media, output, staging
 from wan.arguments import FLAGS, RUN, SEVERAL, asked, flag_names, flags_of
 from wan.checking import check_checkpoint
 from wan.checkpoint.fingerprint import fingerprint
@@ -52,6 +52,8 @@ def _plan(args: argparse.Namespace) -> Job:
     stored = again.beside if again else {}
     _say_what_is_repeated(args)
     config, checkpoint = _find_checkpoint(args, stored)
+    if args.video and config.name == "animate-14B":
+        prepare(args, config, checkpoint)
     _check_flags(args, config.name)
     with named(flag_names(config.name)):
         if args.enable_tts and not args.resume:
@@ -153,6 +155,17 @@ def _is_other_checkpoint(args: argparse.Namespace, stored: dict[str, Any], weigh
     return True
 
 
+def prepare(args: argparse.Namespace, config: TaskConfig, checkpoint: Path) -> None:
+    """Preprocess --video and --image into a folder, which --src_root_path then names; these flags are used up."""
+    if args.src_root_path:
+        raise ValueError("--video is preprocessed into a folder, and --src_root_path names one; leave one of them out")
+    check_checkpoint(checkpoint, config.copy(uses_lora=args.use_relighting_lora))
+    with named(flag_names(config.name) | staging.NAMES):
+        given = {name: value for name, value in asked(args, config.name).items() if name != "fps"}
+        args.src_root_path = staging.performed(args, config, checkpoint, given, local_rank())
+    args.video = args.image = args.size = args.fps = None
+
+
 def _say_what_is_repeated(args: argparse.Namespace) -> None:
     for flag, count in args.typed.items():
         if count > 1:
@@ -161,6 +174,8 @@ def _say_what_is_repeated(args: argparse.Namespace) -> None:
 
 def _task_of_images(args: argparse.Namespace) -> str:
     """Choose the task when none is given: image-to-video with an image, else the default."""
+    if args.video or args.src_root_path:
+        return "animate-14B"
     given = [flag for flag in ("image", "last_image") if getattr(args, flag)]
     if not given:
         return DEFAULT_TASK

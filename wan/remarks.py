@@ -10,6 +10,8 @@ from wan.runtime import Runtime
 from wan.utils.solvers import make_solver
 
 # Flags that change the sampling of a latent, and nothing after it.
+# Flags of preprocessing a video.
+OF_PREPROCESSING = {"retarget_flag", "person", "masks", "pose_backend", "keep_inputs"}
 SAMPLING_ONLY = ("dtype", "attention", "compile", "t5_cpu", "convert_model_dtype", "t5_fsdp", "dit_fsdp", "progress")
 
 
@@ -33,6 +35,8 @@ def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime,
     if args.source:
         yield "--source has no effect without --download"
     yield from _extension(args, given, request)
+    if "video" not in given and (idle := sorted(given & OF_PREPROCESSING)):
+        yield f"--{', --'.join(idle)} has no effect without --video: the performance is prepared already"
     if not args.enable_tts and (idle := sorted(flag for flag in given if flag.startswith("tts_"))):
         yield f"--{', --'.join(idle)} has no effect without --enable_tts"
 

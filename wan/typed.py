@@ -92,6 +92,16 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
     return convert
 
 
+def person(value: str) -> int | tuple[float, float]:
+    """Read which person is meant: a number from the left, or a point "X,Y" of the first frame, in pixels."""
+    parts = value.split(",")
+    if len(parts) == 2:
+        return number(parts[0]), number(parts[1])
+    if len(parts) == 1:
+        return at_least(1)(value)
+    raise _expected("a number from 1 up or X,Y", value, "1")
+
+
 def parsed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """Make a reader whose ValueError argparse shows, instead of a text of its own."""
 

@@ -1,0 +1,110 @@
+"""Performance of a run that is given as a video and a picture: preprocessed into a folder, or found there."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wan.configs import TaskConfig
+from wan.distributed.util import broadcast_text, get_rank
+from wan.files import shown
+from wan.geometry import parse_size
+from wan.inputs import Picture
+from wan.modules.animate.preprocess.backends import Networks, open_networks
+from wan.modules.animate.preprocess.source import SOURCE_RATE, Driving
+from wan.modules.animate.preprocess.stage import Plan, Settings, Stage
+from wan.performance import DESCRIPTION, Performance
+from wan.request import Request
+from wan.runtime import own_device
+from wan.values import called
+
+log = logging.getLogger(__name__)
+
+NETWORKS = "process_checkpoint"  # in a checkpoint
+NAMES = {"video_path": "--video", "refer_path": "--image", "save_path": "--keep_inputs"}  # of the stage's settings
+
+
+def performed(
+    args: argparse.Namespace, config: TaskConfig, checkpoint: Path, given: dict[str, Any], local_rank: int
+) -> str:
+    """Preprocess the video and the picture of the flags; returns the folder. `given` are the values of the request.
+
+    The first of several processes does so, and the others wait. Raises ValueError and OSError for what preprocessing or
+    generation would refuse, before a network runs.
+    """
+    settings = settings_of(args, config)
+    settings.check()
+    driving = Driving.of(settings.video, settings.fps)
+    picture = Picture.of(settings.picture, "image")
+    plan = Plan(settings, driving, np.asarray(picture.pixels))
+    expected = Performance(None, plan.pose_size, len(driving), driving.rate, "")
+    Request.create(config, **given | {"performance": expected})
+    folder = settings.folder
+    if get_rank() == 0:
+        own = args_of_networks(args, checkpoint)
+        networks = open_networks(own, settings)
+        folder = folder_of(settings, driving, picture, networks, own)
+        if folder != settings.folder and (folder / DESCRIPTION).is_file():
+            log.info("the performance is prepared already: %s", shown(folder))
+        else:
+            log.info("preparing the performance in %s", shown(folder))
+            settings = replace(settings, folder=folder)
+            Stage(settings, networks.estimator, networks.identity, networks.segmenter, networks.editor).run()
+    return broadcast_text(str(folder), own_device(args.device, local_rank))
+
+
+def settings_of(args: argparse.Namespace, config: TaskConfig) -> Settings:
+    """Make the settings of the stage of the flags of the command. Raises ValueError when the picture is missing."""
+    if not args.image:
+        raise ValueError(f"{called('video')} needs {called('image')} FILE, the picture of the character")
+    width, height = args.size or parse_size(config.size)
+    return Settings(
+        args.video,
+        args.image,
+        Path(args.keep_inputs or cache_folder()),
+        area=width * height,
+        fps=args.fps or SOURCE_RATE,
+        retargets=args.retarget_flag,
+        replaces=args.replace_flag,
+        person=args.person,
+        as_upstream=args.as_upstream,
+        preview=bool(args.keep_inputs),
+    )
+
+
+def args_of_networks(args: argparse.Namespace, checkpoint: Path) -> argparse.Namespace:
+    """Make the flags that choose networks: those of the checkpoint, when it has them."""
+    folder = checkpoint / NETWORKS
+    return argparse.Namespace(
+        ckpt_path=str(folder) if folder.is_dir() else None,
+        masks=args.masks,
+        pose_backend=args.pose_backend,
+        pose_input="bgr",
+        detector=None,
+        pose_model=None,
+    )
+
+
+def folder_of(
+    settings: Settings, driving: Driving, picture: Picture, networks: Networks, args: argparse.Namespace
+) -> Path:
+    """Name the folder: that of --keep_inputs, or one in the cache for inputs, settings and networks."""
+    values = {
+        name: str(value) for name, value in asdict(settings).items() if name not in ("video", "picture", "folder")
+    }
+    made_from = [driving.film.sha256, picture.sha256, networks.identity, args.masks, sorted(values.items())]
+    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+    return settings.folder if settings.folder != cache_folder() else settings.folder / key
+
+
+def cache_folder() -> Path:
+    """Folder of prepared performances, where the system keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "wan", "performances")
