@@ -23,6 +23,7 @@ from wan.letterbox import letterbox
 from wan.modules.animate.preprocess import masks, skeleton
 from wan.modules.animate.preprocess.editing import instruction
 from wan.modules.animate.preprocess.frames import resize_to_area, size_of_area
+from wan.modules.animate.preprocess.joints import CERTAIN
 from wan.modules.animate.preprocess.keypoints import FACE_SIDE, Figure, face_picture
 from wan.modules.animate.preprocess.people import Choice
 from wan.modules.animate.preprocess.preview import Preview
@@ -141,6 +142,11 @@ class Stage:
         plan = Plan(settings, driving, np.asarray(picture.pixels))
         track = self.track(plan)
         figures = track.figures(plan.size)
+        if not any((figure.body[:, 2] >= CERTAIN).any() for figure in figures):
+            raise ValueError(
+                f"no joint of the person is certain in any of the {len(figures)} frames, and nothing would be drawn; "
+                "choose a video in which the person is larger or clearer"
+            )
         retargeting = self.retargeting(plan, figures) if settings.has_retargeting else None
         self.write(plan, track, figures, poses(plan, figures, retargeting), picture)
         return settings.folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,15 @@ class WholeBody:
         ]
         return f"{files} {self.order}"
 
-    def people(self, frame: np.ndarray) -> np.ndarray:
-        """Find people in a frame, uint8 [H, W, 3]: boxes [n, 5] in pixels (corners, score), the best one first."""
-        (rows,) = self.detector(detect.network_input(frame))
-        return detect.persons(rows, frame.shape[1::-1], self.as_upstream)
+    def people(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Find people in frames, uint8 [H, W, 3]: boxes [n, 5] in pixels (corners, score), the best one first."""
+        found = self.detector(np.concatenate([detect.network_input(frame) for frame in frames]))
+        pairs = zip(found, frames, strict=True)
+        return [detect.persons(rows, frame.shape[1::-1], self.as_upstream) for rows, frame in pairs]
 
-    def points(self, frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """Find the points of the person in a box [5]: float32 [133, 3], x and y in pixels, and confidence."""
-        crop = pose.crop_around(box, frame.shape[1::-1])
-        (heatmaps,) = self.estimator(pose.network_input(frame, crop, self.order))
-        return pose.joints_of(heatmaps, crop)
+    def points(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> np.ndarray:
+        """Find the points of the person in a box [5] of each frame: float32 [n, 133, 3], pixels and confidence."""
+        crops = [pose.crop_around(box, frame.shape[1::-1]) for frame, box in zip(frames, boxes, strict=True)]
+        given = zip(frames, crops, strict=True)
+        heatmaps = self.estimator(np.concatenate([pose.network_input(*each, self.order) for each in given]))
+        return np.stack([pose.joints_of(maps, crop) for maps, crop in zip(heatmaps, crops, strict=True)])
