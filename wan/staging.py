@@ -24,7 +24,6 @@ from wan.modules.animate.preprocess.stage import Plan, Settings, Stage
 from wan.performance import DESCRIPTION, Performance
 from wan.request import Request
 from wan.runtime import own_device
-from wan.values import called
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def performed(
 def settings_of(args: argparse.Namespace, config: TaskConfig) -> Settings:
     """Make the settings of the stage of the flags of the command. Raises ValueError when the picture is missing."""
     if not args.image:
-        raise ValueError(f"{called('video')} needs {called('image')} FILE, the picture of the character")
+        raise ValueError("--video needs --image FILE, the picture of the character")
     width, height = args.size or parse_size(config.size)
     return Settings(
         args.video,

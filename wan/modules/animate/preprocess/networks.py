@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def _session(path: Path, title: str, device: str) -> Any:
 
 
 def _onnxruntime() -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else an import makes a number for this machine, and sends it
     try:
         import onnxruntime
     except ImportError as error:
