@@ -26,6 +26,7 @@ from wan import cli, media, planning
 from wan.arguments import build_parser
 from wan.checkpoint.layout import repository
 from wan.configs import IMPLEMENTED_TASKS, WAN_CONFIGS
+from wan.modules.animate.preprocess import preprocess_data
 from wan.nano import worlds
 from wan.nano.random import write_random_checkpoint
 from wan.pipeline import WanPipeline
@@ -119,6 +120,9 @@ def test_every_command_runs_as_it_stands_or_is_planned(page, desk, done, monkeyp
             planned(arguments, 1, monkeypatch) if is_planned else generated(arguments, monkeypatch, capsys)
         elif program == "torchrun":
             launched(rest, monkeypatch)
+        elif words[0] == "python" and words[1].endswith("preprocess_data.py"):
+            assert is_planned and (ROOT / words[1]).is_file()
+            preprocess_data.settings_of(preprocess_data.build_parser().parse_args(words[2:]))
         elif words[:2] == ["python", "-m"]:
             assert is_planned, words
             understood(*rest[1:], monkeypatch=monkeypatch, capsys=capsys)
@@ -166,6 +170,9 @@ def planned(arguments, processes, monkeypatch):
         stand_in(Path(args.ckpt_dir), args.task)
         if args.use_relighting_lora:
             torch.save({}, Path(args.ckpt_dir, "relighting_lora.ckpt"))
+    if args.video:
+        assert args.image
+        args.video, args.image, args.src_root_path = None, None, "prepared"
     if args.src_root_path and not Path(args.src_root_path).exists():
         write_performance(Path(args.src_root_path))
     with monkeypatch.context() as patch:

@@ -68,8 +68,9 @@ EXTENSION = "wan/utils/prompt_extend.py"
 # Besides, only wrappers of pretrained encoders use transformers.
 ONLY_IN = {package: {EXTENSION} for package in ("dashscope", "openai", "tenacity")}
 ONLY_IN["transformers"] = {EXTENSION, "wan/modules/animate/clip.py", "wan/modules/speech.py"}
+ONLY_IN["diffusers"] = {"wan/modules/animate/preprocess/editor.py"}
 ONLY_IN["transformers"] |= {"wan/modules/animate/preprocess/sam2.py"}
-NEVER = {"diffusers", "decord", "librosa", "imageio", "torchvision", "torchaudio", "easydict"}
+NEVER = {"decord", "librosa", "imageio", "torchvision", "torchaudio", "easydict"}
 STANDARD = set(sys.stdlib_module_names) | {"tomllib"}  # tomllib: from Python 3.11 on
 
 

@@ -6,6 +6,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,7 @@ def open_networks(args: Namespace, settings: Settings) -> Networks:
     editor = open_editor(args) if settings.edits else None
     backend = chosen_backend(args)
     if backend == "mediapipe":
-        from wan.modules.animate.preprocess.mediapipe_points import MediaPipe
-
+        MediaPipe = import_module("wan.modules.animate.preprocess.mediapipe_points").MediaPipe
         if settings.person is not None:
             raise ValueError("--person needs the ONNX networks: MediaPipe sees one figure; leave it out")
         estimator = MediaPipe()
