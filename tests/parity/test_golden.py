@@ -2,7 +2,7 @@
 
 The files in tests/data/golden always run. WAN_GOLDEN_DIR adds every *.safetensors below the folders it names, separated
 by ':', every *.json whose name begins with that of a table, and every file but the README of folders whose files are
-known by their names. A file that no runner knows fails, unless PENDING names the task that is still to come.
+known by their names. A file that no runner knows fails.
 """
 
 import filecmp
@@ -33,11 +33,6 @@ for module in pkgutil.iter_modules(parity.__path__, "tests.parity."):
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "golden"
 
-# Recordings of tasks that do not exist yet: reason -> patterns of names. Delete a row with the issue that builds it.
-PENDING = {
-    "the stage of animation preprocessing is not implemented yet": ("e2e*",),
-}
-
 
 def kind_of(case: dict | None) -> str | None:
     """Return the kind of a golden file, with the task where two tasks use one word; None when it has none."""
@@ -55,12 +50,6 @@ def is_named(path: Path) -> bool:
 def runner_of(path: Path) -> Callable[[Path], None] | None:
     """Find the check of a file by its name."""
     fits = (run for name, run in NAMED.items() if fnmatch.fnmatch(f"{path.parent.name}/{path.name}", name))
-    return next(fits, None)
-
-
-def pending(path: Path) -> str | None:
-    """Say why a file that is known by its name has no check yet."""
-    fits = (reason for reason, names in PENDING.items() if any(fnmatch.fnmatch(path.name, name) for name in names))
     return next(fits, None)
 
 
@@ -109,8 +98,6 @@ def test_golden(path):
         assert rows
         return TABLES[table](rows)
     if is_named(path):
-        if reason := pending(path):
-            pytest.skip(reason)
         if not runner_of(path):
             pytest.fail(f"{path.name} in the folder {path.parent.name} is known to no runner")
         return runner_of(path)(path)
@@ -128,10 +115,6 @@ def test_embedded_files_are_all_checked():
     assert kinds <= set(RUNNERS), "a file of the repository is skipped or unknown"
     tables = [path for path in EMBEDDED.rglob("*.json") if path not in named]
     assert all(map(table_of, tables)), "a table of the repository is unknown"
-
-
-def test_no_file_is_both_pending_and_implemented():
-    assert not {name for names in PENDING.values() for name in names} & {name.split("/")[1] for name in NAMED}
 
 
 def test_golden_folder_that_is_missing_or_empty_is_an_error(tmp_path):
