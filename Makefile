@@ -59,7 +59,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: $(VENV)/.bench
-	for name in dit vae t5 load parallel; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+	for name in dit vae t5 load parallel s2v animate; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .

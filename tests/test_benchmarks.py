@@ -2,14 +2,17 @@
 
 import importlib
 import sys
+from argparse import Namespace
 from importlib import metadata
 
 import pytest
+import torch
 
-from benchmarks import common
+from benchmarks import clips, common
+from wan.jobs import PIPELINES
 from wan.parser import exit_code
 
-NAMES = ("dit", "vae", "t5", "load", "parallel")
+NAMES = ("dit", "vae", "t5", "load", "parallel", "s2v", "animate")
 
 
 def run(name, *arguments):
@@ -103,3 +106,24 @@ def test_the_command_is_in_the_table(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["parallel.py", "--rounds", "3"])
     run("parallel", "--rounds", "3")
     assert "--rounds 3`" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["s2v", "animate"])
+def test_the_cost_of_adapters_is_measured_beside_all_blocks(name, monkeypatch):
+    tiny = importlib.import_module(f"tests.modules.{name}.tiny").tiny_model
+    module = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(module, "LATENT", (2, 8, 8))
+    args = Namespace(device=torch.device("cpu"), rounds=1)
+    with torch.no_grad():
+        what, value, most = clips.adapter_row(module.CASE._replace(model=tiny), args)
+    blocks = len(tiny().blocks)
+    assert what.endswith(f"adapters beside {blocks} blocks") and int(what.split()[0]) > 0
+    assert value.endswith("s)") and most in ("8%", "10%")
+
+
+@pytest.mark.parametrize("name", ["s2v", "animate"])
+@pytest.mark.parametrize("count", [2, 5])
+def test_requests_have_the_clips_that_were_asked_for(name, count, tmp_path):
+    module = importlib.import_module(f"benchmarks.{name}")
+    request = module.request(count, tmp_path)
+    assert PIPELINES[request.task].num_clips(request) == count

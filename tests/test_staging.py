@@ -146,6 +146,7 @@ def test_the_originals_two_commands(run, inputs, capsys):
     ("flags", "text"),
     [
         (("--use_flux",), "--use_flux needs --retarget_flag"),
+        (("--use_flux", "--retarget_flag"), "--use_flux"),  # its package or its weights are missing
         (("--k", "0", "--replace_flag"), "--k must be at least 1"),
         (("--fps", "-3"), "--fps must be above 0, or -1 for the rate of the video"),
         (("--start", "9"), "--start must lie in the video, which has 0.32 s, got 9"),

@@ -1,0 +1,73 @@
+"""Speech-to-video: seconds a clip and phase, cost of adapters, memory: `python -m benchmarks.s2v`."""
+
+from __future__ import annotations
+
+import sys
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import clips
+from wan.configs import NANO_CONFIGS
+from wan.inputs import SPEECH_RATE
+from wan.modules.model import Prepared
+from wan.modules.s2v import WanModel_S2V
+from wan.modules.s2v.config import S2VModelConfig
+from wan.parser import exit_code
+from wan.request import Request
+
+TASK = "s2v-14B"
+BLOCKS, INJECTORS = 10, (0, 3, 6)  # nearly as 12 beside 40
+LATENT = (3, 32, 48)
+
+
+def model() -> WanModel_S2V:
+    config = S2VModelConfig(num_layers=BLOCKS, audio_inject_layers=INJECTORS)
+    with torch.device("meta"):
+        made = WanModel_S2V(config)
+    made = made.to_empty(device="cpu").to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        parameter.normal_(0, 0.02, generator=generator)
+    return made.eval()
+
+
+def prepare(made: WanModel_S2V) -> tuple[tuple[int, int, int], Prepared]:
+    generator, config = torch.Generator().manual_seed(1), made.config
+    frames, rows, columns = LATENT
+    randn = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    given = {
+        "ref_latents": [randn(config.out_dim, 1, rows, columns)],
+        "motion_latents": None,
+        "cond_states": None,
+        "audio_input": randn(1, config.audio_layers, config.audio_dim, 4 * frames),
+    }
+    return LATENT, made.prepare([randn(min(100, config.text_len), config.text_dim)], [LATENT], **given)
+
+
+def request(count: int, folder: Path) -> Request:
+    """Make the request of a video of so many clips, of a tone that comes and goes."""
+    config = NANO_CONFIGS[TASK]
+    samples = int((count * config.frame_num - 3) * SPEECH_RATE / config.sample_fps)
+    time = np.arange(samples) / SPEECH_RATE
+    tone = np.sin(800 * time) * np.sin(6 * time) ** 2
+    with wave.open(str(folder / f"{count}.wav"), "wb") as out:
+        out.setparams((1, 2, SPEECH_RATE, 0, "NONE", ""))
+        out.writeframes((tone * 2**14).astype(np.int16).tobytes())
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    return Request.create(config, image=picture, audio=folder / f"{count}.wav", steps=2, seed=1)
+
+
+CASE = clips.Case(TASK, model, prepare, request, 0.10)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    clips.run(CASE, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
