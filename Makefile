@@ -7,6 +7,13 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 
              $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
              && { echo $$p; break; }; done)
 BIN     := $(VENV)/bin
+# MediaPipe wants an environment of its own: older numpy, and no newer Python.
+MEDIAPIPE_VENV   ?= .venv-mediapipe
+MEDIAPIPE_PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3 python; do \
+             $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+             && { echo $$p; break; }; done)
+# Only files that have such a test: the others need what is not installed there.
+MEDIAPIPE_TESTS   = $$(grep -rl --include='test_*.py' 'mark\.mediapipe' tests)
 # Options of pip, for example a CPU-only package index.
 PIP_ARGS ?=
 
@@ -34,7 +41,7 @@ endif
 # Text of the user as one shell word, whatever quotes or dollar signs it holds.
 quoted    = '$(subst ','\'',$(value $(1)))'
 
-.PHONY: demo test bench format lint clean help
+.PHONY: demo test test-mediapipe bench format lint clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -43,6 +50,7 @@ help:
 	@echo 'make demo TASK=ti2v [IMAGE=FILE]               the same from text, or from text and an image'
 	@echo 'make demo TASK=s2v [AUDIO=FILE IMAGE=FILE]     a face that talks (examples/voice.wav, examples/face.png)'
 	@echo 'make test [ARGS="..."]                         run the test suite (ARGS go to pytest)'
+	@echo 'make test-mediapipe [ARGS="..."]               run the tests with MediaPipe, in $(MEDIAPIPE_VENV)'
 	@echo 'make bench [ARGS=--save]                       run the benchmarks; --save: into benchmarks/results'
 	@echo 'make format | lint | clean'
 
@@ -58,6 +66,14 @@ demo: $(VENV)/.core $(if $(filter s2v,$(TASK)),$(VENV)/.s2v)
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
+test-mediapipe:
+	@if [ -z "$(MEDIAPIPE_PYTHON)" ]; then \
+	  echo 'The tests with MediaPipe are left out: it needs Python 3.10 to 3.12, and none was found.'; \
+	else \
+	  $(MAKE) --no-print-directory VENV=$(MEDIAPIPE_VENV) PYTHON=$(MEDIAPIPE_PYTHON) $(MEDIAPIPE_VENV)/.mediapipe && \
+	  $(MEDIAPIPE_VENV)/bin/python -m pytest -m mediapipe $(MEDIAPIPE_TESTS) $(ARGS); \
+	fi
+
 bench: $(VENV)/.bench
 	for name in dit vae t5 load parallel s2v animate; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
@@ -70,7 +86,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(MEDIAPIPE_VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
@@ -93,6 +109,13 @@ $(VENV)/.dev: requirements-dev.txt requirements_s2v.txt requirements_animate.txt
 $(VENV)/.s2v: requirements_s2v.txt $(VENV)/.core
 	@echo 'Installing requirements_s2v.txt into $(VENV) (once) ...'
 	@$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements_s2v.txt
+	@touch $@
+
+# The core but for its numpy, and pytest.
+$(VENV)/.mediapipe: requirements_animate_mediapipe.txt requirements.txt requirements-dev.txt $(VENV)/.python
+	@echo 'Installing requirements_animate_mediapipe.txt into $(VENV) (once) ...'
+	@{ grep -v '^numpy==' requirements.txt; grep '^pytest' requirements-dev.txt; cat requirements_animate_mediapipe.txt; } > $(VENV)/requirements.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-compile $(PIP_ARGS) -r $(VENV)/requirements.txt
 	@touch $@
 
 # Formatting needs ruff alone, not torch.

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 OPTIONAL = """
     accelerate cv2 dashscope decord diffusers easydict fastapi flash_attn flash_attn_interface gradio imageio kernels
-    librosa moviepy onnx onnxruntime openai peft pytest ray sageattention sam2 scipy sentencepiece soundfile tenacity
-    tomli torchaudio torchvision transformers uvicorn xformers xfuser
+    librosa mediapipe moviepy onnx onnxruntime openai peft pytest ray sageattention sam2 scipy sentencepiece soundfile
+    tenacity tomli torchaudio torchvision transformers uvicorn xformers xfuser
 """.split()
 
 # Names these as not installed: an import fails, and a search for the package finds nothing.

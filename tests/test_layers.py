@@ -57,6 +57,7 @@ BEHIND_ONE_FILE = {
         "flash_attn",
         "flash_attn_interface",
         "gradio",
+        "mediapipe",
         "modelscope_hub",
         "onnx",
         "onnxruntime",

@@ -38,6 +38,31 @@ def test_a_face_talks_with_the_sound_of_the_repository_or_of_the_user():
     assert demo("TASK=s2v", "AUDIO=it's mine.mp3")["--audio"] == "it's mine.mp3"
 
 
+def test_without_a_python_for_mediapipe_its_tests_are_left_out():
+    done = subprocess.run(["make", "test-mediapipe", "MEDIAPIPE_PYTHON="], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "needs Python 3.10 to 3.12, and none was found" in done.stdout, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_the_tests_with_mediapipe_run_in_an_environment_without_the_numpy_of_the_core(tmp_path):
+    """A pip and a pytest that only note their arguments stand for the real ones."""
+    place = tmp_path / "venv"
+    (place / "bin").mkdir(parents=True)
+    (place / ".python").touch()
+    python = place / "bin" / "python"
+    python.write_text(f'#!/bin/sh\necho $@ >> "{tmp_path}/calls"\n')
+    python.chmod(0o755)
+    flags = [f"MEDIAPIPE_VENV={place}", "MEDIAPIPE_PYTHON=python3", "ARGS=-x"]
+    done = subprocess.run(["make", "test-mediapipe", *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    install, tests = (tmp_path / "calls").read_text().splitlines()
+    assert install.startswith("-m pip install") and tests.startswith("-m pytest -m mediapipe tests/")
+    assert "tests/modules/animate/preprocess/test_mediapipe.py" in tests and tests.endswith(" -x")
+    lines = (place / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("numpy")] == ["numpy==1.26.4"]
+    assert {"torch", "pytest", "mediapipe"} <= {line.partition("==")[0] for line in lines}
+
+
 @pytest.mark.parametrize("task", ["i2v", "ti2v"])
 def test_text_of_the_user_stays_one_word(task):
     image, prompt = "my photo's $HOME.png", 'it\'s "$5" `date` & more'

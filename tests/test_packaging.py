@@ -28,6 +28,7 @@ FOLDERS = ("wan", "tests", "docs", "examples", "benchmarks")
 FILES = """
     .flake8 CHANGELOG.md CONTRIBUTING.md LICENSE MANIFEST.in Makefile NOTICE README.md generate.py pyproject.toml
     requirements.txt requirements-dev.txt requirements_s2v.txt requirements_animate.txt
+    requirements_animate_mediapipe.txt
 """.split()
 
 
@@ -131,6 +132,20 @@ def test_the_extra_of_a_task_is_small_and_make_test_installs_it(wheel, name, pac
     lines = [line for line in pinned.splitlines() if not line.startswith("#")]
     assert {distribution(line) for line in lines} == packages and len(lines) == 2 * len(packages)
     assert f"\n-r requirements_{name}.txt\n" in (ROOT / "requirements-dev.txt").read_text()
+
+
+def test_mediapipe_has_an_extra_and_an_environment_of_its_own(wheel):
+    """It brings an OpenCV, which another one would overwrite, and wants an older numpy than the core is tested with."""
+    requires = metadata(wheel).get_all("Requires-Dist")
+    extra = [line for line in requires if 'extra == "animate-mediapipe"' in line]
+    assert {distribution(line) for line in extra} == {"mediapipe", "onnxruntime", "transformers"}
+    assert any(line.startswith("mediapipe==0.10.21;") for line in extra)
+    pinned = (ROOT / "requirements_animate_mediapipe.txt").read_text()
+    assert "\nmediapipe==0.10.21\n" in pinned and "\nnumpy==1." in pinned
+    others = {line.split(";")[0] for line in (ROOT / "requirements_animate.txt").read_text().splitlines()}
+    shared = {line.split(";")[0] for line in pinned.splitlines()}
+    assert {line for line in others if line.startswith(("onnxruntime", "transformers"))} <= shared
+    assert "mediapipe" not in (ROOT / "requirements-dev.txt").read_text()
 
 
 def test_requirements_pin_every_core_package_for_every_python():

@@ -45,6 +45,9 @@ class Squares:
     def describe(self) -> str:
         return "people: squares"
 
+    def begin(self) -> None:
+        pass
+
     def people(self, frames) -> list[np.ndarray]:
         return [self.boxes(frame) for frame in frames]
 

@@ -32,6 +32,9 @@ class Estimator(Protocol):
     def describe(self) -> str:
         """Name the networks and the device that really runs them, in a line."""
 
+    def begin(self) -> None:
+        """Forget the frames before: others begin."""
+
     def people(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Find people in frames, uint8 [H, W, 3]: boxes [n, 5] in pixels (corners, score), the best one first."""
 
@@ -101,6 +104,7 @@ def estimate(
     frame, whoever it is, and else the whole frame. Raises ValueError when there is nobody in any frame.
     """
     follower, points, boxes, others = Follower(choice), [], [], []
+    estimator.begin()
     for batch in batched(frames):
         for frame, people in zip(batch, estimator.people(batch), strict=True):
             box = largest(people, frame.shape[1::-1]) if as_upstream else follower.find(frame, people)

@@ -41,6 +41,9 @@ class WholeBody:
         parts = (("people", self.detector), ("points", self.estimator))
         return "; ".join(f"{what}: {network.path} ({network.provider})" for what, network in parts)
 
+    def begin(self) -> None:
+        """Do nothing: each frame is estimated by itself."""
+
     @property
     def identity(self) -> str:
         """Text that changes with the files and the order of the channels."""
