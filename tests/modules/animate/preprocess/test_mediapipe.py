@@ -112,7 +112,7 @@ def test_the_box_frames_the_visible_body():
 
 
 class Landmarks:
-    """Networks that see a figure upside down in whole frames of 200 x 100, and upright in parts of them."""
+    """Networks that see a figure upside down in whole frames of 200 x 100, in black ones none, and upright in parts."""
 
     parts: ClassVar[list[tuple[int, int]]] = []
     nobody_closer = False
@@ -122,7 +122,7 @@ class Landmarks:
 
     def process(self, picture):
         self.parts.append(picture.shape[1::-1])
-        if self.static and self.nobody_closer:
+        if (self.static and self.nobody_closer) or (not self.static and not picture.any()):
             return SimpleNamespace(pose_landmarks=None, segmentation_mask=None)
         places = np.full((33, 3), 0.5)
         places[[0, 11, 12, 23, 24], :2] = (0.5, 0.3), (0.6, 0.4), (0.4, 0.4), (0.55, 0.7), (0.45, 0.7)
@@ -136,13 +136,20 @@ class Landmarks:
 def test_a_figure_without_a_trunk_is_looked_at_closer(monkeypatch, nobody_closer):
     monkeypatch.setattr(Landmarks, "parts", [])
     monkeypatch.setattr(Landmarks, "nobody_closer", nobody_closer)
-    seen = Watcher(Landmarks).see(np.zeros((100, 200, 3), np.uint8))
+    seen = Watcher(Landmarks).see(np.ones((100, 200, 3), np.uint8))
     (whole, part) = Landmarks.parts
     assert whole == (200, 100) and 40 < part[0] < 100 and 16 <= part[1] < 100
     upright = seen.body[23, 1] > seen.body[11, 1] > seen.body[0, 1]
     assert upright != nobody_closer, "what was seen first is kept when a closer look finds nobody"
     assert seen.body[[23, 24], 0].mean() == pytest.approx(100, abs=1), "in pixels of the frame"
     assert seen.mask.shape == (100, 200) and seen.mask.sum() == (20_000 if nobody_closer else part[0] * part[1])
+
+
+def test_a_figure_that_is_lost_is_looked_for_where_it_was():
+    watcher, frames = Watcher(Landmarks), np.ones((3, 100, 200, 3), np.uint8)
+    frames[[0, 2]] = 0
+    bodies = [watcher.see(frame).body for frame in frames]
+    assert bodies[0] is None and np.array_equal(bodies[1], bodies[2])
 
 
 # ---- the import ----
@@ -215,7 +222,7 @@ def test_clips_become_performances_with_the_marked_joints(tmp_path, name, replac
     count = Film.of(str(CLIPS / f"{name}_driving.mp4"), "video").frames
     assert made.frames == count == media.written(tmp_path / "preview.mp4")[0]
     described = json.loads((tmp_path / "meta.json").read_text())
-    assert len(described["missing"]) <= 1, "found in 60 of 60 and 47 of 48 frames"
+    assert len(described["missing"]) <= (2 if replaces else 0)
     width, height = map(int, described["sizes"]["frame"].split("*"))
     found = load_file(tmp_path / "keypoints.safetensors")["points"] * (320 / width, 180 / height, 1)
     middles = found[:, [5, 6], 1].mean(1), found[:, [11, 12], 1].mean(1)
@@ -228,7 +235,7 @@ def test_clips_become_performances_with_the_marked_joints(tmp_path, name, replac
         if replaces:
             mask = made.footage.mask.take([int(number)])[0, ..., 0] > 127
             x, y = (np.array(joints["nose"]) * (width / 320, height / 180)).astype(int)
-            assert mask[y, x] and not mask[[2, 2], [2, -3]].any() and 0.1 < mask.mean() < 0.7
+            assert mask[y, x] and not mask[:, :32].any() and 0.1 < mask.mean() < 0.7
 
 
 @pytest.mark.mediapipe

@@ -108,7 +108,7 @@ class Seen(NamedTuple):
 
 
 class Watcher:
-    """Networks that follow one figure through frames, and look at it closer where it seems to have no trunk.
+    """Networks that follow one figure through frames, and look closer where it is lost or seems to have no trunk.
 
     A figure whose legs are outside the frame is easily read with its hips at the head. A closer look mends it.
     """
@@ -116,17 +116,20 @@ class Watcher:
     def __init__(self, networks: Callable[..., Any], **options: Any):
         self.networks, self.options = networks, {"model_complexity": MODEL, **options}
         self.follows, self.looks_closer = None, None
+        self.place: Rect | None = None  # of the figure in the last frame with one
 
     def see(self, frame: np.ndarray) -> Seen:
         """Find the figure in the next frame, uint8 [H, W, 3]."""
         height, width = frame.shape[:2]
         self.follows = self.follows or self.networks(static_image_mode=False, **self.options)
         first = look(self.follows, frame, (0, 0, width, height))
-        if first.body is None or has_trunk(first.body):
+        if first.body is not None:
+            self.place = around_body(first.body, (width, height))
+        if self.place is None or has_trunk(first.body):
             return first
         self.looks_closer = self.looks_closer or self.networks(static_image_mode=True, **self.options)
-        closer = look(self.looks_closer, frame, around_body(first.body, (width, height)))
-        return first if closer.body is None or not has_trunk(closer.body) else closer
+        closer = look(self.looks_closer, frame, self.place)
+        return closer if has_trunk(closer.body) else first
 
 
 def look(network: Any, frame: np.ndarray, part: Rect) -> Seen:
@@ -147,8 +150,10 @@ def look(network: Any, frame: np.ndarray, part: Rect) -> Seen:
     return Seen(*map(points, ("pose", "face", "left_hand", "right_hand")), mask)
 
 
-def has_trunk(body: np.ndarray) -> bool:
+def has_trunk(body: np.ndarray | None) -> bool:
     """Tell whether the hips lie beyond the shoulders, seen from the nose, by half of the shoulders' width."""
+    if body is None:
+        return False
     nose, left, right = (body[number, :2] for number in (NOSE, *SHOULDERS))
     middle, hips = (left + right) / 2, body[list(HIPS), :2].mean(0)
     neck = middle - nose
