@@ -12,7 +12,7 @@ from benchmarks import clips, common
 from wan.jobs import PIPELINES
 from wan.parser import exit_code
 
-NAMES = ("dit", "vae", "t5", "load", "parallel", "s2v", "animate")
+NAMES = ("dit", "vae", "t5", "load", "parallel", "s2v", "animate", "preprocess")
 
 
 def run(name, *arguments):

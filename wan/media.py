@@ -119,7 +119,7 @@ def write_video(
 def video_writer(
     path: str | Path, fps: Rate, metadata: dict[str, str] | None = None, overwrite: bool = False, **options: str
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Give a function that adds a frame, uint8 [H, W, 3] RGB, to a file of `write_video`.
+    """Give a function that adds a frame, uint8 [H, W, 3] RGB or [H, W] grey, to a file of `write_video`.
 
     The file appears when the block succeeds. `options` are those of the encoder, such as crf="0" for a lossless file.
     Raises as `write_video`.
@@ -361,18 +361,23 @@ def _open_stream(container: Any, fps: Rate, height: int, width: int, options: di
 
 
 def _to_yuv(frame: np.ndarray) -> Any:
-    """uint8 [H, W, 3] RGB -> a limited-range BT.709 yuv420p frame with even sides."""
+    """uint8 [H, W, 3] RGB, or [H, W] grey -> a limited-range BT.709 yuv420p frame with even sides."""
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
-    odd = [(0, side % 2) for side in frame.shape[:2]]
-    rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(frame, [*odd, (0, 0)], mode="edge")), format="rgb24")
-    yuv = rgb.reformat(
-        format="yuv420p",
-        dst_colorspace=Colorspace.ITU709,
-        src_color_range=ColorRange.JPEG,
-        dst_color_range=ColorRange.MPEG,
-    )
+    odd = [(0, side % 2) for side in frame.shape[:2]] + [(0, 0)] * (frame.ndim - 2)
+    even = np.pad(frame, odd, mode="edge") if np.any(odd) else frame
+    if even.ndim == 2:
+        luma = (16 + even * (219 / 255)).round().astype(np.uint8)
+        chroma = np.full((even.shape[0] // 2, even.shape[1]), 128, np.uint8)
+        yuv = av.VideoFrame.from_ndarray(np.concatenate([luma, chroma]), format="yuv420p")
+    else:
+        yuv = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24").reformat(
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+        )
     yuv.colorspace, yuv.color_range = Colorspace.ITU709, ColorRange.MPEG
     return yuv
 

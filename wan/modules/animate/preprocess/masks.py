@@ -60,7 +60,9 @@ def cells(length: int, count: int) -> np.ndarray:
 
 def without(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Make the place of the person black, uint8 [H, W, 3]."""
-    return frame * (1 - mask)[..., None]
+    result = frame.copy()
+    result[mask.astype(bool)] = 0
+    return result
 
 
 def chunks(count: int) -> list[range]:

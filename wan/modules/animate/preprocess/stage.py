@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from itertools import islice, repeat
@@ -36,8 +38,9 @@ from wan.version import VERSION
 
 log = logging.getLogger(__name__)
 
-FAST = {"preset": "veryfast"}  # coding takes most of the time
-EXACT = {"crf": "0", "preset": "veryfast"}  # black and white come back as they are
+FAST = {"preset": "superfast"}  # coding takes most of the time
+EXACT = {"crf": "0", "preset": "superfast"}  # black and white come back as they are
+WAITING = 2  # frames that wait to be coded
 PREVIEW = "preview.mp4"
 EDITED = ("refer_edit.png", "tpl_edit.png")
 OURS = (POSE, FACE, REFERENCE, BACKGROUND, MASK, DESCRIPTION, POINTS_FILE, PREVIEW, *EDITED)
@@ -205,9 +208,11 @@ class Stage:
         with atomic_file(folder / REFERENCE, overwrite=True) as temporary:
             picture.pixels.save(temporary, "PNG")
         with ExitStack() as files:
-            opened = lambda name, options: files.enter_context(  # noqa: E731
-                media.video_writer(folder / name, rate, overwrite=True, **options)
-            )
+
+            def opened(name: str, options: dict[str, str]) -> Callable[[np.ndarray], None]:
+                add = files.enter_context(media.video_writer(folder / name, rate, overwrite=True, **options))
+                return files.enter_context(behind(add))
+
             add_pose, add_face = opened(POSE, FAST), opened(FACE, FAST)
             if settings.replaces:
                 add_background, add_mask = opened(BACKGROUND, FAST), opened(MASK, EXACT)
@@ -220,7 +225,7 @@ class Stage:
                 add_face(face)
                 if mask is not None:
                     add_background(masks.without(frame, mask))
-                    add_mask(np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))
+                    add_mask(mask * np.uint8(255))
                 if add_preview is not None:
                     add_preview(Preview.of(frame, figure, face, pose, mask))
         self.describe(plan, track, parts)
@@ -318,6 +323,25 @@ class Plan:
         """Decode the frames, uint8 [H, W, 3]."""
         for frame in self.driving.frames():
             yield resize_to_area(frame, self.settings.area) if self.settings.replaces else frame
+
+
+@contextmanager
+def behind(call: Callable[[np.ndarray], None]) -> Iterator[Callable[[np.ndarray], None]]:
+    """Give a function that calls another one in a thread, in order, while the caller goes on; few calls wait.
+
+    An error of a call is raised by a later one, or at the end of the block.
+    """
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(1) as thread:
+
+        def later(frame: np.ndarray) -> None:
+            if len(waiting) == WAITING:
+                waiting.popleft().result()
+            waiting.append(thread.submit(call, frame))
+
+        yield later
+        for done in waiting:
+            done.result()
 
 
 def poses(plan: Plan, figures: list[Figure], retargeting: Retargeting | None) -> Iterator[np.ndarray]:
