@@ -30,7 +30,7 @@ import torch
 
 from tests.tiny_qwen import write_tiny_qwen
 from wan.checkpoint.layout import repository
-from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS, nano_checkpoint
+from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS, is_embedded, nano_checkpoint
 from wan.configs.shared_config import TaskConfig
 from wan.interrupts import INTERRUPTED, as_interrupt, put_off
 from wan.media import read_metadata, save_image, write_video
@@ -130,7 +130,7 @@ class Asked:
             config = WAN_CONFIGS[task]
             here = (self.models / repository(config)).is_dir()
             return config, "" if here else f"there is no folder {repository(config)}"
-        if task not in NANO_CONFIGS or not nano_checkpoint(task).is_dir():
+        if task not in NANO_CONFIGS or not is_embedded(NANO_CONFIGS[task], nano_checkpoint(task)):
             return None, "this task has no embedded model"
         return NANO_CONFIGS[task], ""
 

@@ -20,7 +20,7 @@ from wan.checkpoint.fingerprint import fingerprint
 from wan.checkpoint.layout import part
 from wan.checkpoint.loading import READABLE
 from wan.checkpoint.recognise import described_fields
-from wan.configs import TaskConfig, get_config, nano_checkpoint
+from wan.configs import TaskConfig, get_config, is_embedded, nano_checkpoint
 from wan.extension import plan_extension
 from wan.files import check_writable, shown, stored_name, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
@@ -223,7 +223,7 @@ def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[
     if args.ckpt_dir is None and stored.get("checkpoint", "nano") != "nano":
         raise ValueError(f"the stored request was made with a {task} checkpoint; give its folder with --ckpt_dir")
     config = get_config(task, "nano")
-    if not nano_checkpoint(task).is_dir():
+    if not is_embedded(config, nano_checkpoint(task)):
         raise FileNotFoundError(
             f"the embedded nano checkpoint of {task} is not in this copy ({nano_checkpoint(task)}); "
             f"make it with python -m wan.nano.recipes {task.partition('-')[0]}, or give --ckpt_dir"

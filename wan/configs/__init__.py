@@ -1,6 +1,6 @@
 """Configs of the tasks and their sizes: values only, by the names that users type."""
 
-from wan.configs.nano import NANO_CONFIGS, nano_checkpoint
+from wan.configs.nano import NANO_CONFIGS, is_embedded, nano_checkpoint
 from wan.configs.shared_config import KNOWN_SIZES, Presets, TaskConfig, wan_shared_cfg
 from wan.configs.wan_animate_14B import animate_14B
 from wan.configs.wan_i2v_A14B import i2v_A14B
@@ -30,6 +30,7 @@ __all__ = [
     "TaskConfig",
     "check_available",
     "get_config",
+    "is_embedded",
     "nano_checkpoint",
     "register",
     "wan_shared_cfg",

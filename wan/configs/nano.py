@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from wan.configs.shared_config import Presets
+from wan.configs.shared_config import Presets, TaskConfig
 from wan.configs.wan_animate_14B import animate_14B
 from wan.configs.wan_i2v_A14B import i2v_A14B
 from wan.configs.wan_s2v_14B import s2v_14B
@@ -70,6 +70,11 @@ NANO_CONFIGS = Presets(
         **COMMON | {"prompt": "a person moves", "frame_num": 33, "dim": 128, "ffn_dim": 480, "sample_steps": 10},
     ),
 )
+
+
+def is_embedded(config: TaskConfig, folder: Path) -> bool:
+    """Tell whether a folder of embedded parts holds the model of a task; it may hold other parts alone."""
+    return (folder / config.experts[-1] / "config.json").is_file()
 
 
 def nano_checkpoint(task: str) -> Path:
