@@ -121,7 +121,10 @@ def files():
         (["--attention", "magic"], "invalid choice: 'magic'"),
         (["--attention", "flash2"], "attention backend 'flash2' needs a CUDA device"),
         (["--task", "t2v"], "invalid choice: 't2v'"),
-        (["--task", "animate-14B", "--image", "a.png"], "--image is not used by animate-14B, only by i2v-A14B"),
+        (
+            ["--task", "t2v-A14B", "--src_root_path", "a"],
+            "--src_root_path is not used by t2v-A14B, only by animate-14B",
+        ),
         (
             ["--task", "t2v-A14B", "--image", "cat.jpg"],
             "--image is not used by t2v-A14B, only by i2v-A14B, ti2v-5B",
