@@ -111,6 +111,23 @@ def test_the_box_frames_the_visible_body():
 # ---- a closer look ----
 
 
+@pytest.mark.parametrize(
+    ("nose", "shoulders", "hips", "upright"),
+    [
+        ((50, 20), (30, 70), 80, True),
+        ((50, 20), (45, 55), 60, True),  # from the side
+        ((50, 20), (30, 70), 15, False),  # hips at the head
+        ((50, 25), (30, 70), 34, False),  # no trunk
+        ((50, 80), (40, 60), 10, False),  # upside down
+    ],
+)
+def test_a_figure_is_upright_with_its_hips_below_shoulders_and_nose(nose, shoulders, hips, upright):
+    body = np.ones((33, 3))
+    body[[0, 11, 12, 23, 24], :2] = nose, (shoulders[1], 35), (shoulders[0], 35), (55, hips), (45, hips)
+    assert module.is_upright(body) == upright
+    assert not module.is_upright(None)
+
+
 class Landmarks:
     """Networks that see a figure upside down in whole frames of 200 x 100, in black ones none, and upright in parts."""
 
@@ -133,7 +150,7 @@ class Landmarks:
 
 
 @pytest.mark.parametrize("nobody_closer", [False, True])
-def test_a_figure_without_a_trunk_is_looked_at_closer(monkeypatch, nobody_closer):
+def test_a_figure_that_is_not_upright_is_looked_at_closer(monkeypatch, nobody_closer):
     monkeypatch.setattr(Landmarks, "parts", [])
     monkeypatch.setattr(Landmarks, "nobody_closer", nobody_closer)
     seen = Watcher(Landmarks).see(np.ones((100, 200, 3), np.uint8))

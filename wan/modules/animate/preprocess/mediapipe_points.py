@@ -108,7 +108,7 @@ class Seen(NamedTuple):
 
 
 class Watcher:
-    """Networks that follow one figure through frames, and look closer where it is lost or seems to have no trunk.
+    """Networks that follow one figure through frames, and look closer where it is lost or seems not to be upright.
 
     A figure whose legs are outside the frame is easily read with its hips at the head. A closer look mends it.
     """
@@ -125,11 +125,11 @@ class Watcher:
         first = look(self.follows, frame, (0, 0, width, height))
         if first.body is not None:
             self.place = around_body(first.body, (width, height))
-        if self.place is None or has_trunk(first.body):
+        if self.place is None or is_upright(first.body):
             return first
         self.looks_closer = self.looks_closer or self.networks(static_image_mode=True, **self.options)
         closer = look(self.looks_closer, frame, self.place)
-        return closer if has_trunk(closer.body) else first
+        return closer if is_upright(closer.body) else first
 
 
 def look(network: Any, frame: np.ndarray, part: Rect) -> Seen:
@@ -150,14 +150,15 @@ def look(network: Any, frame: np.ndarray, part: Rect) -> Seen:
     return Seen(*map(points, ("pose", "face", "left_hand", "right_hand")), mask)
 
 
-def has_trunk(body: np.ndarray | None) -> bool:
-    """Tell whether the hips lie beyond the shoulders, seen from the nose, by half of the shoulders' width."""
+def is_upright(body: np.ndarray | None) -> bool:
+    """Tell whether hips lie below the nose, and beyond the shoulders, as seen from it, by half of their width."""
     if body is None:
         return False
     nose, left, right = (body[number, :2] for number in (NOSE, *SHOULDERS))
     middle, hips = (left + right) / 2, body[list(HIPS), :2].mean(0)
     neck = middle - nose
-    return bool((hips - middle) @ neck >= np.linalg.norm(left - right) / 2 * np.linalg.norm(neck) > 0)
+    beyond = (hips - middle) @ neck
+    return bool(hips[1] > nose[1] and beyond >= np.linalg.norm(left - right) / 2 * np.linalg.norm(neck) > 0)
 
 
 def around_body(body: np.ndarray, size: Size) -> Rect:
