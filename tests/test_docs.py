@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tomllib
 import torch
 from PIL import Image
 
@@ -33,6 +32,7 @@ from wan.pipeline import WanPipeline
 from wan.training.config import TrainConfig
 from wan.utils import prompt_extend
 
+tomllib = import_module("tomllib" if util.find_spec("tomllib") else "tomli")  # on Python 3.10 pytest brings tomli
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("python", "torchrun", "wan-generate", "make", "pip", "poetry", "hf", "modelscope", "pre-commit")
