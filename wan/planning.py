@@ -202,7 +202,7 @@ def _parallel(args: argparse.Namespace) -> Parallel:
 def _check_flags(args: argparse.Namespace, task: str) -> None:
     """Refuse inputs of other tasks; warn about settings of other tasks."""
     for flag in FLAGS:
-        if getattr(args, flag.name) in (None, False):
+        if getattr(args, flag.name) in (None, False, flag.default):
             continue
         if not flag.is_of(task):
             others = f", only by {', '.join(flag.tasks)}" if flag.tasks else ""

@@ -119,6 +119,13 @@ def test_the_mask_of_the_frame_before_serves_where_one_vanishes(tmp_path, inputs
     )
 
 
+def test_frames_before_the_first_mask_get_it(tmp_path, inputs):
+    inputs["video"] = str(walk(tmp_path / "late.mp4", absent=(0, 1)))
+    run(inputs, tmp_path / "out", replaces=True)
+    masks = Performance.of(tmp_path / "out").footage.mask.take(range(12))
+    assert masks[2].any() and np.array_equal(masks[0], masks[2]) and np.array_equal(masks[1], masks[2])
+
+
 def two_people(count=10):
     """A green and a red person pass each other; the red one comes nearer, and is the larger one in the end."""
     return [scene((6 + 4 * n, 10, 24, GREEN), (60 - 4 * n, 8, 22 + 2 * (n // 2), RED)) for n in range(count)]

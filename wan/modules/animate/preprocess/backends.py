@@ -6,7 +6,6 @@ import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +41,14 @@ class Networks:
 
 def open_networks(args: Namespace, settings: Settings) -> Networks:
     """Open what a run needs. Raises ValueError and FileNotFoundError that name what is missing, and its source."""
-    segmenter = open_segmenter(args, settings) if settings.replaces else None
+    backend = chosen_backend(args)
+    segmenter = open_segmenter(args, settings, backend) if settings.replaces else None
     if args.masks and not settings.replaces:
         log.warning("--masks has no effect without --replace_flag")
     editor = open_editor(args) if settings.edits else None
-    backend = chosen_backend(args)
     if backend == "mediapipe":
-        MediaPipe = import_module("wan.modules.animate.preprocess.mediapipe_points").MediaPipe
+        from wan.modules.animate.preprocess.mediapipe_points import MediaPipe
+
         if settings.person is not None:
             raise ValueError("--person needs the ONNX networks: MediaPipe sees one figure; leave it out")
         estimator = MediaPipe()
@@ -96,11 +96,15 @@ def onnx_files(args: Namespace) -> list[Path]:
 # ---- masks ----
 
 
-def open_segmenter(args: Namespace, settings: Settings) -> Segmenter:
-    """Open the user's masks, or check SAM 2, which is loaded when masks are made."""
+def open_segmenter(args: Namespace, settings: Settings, backend: str) -> Segmenter:
+    """Open the user's masks, or check SAM 2, which is loaded when masks are made; without it MediaPipe has its own."""
     if args.masks:
         driving = Driving.of(settings.video, settings.fps, settings.start, settings.length, settings.as_upstream)
         return OwnMasks(args.masks, driving)
+    if backend == "mediapipe" and not (args.ckpt_path and Path(args.ckpt_path, SAM2).is_file()):
+        from wan.modules.animate.preprocess.mediapipe_points import MediaPipeMasks
+
+        return MediaPipeMasks()
     if not args.ckpt_path:
         raise ValueError(f"{called('replace_flag')} needs --ckpt_path DIR with {SAM2}, or your own masks: --masks FILE")
     path = Path(args.ckpt_path, SAM2)

@@ -231,24 +231,28 @@ class Stage:
         self.describe(plan, track, parts)
 
     def masks(self, plan: Plan, track: Track, figures: list[Figure]) -> Iterator[np.ndarray]:
-        """Yield the grown masks of all frames; where the person vanishes, the mask of the frame before."""
+        """Yield the grown masks of all frames; where the person vanishes, that of the frame before, else the first."""
         settings = self.settings
 
         def clicks(number: int) -> tuple[np.ndarray, np.ndarray]:
             return masks.clicks(figures[number].body, plan.size, track.others[number], settings.as_upstream)
 
+        growth = settings.iterations, settings.k, settings.w_len, settings.h_len
         before, empty = None, []
         for number, mask in enumerate(self.segmenter.masks(plan.frames(), clicks)):
-            if mask.any():
-                before = masks.shaped(mask, settings.iterations, settings.k, settings.w_len, settings.h_len)
-            else:
+            if not mask.any():
                 empty.append(number)
-            yield np.zeros_like(mask) if before is None else before
+                if before is not None:
+                    yield before
+                continue
+            is_first, before = before is None, masks.shaped(mask, *growth)
+            yield from [before] * (number + 1 if is_first else 1)
         if before is None:
             raise ValueError("the masks of all frames are empty: nobody would be replaced; try --masks with your own")
         if empty:
             self.warn(
-                f"in {len(empty)} frames the person had no mask, and that of the frame before is used: {listed(empty)}"
+                f"in {len(empty)} frames the person had no mask, and that of the frame before it, or the first one, is "
+                f"used: {listed(empty)}"
             )
 
     def describe(self, plan: Plan, track: Track, parts: list[Any]) -> None:
