@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -95,6 +96,39 @@ def test_sound_is_that_of_the_flag_or_of_the_description(run, folder, tmp_path):
     assert run(src=described, out="described.mp4") == 0
     heard = sum(len(chunk) for chunk in media.sound_chunks("described.mp4", 16_000)) / 16_000
     assert 0.05 < heard < 0.2, "from 0.9 s on, of one second"
+    assert media.written("described.mp4")[0] == COUNT, "a short sound cuts no frame off"
+
+
+@pytest.mark.parametrize(
+    ("description", "text"),
+    [
+        ("{", "meta.json is not valid JSON"),
+        ("[]", "meta.json"),
+        ('{"sound": 5}', "sound of"),
+        ('{"sound": {"path": 5}}', "the path of the sound of"),
+        ('{"sound": {"path": "a\\u0000b"}}', "the path of the sound of"),
+        ('{"sound": {"path": "../a.wav", "start": 1e999}}', "meta.json must be a finite number, got inf"),
+        ('{"sound": {"path": "../a.wav", "start": NaN}}', "NaN is no number of JSON"),
+        ('{"sound": {"path": "../a.wav", "start": -1}}', "meta.json must be 0 or more"),
+        ('{"sound": {"path": "../a.wav", "start": 9}}', "meta.json 9 is beyond the end"),
+        ('{"sound": {"path": "../a.wav", "length": "x"}}', "meta.json must be a finite number"),
+    ],
+)
+def test_a_wrong_description_is_named(run, tmp_path, folder, capsys, description, text):
+    shutil.copytree(folder, tmp_path / "p")
+    write_wav(tmp_path / "a.wav", np.zeros(1600))
+    (tmp_path / "p" / "meta.json").write_text(description)
+    assert run(src="p") == 2
+    error = capsys.readouterr().err
+    assert text in error and "p/meta.json" in error
+
+
+@pytest.mark.parametrize("path", ["gone.wav", "/dev/zero", "x" * 3000])
+def test_a_sound_that_is_not_there_is_missed(folder, tmp_path, caplog, path):
+    shutil.copytree(folder, tmp_path / "p")
+    (tmp_path / "p" / "meta.json").write_text(json.dumps({"sound": {"path": path}}))
+    assert Performance.of(tmp_path / "p").sound is None
+    assert "which is not there; the video has none without --sound" in caplog.text
 
 
 def test_composite_keeps_the_pixels_of_the_background(run, folder):

@@ -15,6 +15,7 @@ from wan.media import (
     MAX_FPS,
     add_audio,
     contact_sheet,
+    frame_times,
     from_uint8,
     read_metadata,
     read_video,
@@ -413,3 +414,40 @@ def test_a_file_that_was_cut_short_is_noticed(tmp_path, name, frames):
         assert written(path)[0] < frames
     except ValueError as error:
         assert name in str(error)
+
+
+def test_a_short_sound_ends_and_all_pictures_stay(tmp_path):
+    video = tmp_path / "a.mp4"
+    write_video(solid(COLORS * 4), video, 16)
+    (before, *_), packets = streams(video)
+    add_audio(video, write_tone(tmp_path / "a.wav", 0.5), keeps_frames=True)
+    (pictures, sound), after = streams(video)
+    assert (pictures, after) == (before, packets) and abs(sound[2] - 0.5) < 0.1
+
+
+def test_frames_that_an_edit_list_cuts_off_do_not_count(tmp_path):
+    """Cutting a film without coding it again, as telephones do, leaves frames in the file that no player shows."""
+    write_video(solid(COLORS * 3), tmp_path / "a.mp4", 16)
+    with av.open(str(tmp_path / "a.mp4")) as whole, av.open(str(tmp_path / "cut.mp4"), "w") as out:
+        stream = out.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.dts is not None:
+                packet.pts, packet.dts = (t - int(5 / 16 / packet.time_base) for t in (packet.pts, packet.dts))
+                packet.stream = stream
+                out.mux(packet)
+    shown = len(read_video(tmp_path / "cut.mp4")[0])
+    times, end = frame_times(tmp_path / "cut.mp4")
+    assert shown == len(COLORS) * 3 - 5 == written(tmp_path / "cut.mp4")[0] == len(times)
+    assert times[0] == 0 and end == pytest.approx(shown / 16, abs=1 / 100)
+
+
+@pytest.mark.parametrize("has_sound", [False, True])
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_a_film_that_is_cut_off_is_no_shorter_film(tmp_path, share, has_sound):
+    video = tmp_path / "a.mp4"
+    write_video(np.random.default_rng(0).integers(0, 255, (24, 48, 64, 3), np.uint8), video, 16)
+    if has_sound:
+        add_audio(video, write_tone(tmp_path / "a.wav", 1.5))
+    video.write_bytes(video.read_bytes()[: int(share * video.stat().st_size)])
+    with pytest.raises(ValueError, match=r"a\.mp4 is cut off after \d+ frames: copy it again"):
+        frame_times(video)

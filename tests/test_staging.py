@@ -86,6 +86,24 @@ def test_replacement_with_masks_of_ones_own(run, inputs):
     assert 0.1 < (kept.footage.mask.take([0]) > 128).mean() < 0.95
 
 
+def test_other_masks_of_the_same_name_are_another_performance(run, inputs, tmp_path):
+    shutil.copy(inputs / "m.mp4", "own.mp4")
+    assert run("--replace_flag", "--masks", "own.mp4") == 0
+    media.write_video(np.full((COUNT, 64, 64, 3), 255, np.uint8), "own.mp4", RATE, overwrite=True)
+    assert run("--replace_flag", "--masks", "own.mp4", out="other.mp4") == 0
+    assert len(cached()) == 2
+
+
+def test_a_damaged_performance_in_the_cache_is_made_again(run, caplog):
+    assert run() == 0
+    [folder] = cached()
+    (folder / "src_face.mp4").unlink()
+    assert run(out="again.mp4") == 0
+    assert "is damaged, and is made again" in caplog.text
+    first, again = (media.read_video(name)[0] for name in ("out.mp4", "again.mp4"))
+    assert (first == again).all()
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [

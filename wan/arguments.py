@@ -220,7 +220,7 @@ FLAGS = [
     Flag(MAKE, "masks", FILE, "with --video: your own masks, a video that is white where the person is; default: SAM 2",
          None, ANIMATE),
     Flag(MAKE, "pose_backend", choice(POSE_BACKENDS), "with --video: what finds the person; default: auto, the "
-         "networks of the checkpoint, else MediaPipe", None, ANIMATE, default="auto"),
+         "networks of the checkpoint, else MediaPipe", None, ANIMATE),
     Flag(MAKE, "keep_inputs", FOLDER, "with --video: keep what preprocessing makes here, with a preview; default: a "
          "folder of the cache", None, ANIMATE),
     Flag(MAKE, "src_root_path", FOLDER, "folder of the preprocessed performance; default: none", "performance",

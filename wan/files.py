@@ -94,10 +94,13 @@ def stored_name(text: str) -> str:
         return ""
 
 
-def check_writable(path: str | Path, overwrite: bool = False, needed: int = 0) -> None:
+def check_writable(
+    path: str | Path, overwrite: bool = False, needed: int = 0, other: str = "--output_dir or --save_file"
+) -> None:
     """Make sure that `needed` bytes can be written to `path`, before hours of work.
 
-    Makes its folder, and a file for a moment. Raises FileExistsError or ValueError that says what to do.
+    Makes its folder, and a file for a moment. Raises FileExistsError or ValueError that says what to do: `other` are
+    the flags for another place.
     """
     path = Path(path)
     if path.is_dir():
@@ -112,9 +115,7 @@ def check_writable(path: str | Path, overwrite: bool = False, needed: int = 0) -
             _probe(path)  # its name may be too long, or have characters that this file system refuses
         free = shutil.disk_usage(path.parent).free
     except OSError as error:
-        raise ValueError(
-            f"cannot write to {path} ({error.strerror}); choose another --output_dir or --save_file"
-        ) from None
+        raise ValueError(f"cannot write to {path} ({error.strerror}); choose another {other}") from None
     largest = _file_size_limit()
     if largest is not None and largest < needed:
         raise ValueError(

@@ -169,7 +169,7 @@ def make(outcome: Outcome, pipeline: WanPipeline) -> None:
         count = media.write(chain([first], frames), job.video, job.request.fps, tags(job), job.overwrite)
     _check_written(job)
     if (sound := job.pipeline.sound(job.request)) is not None:
-        media.add_audio(job.video, sound.path, sound.start, sound.length)
+        media.add_audio(job.video, sound.path, sound.start, sound.length, job.request.performance is not None)
     with put_off():
         outcome.done()
     _summarize(job, pipeline.phases, count, time.perf_counter() - start)
@@ -216,7 +216,8 @@ class ClipFile:
             path, fps = self.job.clip_file(self.index), self.job.request.fps
             count = media.write(self.frames, path, fps, {}, overwrite=True)
             if (sound := self.job.pipeline.sound(self.job.request)) is not None:
-                media.add_audio(path, sound.path, sound.start + self.start / fps, count / fps)
+                keeps_frames = self.job.request.performance is not None  # the sound of others decides on their length
+                media.add_audio(path, sound.path, sound.start + self.start / fps, count / fps, keeps_frames)
 
 
 def _check_written(job: Job) -> None:

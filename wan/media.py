@@ -156,12 +156,19 @@ def video_writer(
 def frame_times(path: str | Path) -> tuple[list[Fraction], Fraction]:
     """List when each frame of a video is shown, in seconds from the first one on, and the end of the last one.
 
-    Headers of packets are read, no frame is decoded. Raises FileNotFoundError, and ValueError without frames.
+    Headers of packets are read, no frame is decoded. Raises FileNotFoundError, and ValueError without frames, and for
+    a file that is cut off: what is left of it would pass for a shorter video.
     """
     with _open(path) as container:
         stream = _first(container.streams.video, path, "video")
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt]
+        tracks, packets = [stream, *container.streams.audio], []
+        for packet in container.demux(tracks):
+            if packet.is_corrupt:
+                raise ValueError(
+                    f"{shown(path)} is cut off after {len(packets)} frames: copy it again, or convert what is left"
+                )
+            packets += [packet] if packet.stream_index == stream.index and _is_shown(packet) else []
         if not packets:
             raise ValueError(f"{shown(path)} has no frames; name a video that has")
         if any(packet.pts is None for packet in packets):
@@ -189,8 +196,13 @@ def written(path: str | Path) -> tuple[int, tuple[int, int]]:
         return 1, images.read_image(path).size
     with _open(path) as container:
         stream = container.streams.video[0]
-        count = sum(packet.size > 0 and not packet.is_corrupt for packet in container.demux(stream))
+        count = sum(_is_shown(packet) and not packet.is_corrupt for packet in container.demux(stream))
         return count, (stream.width, stream.height)
+
+
+def _is_shown(packet: Any) -> bool:
+    """Tell whether a packet has a frame that players show: an edit list cuts off others, as trimmed videos have one."""
+    return packet.size > 0 and not packet.is_discard
 
 
 def sound_chunks(path: str | Path, rate: int) -> Iterator[np.ndarray]:
@@ -234,6 +246,12 @@ def upright_frames(path: str | Path) -> Iterator[tuple[Fraction, np.ndarray]]:
             yield last, np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
 
 
+def has_sound(path: str | Path) -> bool:
+    """Tell whether a file has a track of sound. Raises FileNotFoundError, and ValueError for no film or sound."""
+    with _open(path) as container:
+        return bool(container.streams.audio)
+
+
 def frame_rate(path: str | Path) -> Fraction:
     """Frames per second of a video, on average. Raises FileNotFoundError, and ValueError without video."""
     with _open(path) as container:
@@ -241,12 +259,14 @@ def frame_rate(path: str | Path) -> Fraction:
         return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
-def add_audio(video: str | Path, audio: str | Path, start: float = 0, length: float | None = None) -> None:
+def add_audio(
+    video: str | Path, audio: str | Path, start: float = 0, length: float | None = None, keeps_frames: bool = False
+) -> None:
     """Give an mp4 the first sound of another file, in place of its own; it ends with the shorter of the two.
 
-    The sound is taken from `start` on, for `length` seconds. Pictures and whole AAC sound are copied, other sound is
-    encoded. The file changes as a whole or not at all. Raises FileNotFoundError, and ValueError for a file without
-    video or sound.
+    `keeps_frames`: only the sound is cut. The sound is taken from `start` on, for `length` seconds. Pictures and whole
+    AAC sound are copied, other sound is encoded. The file changes as a whole or not at all. Raises FileNotFoundError,
+    and ValueError for a file without video or sound.
     """
     import av
 
@@ -262,7 +282,7 @@ def add_audio(video: str | Path, audio: str | Path, start: float = 0, length: fl
             heard = _seconds(audio, "audio") - Fraction(start)
             end = min(_seconds(video, "video"), heard if length is None else min(heard, Fraction(length)))
             for packet in heapq.merge(*packets, key=lambda packet: packet.dts * packet.time_base):
-                if packet.dts * packet.time_base < end:
+                if packet.dts * packet.time_base < end or (keeps_frames and packet.stream.type == "video"):
                     out.mux(packet)
 
 

@@ -71,8 +71,11 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def exit_code(main: Callable[[], int | None]) -> int:
-    """Run a program; return its exit code: 2 and one line for mistakes of the user, 130 for Ctrl-C."""
+def exit_code(main: Callable[[], int | None], program: str | None = None) -> int:
+    """Run a program; return its exit code: 2 and one line for mistakes of the user, 130 for Ctrl-C.
+
+    Messages begin with the name of the `program`, if it is not the one that runs.
+    """
     keep_streams_open()
     try:
         return main() or 0
@@ -80,17 +83,17 @@ def exit_code(main: Callable[[], int | None]) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        print_error(f"error: the package {package} is not installed; pip install '.[{EXTRAS[package]}]'")
+        print_error(f"error: the package {package} is not installed; pip install '.[{EXTRAS[package]}]'", program)
     except OSError as error:
         is_named = error.filename and error.strerror
-        print_error(f"error: {error.filename}: {error.strerror}" if is_named else f"error: {error}")
+        print_error(f"error: {error.filename}: {error.strerror}" if is_named else f"error: {error}", program)
     except ValueError as error:
-        print_error(f"error: {error}")
+        print_error(f"error: {error}", program)
     except FloatingPointError as error:
-        print_error(f"failed: {error}")
+        print_error(f"failed: {error}", program)
         return 1
     except KeyboardInterrupt:
-        print_error("interrupted")
+        print_error("interrupted", program)
         return 130
     return 2
 

@@ -6,6 +6,8 @@ Preprocessing writes such a folder. Its videos are read as clips need them.
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,10 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from wan import geometry, images, media
-from wan.files import parse_json, shown
+from wan.files import read_json, shown
 from wan.geometry import Size, format_size
 from wan.inputs import Film, Input, Sound, file_digest, stored_path
-from wan.values import called, dictionary, parse_rate, quoted, rate, real, text, whole
+from wan.values import called, dictionary, parse_rate, quoted, rate, text, whole
+
+log = logging.getLogger(__name__)
 
 POSE, FACE, REFERENCE = "src_pose.mp4", "src_face.mp4", "src_ref.png"
 BACKGROUND, MASK = "src_bg.mp4", "src_mask.mp4"
@@ -241,17 +245,21 @@ def described_sound(folder: Path) -> Sound | None:
     file = folder / DESCRIPTION
     if not file.is_file():
         return None
-    if file.stat().st_size > MAX_DESCRIPTION_BYTES:
-        raise ValueError(f"{shown(file)} is larger than the description of a performance can be")
-    sound = dictionary(shown(file), parse_json(file.read_text("utf-8"))).get("sound")
+    sound = dictionary(shown(file), read_json(file, MAX_DESCRIPTION_BYTES)).get("sound")
     if sound is None:
         return None
-    path = folder / text(f"sound of {shown(file)}", dictionary(f"sound of {shown(file)}", sound).get("path"))
-    if not path.is_file():
+    noun = f"sound of {shown(file)}"
+    if (path := stored_path(dictionary(noun, sound).get("path"), noun)) is None:
         return None
-    start, length = sound.get("start") or 0, sound.get("length")
+    path = folder / path
+    if not os.path.isfile(path):  # Path.is_file raises for names that no file can have
+        log.warning(
+            "%s names the sound %s, which is not there; the video has none without --sound", shown(file), shown(path)
+        )
+        return None
+    start, length = sound.get("start"), sound.get("length")
     names = f"start of {shown(file)}", f"length of {shown(file)}"
-    return Sound.of(path).part(real(names[0], start), length, names)
+    return Sound.of(path).part(0 if start is None else start, length, names)
 
 
 def _each(frames: Frames) -> Any:

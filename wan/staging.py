@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from wan.choices import POSE_BACKENDS
 from wan.configs import TaskConfig
 from wan.distributed.util import broadcast_text, get_rank
 from wan.files import shown
 from wan.geometry import parse_size
-from wan.inputs import Picture
+from wan.inputs import Picture, file_digest
 from wan.modules.animate.preprocess.backends import Networks, open_networks
 from wan.modules.animate.preprocess.source import SOURCE_RATE, Driving
 from wan.modules.animate.preprocess.stage import Plan, Settings, Stage
@@ -28,7 +29,12 @@ from wan.runtime import own_device
 log = logging.getLogger(__name__)
 
 NETWORKS = "process_checkpoint"  # in a checkpoint
-NAMES = {"video_path": "--video", "refer_path": "--image", "save_path": "--keep_inputs"}  # of the stage's settings
+NAMES = {
+    "video_path": "--video",
+    "refer_path": "--image",
+    "save_path": "--keep_inputs",
+    "resolution_area": "--size",
+}  # of the stage's settings
 
 
 def performed(
@@ -44,6 +50,7 @@ def performed(
     driving = Driving.of(settings.video, settings.fps)
     picture = Picture.of(settings.picture, "image")
     plan = Plan(settings, driving, np.asarray(picture.pixels))
+    plan.check()
     expected = Performance(None, plan.pose_size, len(driving), driving.rate, "")
     Request.create(config, **given | {"performance": expected})
     folder = settings.folder
@@ -51,13 +58,25 @@ def performed(
         own = args_of_networks(args, checkpoint)
         networks = open_networks(own, settings)
         folder = folder_of(settings, driving, picture, networks, own)
-        if folder != settings.folder and (folder / DESCRIPTION).is_file():
+        if folder != settings.folder and is_whole(folder, settings.replaces):
             log.info("the performance is prepared already: %s", shown(folder))
         else:
             log.info("preparing the performance in %s", shown(folder))
             settings = replace(settings, folder=folder)
             Stage(settings, networks.estimator, networks.identity, networks.segmenter, networks.editor).run()
     return broadcast_text(str(folder), own_device(args.device, local_rank))
+
+
+def is_whole(folder: Path, replaces: bool) -> bool:
+    """Tell whether a folder in the cache holds all of a performance; others may have deleted a part of it."""
+    if not (folder / DESCRIPTION).is_file():
+        return False
+    try:
+        Performance.of(folder).check(replaces, False)
+    except (ValueError, OSError) as error:
+        log.warning("the performance in the cache is damaged, and is made again: %s", error)
+        return False
+    return True
 
 
 def settings_of(args: argparse.Namespace, config: TaskConfig) -> Settings:
@@ -85,7 +104,7 @@ def args_of_networks(args: argparse.Namespace, checkpoint: Path) -> argparse.Nam
     return argparse.Namespace(
         ckpt_path=str(folder) if folder.is_dir() else None,
         masks=args.masks,
-        pose_backend=args.pose_backend,
+        pose_backend=args.pose_backend or POSE_BACKENDS[0],
         pose_input="bgr",
         detector=None,
         pose_model=None,
@@ -99,7 +118,8 @@ def folder_of(
     values = {
         name: str(value) for name, value in asdict(settings).items() if name not in ("video", "picture", "folder")
     }
-    made_from = [driving.film.sha256, picture.sha256, networks.identity, args.masks, sorted(values.items())]
+    masks = file_digest(args.masks) if args.masks and settings.replaces else None
+    made_from = [driving.film.sha256, picture.sha256, networks.identity, masks, sorted(values.items())]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
     return settings.folder if settings.folder != cache_folder() else settings.folder / key
 

@@ -139,10 +139,10 @@ def broadcast_text(text: str, device: torch.device | str = "cpu", group: Process
     """Return the `text` of the first rank on every rank; it is sent as bytes."""
     if get_world_size() == 1:
         return text
-    data = torch.tensor(list(text.encode("utf-8")), dtype=torch.uint8, device=device)
+    data = torch.tensor(list(text.encode("utf-8", "surrogateescape")), dtype=torch.uint8, device=device)
     length = broadcast_int(len(data), device, group)
     data = _from_first(data if len(data) == length else data.new_zeros(length), group)
-    return bytes(data.tolist()).decode("utf-8")
+    return bytes(data.tolist()).decode("utf-8", "surrogateescape")
 
 
 def broadcast_tensor(x: Tensor | None, like: Tensor, group: ProcessGroup) -> Tensor:

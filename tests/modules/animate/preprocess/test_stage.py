@@ -1,6 +1,9 @@
 """The stage, with networks that see coloured squares: what it writes, keeps and refuses."""
 
 import json
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.modules.animate.preprocess.fake import GREEN, RED, ByColour, Squares, film, picture, scene, walk
-from tests.recorded import write_lossless
+from tests.recorded import write_lossless, write_wav
 from wan import media
 from wan.modules.animate.preprocess.people import Follower
 from wan.modules.animate.preprocess.source import Driving
@@ -64,8 +67,6 @@ def test_masks_come_back_as_they_were_and_the_background_is_black_there(inputs, 
 
 
 def test_the_sound_of_the_video_is_named(tmp_path, inputs):
-    from tests.recorded import write_wav
-
     write_wav(tmp_path / "a.wav", 0.3 * np.sin(np.arange(8000) / 9))
     media.add_audio(inputs["video"], tmp_path / "a.wav")
     run(inputs, tmp_path / "out", start=0.1, length=0.2)
@@ -248,3 +249,88 @@ def test_settings_without_effect_are_named(inputs, tmp_path, caplog):
         "iterations, k has no effect without replace_flag",
         "retarget_flag has no effect with replace_flag: the character stands where the person stands",
     ]
+
+
+# ---- sounds, sizes and folders that cannot be ----
+
+
+def test_a_part_of_the_video_after_its_sound_has_none(tmp_path, inputs):
+    write_wav(tmp_path / "a.wav", 0.3 * np.sin(np.arange(3200) / 9))
+    media.add_audio(inputs["video"], tmp_path / "a.wav", keeps_frames=True)
+    run(inputs, tmp_path / "out", start=0.3)
+    assert Performance.of(tmp_path / "out").sound is None
+
+
+def test_a_damaged_sound_is_named_and_left_out(tmp_path, inputs, monkeypatch, caplog):
+    write_wav(tmp_path / "a.wav", 0.3 * np.sin(np.arange(3200) / 9))
+    media.add_audio(inputs["video"], tmp_path / "a.wav", keeps_frames=True)
+
+    def damaged(path, rate):
+        yield np.zeros(100, np.float32)
+        raise ValueError(f"{path} is not a sound that can be read")
+
+    monkeypatch.setattr(media, "sound_chunks", damaged)
+    run(inputs, tmp_path / "out")
+    described = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert described["sound"] is None and "v.mp4 is not a sound that can be read" in described["warnings"][0]
+    assert "the sound of the video cannot be used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "text"),
+    [
+        (
+            (60000, 1),
+            {},
+            r"a video of 17520\*16 cannot be written.* smaller resolution_area, or crop refer_path",
+        ),
+        ((80, 60), {"area": 10**10}, "cannot be written: H.264 has at most 16384 pixels in a side"),
+        ((80, 60), {"fps": Fraction(1_000_000)}, "fps can be at most 999999"),
+    ],
+)
+def test_what_no_file_can_hold_is_refused_before_anything_is_written(inputs, tmp_path, size, changes, text):
+    picture(tmp_path / "p.png", size)
+    settings = Settings(**inputs, folder=tmp_path / "out", **{"area": AREA} | changes)
+    with pytest.raises(ValueError, match=text):
+        Stage(settings, None).run()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_a_network_runs(inputs, tmp_path):
+    (tmp_path / "file").write_text("")
+    settings = Settings(**inputs, folder=tmp_path / "file" / "out", area=AREA)
+    with pytest.raises(ValueError, match=r"cannot write to .*file/out.* choose another save_path"):
+        Stage(settings, None).run()
+
+
+def test_files_that_a_killed_run_left_are_removed(inputs, tmp_path):
+    (tmp_path / "out").mkdir()
+    code = "import sys; from wan.files import _partial; from pathlib import Path; _partial(Path(sys.argv[1])).touch()"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=True)
+    assert list((tmp_path / "out").iterdir())
+    run(inputs, tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_a_video_whose_name_has_bytes_of_no_letter(inputs, tmp_path):
+    name = Path(inputs["video"]).rename(os.fsdecode(os.fsencode(tmp_path / "v") + b"\xff.mp4"))
+    write_wav(tmp_path / "a.wav", 0.3 * np.sin(np.arange(8000) / 9))
+    media.add_audio(name, tmp_path / "a.wav")
+    run({**inputs, "video": str(name)}, tmp_path / "out")
+    assert Performance.of(tmp_path / "out").sound is not None
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_person_is_chosen_by_a_point_of_the_video_whatever_size_is_made(inputs, tmp_path, replaces):
+    frames = [scene((20, 40, 60, RED), (200, 40, 60, GREEN), size=(288, 192))] * 2
+    inputs["video"] = str(film(tmp_path / "two.mp4", frames))
+    run(inputs, tmp_path / "out", replaces=replaces, person=(230.0, 70.0))
+    x1, _, x2, _, _ = np.array(json.loads((tmp_path / "out" / "meta.json").read_text())["boxes"][0])
+    width = 80 if replaces else 288  # the frames of a replacement have the size that is made
+    assert (x1 + x2) / 2 / width == pytest.approx(230 / 288, abs=0.05)
+
+
+def test_a_person_outside_the_video_is_refused(inputs, tmp_path):
+    settings = Settings(**inputs, folder=tmp_path / "out", area=AREA, person=(96.0, 3.0))
+    with pytest.raises(ValueError, match=r"person is a point of the first frame, which has 96\*64 pixels, got 96,3"):
+        Stage(settings, None).run()

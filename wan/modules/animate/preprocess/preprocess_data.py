@@ -167,4 +167,4 @@ def prepare(settings: Settings, args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, "preprocess_data.py"))

@@ -59,6 +59,7 @@ class Driving:
         wanted = mean if fps == SOURCE_RATE else rate("fps", fps)
         if wanted <= 0:
             raise ValueError(f"{called('fps')} must be above 0, or -1 for the rate of the video, got {wanted}; try 30")
+        media.check_fps(wanted)
         start = real("start", start)
         if not 0 <= start < end:
             raise ValueError(

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from wan import media
-from wan.files import atomic_file, parse_json, shown
+from wan.files import atomic_file, check_writable, parse_json, shown, sweep
 from wan.geometry import Size, format_size
-from wan.inputs import Picture, file_digest
+from wan.inputs import SPEECH_RATE, Picture, file_digest
 from wan.letterbox import letterbox
 from wan.modules.animate.preprocess import masks, skeleton
 from wan.modules.animate.preprocess.editing import instruction
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 FAST = {"preset": "superfast"}  # coding takes most of the time
 EXACT = {"crf": "0", "preset": "superfast"}  # black and white come back as they are
 WAITING = 2  # frames that wait to be coded
+LONGEST_SIDE, MOST_PIXELS = 16_384, 8192 * 4352  # of H.264
 PREVIEW = "preview.mp4"
 EDITED = ("refer_edit.png", "tpl_edit.png")
 OURS = (POSE, FACE, REFERENCE, BACKGROUND, MASK, DESCRIPTION, POINTS_FILE, PREVIEW, *EDITED)
@@ -136,13 +137,15 @@ class Stage:
         settings = self.settings
         driving = Driving.of(settings.video, settings.fps, settings.start, settings.length, settings.as_upstream)
         picture = Picture.of(settings.picture, "refer_path")
+        plan = Plan(settings, driving, np.asarray(picture.pixels))
+        plan.check()
         check_folder(settings.folder, driving, picture, settings.overwrite)
-        settings.folder.mkdir(parents=True, exist_ok=True)
+        check_writable(settings.folder / DESCRIPTION, overwrite=True, other=called("save_path"))
+        sweep(settings.folder)
         log.info("%s", self.estimator.describe())
         log.info(
             "%s: %s of %s at %s fps", shown(settings.video), len(driving), driving.film.frames, float(driving.rate)
         )
-        plan = Plan(settings, driving, np.asarray(picture.pixels))
         track = self.track(plan)
         figures = track.figures(plan.size)
         if not any((figure.body[:, 2] >= CERTAIN).any() for figure in figures):
@@ -161,7 +164,7 @@ class Stage:
         key = json.dumps([*values, plan.size if settings.replaces else None])
         track = Track.load(path, key, len(plan.driving))
         if track is None:
-            track = estimate(plan.frames(), self.estimator, settings.person, settings.as_upstream)
+            track = estimate(plan.frames(), self.estimator, plan.person, settings.as_upstream)
             track.save(path, key)
         else:
             log.info("the key points of an earlier run are used: %s", shown(path))
@@ -271,7 +274,7 @@ class Stage:
                 "start": driving.start,
                 "length": driving.length,
             }
-            if has_sound(settings.video)
+            if self.has_sound(driving)
             else None,
             "sizes": {
                 "pose": format_size(plan.pose_size),
@@ -292,7 +295,18 @@ class Stage:
             "versions": {"wan": VERSION},
         }
         with atomic_file(settings.folder / DESCRIPTION, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(values, ensure_ascii=False), "utf-8")
+            temporary.write_text(json.dumps(values), "utf-8")  # ASCII: names may have bytes of no letter
+
+    def has_sound(self, driving: Driving) -> bool:
+        """Tell whether the part of the video that is used has a sound. One that is damaged is named in a warning."""
+        path = driving.film.path
+        if not media.has_sound(path):
+            return False
+        try:
+            return sum(map(len, media.sound_chunks(path, SPEECH_RATE))) > driving.start * SPEECH_RATE
+        except (ValueError, OSError) as error:
+            self.warn(f"the sound of the video cannot be used, and the folder names none: {shown(error)}")
+            return False
 
     def warn(self, text: str) -> None:
         """Log a warning, and keep it for the description."""
@@ -307,6 +321,31 @@ class Plan:
     settings: Settings
     driving: Driving
     original: np.ndarray
+
+    def check(self) -> None:
+        """Refuse sizes that no video can have, and a person outside the video. Raises ValueError."""
+        width, height = self.pose_size
+        person, within = self.settings.person, self.driving.size
+        if isinstance(person, tuple) and not all(0 <= place < side for place, side in zip(person, within, strict=True)):
+            raise ValueError(
+                f"{called('person')} is a point of the first frame, which has {format_size(within)} pixels, got "
+                f"{person[0]:g},{person[1]:g}"
+            )
+        if max(width, height) > LONGEST_SIDE or width * height > MOST_PIXELS:
+            raise ValueError(
+                f"a video of {format_size((width, height))} cannot be written: H.264 has at most {LONGEST_SIDE} pixels "
+                f"in a side, and {MOST_PIXELS} in all; choose a smaller {called('resolution_area')}, or crop "
+                f"{called('video_path' if self.settings.replaces else 'refer_path')}"
+            )
+
+    @property
+    def person(self) -> Choice:
+        """Choice of the person, a point in pixels of `size`; the user gives it in those of the video."""
+        person = self.settings.person
+        if not isinstance(person, tuple):
+            return person
+        x, y = (place * new / old for place, new, old in zip(person, self.size, self.driving.size, strict=True))
+        return x, y
 
     @property
     def picture(self) -> np.ndarray:
@@ -380,14 +419,6 @@ def check_folder(folder: Path, driving: Driving, picture: Picture, overwrite: bo
             f"{shown(folder)} holds the performance of another video or picture; choose another {called('save_path')}, "
             "or replace it with --overwrite"
         )
-
-
-def has_sound(path: str) -> bool:
-    """Tell whether a video has a sound that can be decoded."""
-    try:
-        return next(iter(media.sound_chunks(path, 16_000)), None) is not None
-    except (ValueError, OSError):
-        return False
 
 
 def seen_from(folder: Path, path: str) -> str:

@@ -17,6 +17,7 @@ from wan.modules.animate.preprocess.detect import largest
 from wan.modules.animate.preprocess.keypoints import Figure, face_part, figure_of
 from wan.modules.animate.preprocess.people import Choice, Follower
 from wan.modules.animate.preprocess.scaling import Rect
+from wan.values import called
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,8 @@ def estimate(
         return track
     if len(track.missing) == len(track.boxes):
         who = "nobody" if choice is None else "not the person who was chosen"
-        raise ValueError(f"there is {who} in any of the {len(track.boxes)} frames that were tried; choose another part")
+        cure = "choose another part" + f", or another {called('person')}" * (choice is not None)
+        raise ValueError(f"there is {who} in any of the {len(track.boxes)} frames that were tried; {cure}")
     if missing := track.missing:
         numbers = ", ".join(map(str, missing[:MANY])) + ", ..." * (len(missing) > MANY)
         log.warning("in %d frames the person was not found, and is placed between others: %s", len(missing), numbers)
