@@ -8,7 +8,7 @@ import pytest
 
 from wan.inputs import Film
 from wan.media import write_video
-from wan.performance import FileFrames
+from wan.performance import MOST_FRAMES, FileFrames, Performance
 
 
 @pytest.fixture
@@ -51,8 +51,29 @@ def test_a_file_that_ends_early_is_named(film):
         film.take([19, 20])
 
 
+def test_a_file_that_changes_its_size_is_named(film, monkeypatch):
+    frames = [(Fraction(0), np.zeros((4, 6, 3), np.uint8)), (Fraction(1), np.zeros((6, 4, 3), np.uint8))]
+    monkeypatch.setattr("wan.performance.media.upright_frames", lambda path: iter(frames))
+    film._restart()
+    with pytest.raises(ValueError, match=r"film\.mp4 changes its size at frame 1"):
+        film.take([0, 1])
+
+
 def test_frames_of_a_real_file(tmp_path):
     video = np.zeros((9, 32, 32, 3), np.uint8) + np.arange(0, 180, 20, dtype=np.uint8)[:, None, None, None]
     write_video(video, tmp_path / "x.mp4", 25)
     found = FileFrames(tmp_path / "x.mp4").take([2, 3, 8, 2])
     assert np.abs(found[:, 16, 16, 1].astype(int) - [40, 60, 160, 40]).max() <= 4
+
+
+@pytest.mark.parametrize("frames", [0, -1, MOST_FRAMES + 1, 10**18, "5", None])
+def test_a_stored_number_of_frames_is_bounded(frames):
+    values = Performance("p", (32, 32), 5, Fraction(25), "").to_dict()
+    assert Performance.from_dict(values).frames == 5
+    with pytest.raises(ValueError, match="frames"):
+        Performance.from_dict(values | {"frames": frames})
+
+
+def test_a_performance_of_too_many_frames_is_refused():
+    with pytest.raises(ValueError, match=r"has 1000001 frames, and at most 1000000 are taken; cut it"):
+        Performance(None, (32, 32), MOST_FRAMES + 1, Fraction(25), "").check(False, False)

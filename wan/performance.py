@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 POSE, FACE, REFERENCE = "src_pose.mp4", "src_face.mp4", "src_ref.png"
 BACKGROUND, MASK = "src_bg.mp4", "src_mask.mp4"
 DESCRIPTION = "meta.json"
+MOST_FRAMES = 1_000_000  # nine hours; of a wrong number would come as many clips
 WHITE = 128  # level from which on a mask is set
 MAX_DESCRIPTION_BYTES = 64_000_000  # it lists boxes and key points of every frame
 
@@ -85,6 +86,10 @@ class FileFrames:
                         f"{shown(self.film.path)} ends after {self._next} frames, and {len(self)} were counted"
                     )
                 self._next += 1
+                if frame[1].shape[1::-1] != self.film.size:
+                    raise ValueError(
+                        f"{shown(self.film.path)} changes its size at frame {self._next - 1}; make it again in one size"
+                    )
             found[number] = frame[1]
         self._kept = found
         return np.stack([found[number] for number in numbers])
@@ -188,6 +193,10 @@ class Performance(Input):
                 f"{self._named(POSE)} has {format_size(self.size)} pixels, and both sides must be multiples of 16; "
                 f"preprocess the video again, or scale it to {format_size(tuple(near))}"
             )
+        if self.frames > MOST_FRAMES:
+            raise ValueError(
+                f"{self._named(POSE)} has {self.frames} frames, and at most {MOST_FRAMES} are taken; cut it"
+            )
         if self.footage is None:  # it is to be made
             return
         others = {FACE: self.footage.face}
@@ -228,8 +237,8 @@ class Performance(Input):
         """Make the performance of a `to_dict`, checked. Raises ValueError."""
         names = ("path", "size", "frames", "rate", "sha256")
         path, size, frames, fps, digits = (dictionary(cls.noun, values).get(name) for name in names)
-        if whole("frames", frames) < 1:
-            raise ValueError(f"frames of the performance must be 1 or more, got {quoted(frames)}")
+        if not 1 <= whole("frames", frames) <= MOST_FRAMES:
+            raise ValueError(f"frames of the performance must be 1 to {MOST_FRAMES}, got {quoted(frames)}")
         size = geometry.parse_size(text("size", size))
         return cls(stored_path(path, cls.noun), size, frames, parse_rate(text("rate", fps)), text("sha256", digits))
 

@@ -13,6 +13,7 @@ import pytest
 from tests.modules.animate.preprocess.fake import GREEN, RED, ByColour, Squares, film, picture, scene, walk
 from tests.recorded import write_lossless, write_wav
 from wan import media
+from wan.modules.animate.preprocess import source
 from wan.modules.animate.preprocess.people import Follower
 from wan.modules.animate.preprocess.source import Driving
 from wan.modules.animate.preprocess.stage import Settings, Stage
@@ -286,9 +287,13 @@ def test_a_damaged_sound_is_named_and_left_out(tmp_path, inputs, monkeypatch, ca
         ),
         ((80, 60), {"area": 10**10}, "cannot be written: H.264 has at most 16384 pixels in a side"),
         ((80, 60), {"fps": Fraction(1_000_000)}, "fps can be at most 999999"),
+        ((80, 60), {"fps": 20, "start": 0.1}, r"v\.mp4 has 6 frames at 20 a second.* choose a smaller fps, or a part"),
     ],
 )
-def test_what_no_file_can_hold_is_refused_before_anything_is_written(inputs, tmp_path, size, changes, text):
+def test_what_no_file_can_hold_is_refused_before_anything_is_written(
+    inputs, tmp_path, monkeypatch, size, changes, text
+):
+    monkeypatch.setattr(source, "MOST_FRAMES", 5 if changes.get("fps") == 20 else source.MOST_FRAMES)
     picture(tmp_path / "p.png", size)
     settings = Settings(**inputs, folder=tmp_path / "out", **{"area": AREA} | changes)
     with pytest.raises(ValueError, match=text):

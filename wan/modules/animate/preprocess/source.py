@@ -13,6 +13,7 @@ from wan.files import shown
 from wan.geometry import Size
 from wan.inputs import Film
 from wan.modules.animate.preprocess.frames import select, select_by_time
+from wan.performance import MOST_FRAMES
 from wan.values import called, rate, real
 
 CLOSE = 1e-6  # seconds, which are no difference
@@ -68,6 +69,11 @@ class Driving:
         if length is not None and real("len", length) <= 0:
             raise ValueError(f"{called('len')} must be above 0 seconds, got {length:g}; leave it out for all")
         stop = float(end) if length is None else min(float(end), start + length)
+        if (count := int((stop - start) * wanted)) > MOST_FRAMES:
+            raise ValueError(
+                f"{shown(path)} has {count} frames at {float(wanted):g} a second, and at most {MOST_FRAMES} are taken; "
+                f"choose a smaller {called('fps')}, or a part of the video"
+            )
         first = sum(time < start - CLOSE for time in times)
         inside = [float(time) for time in times[first:] if time < stop - CLOSE] or [float(times[-1])]
         first = min(first, len(times) - 1)
