@@ -67,7 +67,7 @@ NANO_CONFIGS = Presets(
         sample_guide_scale=1.0,
         num_layers=5,
         **SHARED_TEXT,
-        **COMMON | {"prompt": "a person moves", "frame_num": 33, "dim": 128, "ffn_dim": 480, "sample_steps": 10},
+        **COMMON | {"prompt": "a person moves", "frame_num": 33, "dim": 128, "ffn_dim": 576, "sample_steps": 10},
     ),
 )
 

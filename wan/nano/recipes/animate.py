@@ -86,7 +86,7 @@ def train_vae(folder: Path, budget: Budget) -> None:
         return autoencoder.draw_crops(videos, batch, frames, size, (6, index))
 
     losses = VAELossConfig(l1=0.3, l2=4.0, edge=0.3, noise=0.25, tone=10.0)
-    config = replace(autoencoder.loop(budget.vae_steps, 2.5e-3), optimizer="muon-conv", ema_decay=0.99)
+    config = replace(autoencoder.loop(budget.vae_steps, 2e-3), optimizer="muon-conv", ema_decay=0.99)
     fit_vae(network, folder, losses, draw, config, "animate-vae")
     autoencoder.standardise(network, videos, Wan2_1_VAE)
     store_vae(network, folder, folder / "animate-vae" / VAE_FILE)
@@ -372,7 +372,7 @@ RECIPE = Recipe(
     },
     budgets={
         "full": Budget(
-            500, 1500, decoder_steps=700, faces=600, face_steps=2000, figures=3000, clip_steps=800, shots=3000,
+            600, 2500, decoder_steps=1000, faces=600, face_steps=1000, figures=3000, clip_steps=800, shots=3000,
             dit_steps=8000,
         ),
         "smoke": Budget(
