@@ -29,7 +29,7 @@ from wan.nano.puppets import (
     Motion,
     Puppet,
     Rgb,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def test_a_figure_that_is_not_upright_is_looked_at_closer(monkeypatch, nobody_cl
     monkeypatch.setattr(Landmarks, "parts", [])
     monkeypatch.setattr(Landmarks, "nobody_closer", nobody_closer)
     seen = Watcher(Landmarks).see(np.ones((100, 200, 3), np.uint8))
-    (whole, part) = Landmarks.parts
+    whole, part = Landmarks.parts
     assert whole == (200, 100) and 40 < part[0] < 100 and 16 <= part[1] < 100
     upright = seen.body[23, 1] > seen.body[11, 1] > seen.body[0, 1]
     assert upright != nobody_closer, "what was seen first is kept when a closer look finds nobody"

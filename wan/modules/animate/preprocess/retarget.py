@@ -48,7 +48,10 @@ class Pair:
     @cached_property
     def measure(self) -> tuple[int, ...]:
         """Joints below the nose that tell the scale: ankles, else hips; none when neither is certain."""
-        seen = lambda joints: all(body[[NOSE, *joints], 2].min() > CERTAIN for body in (self.first, self.character))  # noqa: E731
+
+        def seen(joints: tuple[int, ...]) -> bool:
+            return all(body[[NOSE, *joints], 2].min() > CERTAIN for body in (self.first, self.character))
+
         return next((joints for joints in (ANKLES, HIPS) if seen(joints) and self.tall(joints)), ())
 
     def tall(self, joints: tuple[int, ...]) -> float:

@@ -261,21 +261,17 @@ class Stage:
     def describe(self, plan: Plan, track: Track, parts: list[Any]) -> None:
         """Write the description: what the folder was made from, and how."""
         settings, driving = self.settings, plan.driving
+        source = seen_from(settings.folder, settings.video)
+        sound = {"path": source, "start": driving.start, "length": driving.length}
         values = {
             "rate": str(driving.rate),
             "source": {
-                "path": seen_from(settings.folder, settings.video),
+                "path": source,
                 "sha256": driving.film.sha256,
                 "size": format_size(driving.size),
             },
             "picture": {"path": seen_from(settings.folder, settings.picture), "sha256": file_digest(settings.picture)},
-            "sound": {
-                "path": seen_from(settings.folder, settings.video),
-                "start": driving.start,
-                "length": driving.length,
-            }
-            if self.has_sound(driving)
-            else None,
+            "sound": sound if self.has_sound(driving) else None,
             "sizes": {
                 "pose": format_size(plan.pose_size),
                 "frame": format_size(plan.size),
