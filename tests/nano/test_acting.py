@@ -55,6 +55,15 @@ def test_a_single_hand_that_is_elsewhere_is_seen(takes):
     assert acting.off_joints(made) > acting.off_joints(take) + 0.03
 
 
+def test_single_pixels_of_a_colour_elsewhere_change_nothing(takes):
+    for take in takes:
+        frames = take.frames.copy()
+        for label in (2, 5, 7):  # head, gloves, shoes
+            frames[:, 2:4, 4 * label : 4 * label + 2] = take.puppet.colours[label - 1]
+        stained = replace(take, frames=frames)
+        assert acting.off_joints(stained) < acting.off_joints(take) + 0.005
+
+
 def test_a_figure_that_is_not_there_is_half_a_body_off(takes):
     ground = puppet_videos.without_figure(takes[0].puppet)
     empty = replace(takes[0], frames=np.repeat(ground[None], FRAMES, 0))

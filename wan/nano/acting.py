@@ -17,11 +17,11 @@ from wan.nano.puppet_videos import Drawn
 from wan.nano.puppets import PARTS, Motion, Puppet
 from wan.nano.talking import PERCENT, Measure, border_change
 
-NEAR = 48.0  # RGB distance up to which a pixel has the colour of a part
+NEAR = 70.0  # RGB distance up to which a pixel has the colour of a part
 LEAST = 4  # pixels of a part that is seen
 MISSING = 0.5  # error of a part that is not seen, by body height
 OPEN, SHUT = 0.9, 0.1  # openings of mouths that are in one state
-PAIRS = ("gloves", "shoes")
+PLACES = {"head": (1, 0.17), "gloves": (2, 0.08), "shoes": (2, 0.08)}  # how many, and their reach
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,9 @@ def off_joints(take: Take, other: Motion | None = None) -> float:
     """
     drawn = take.truth if other is None else puppet_videos.render(take.puppet, other, take.frames.shape[1])
     errors = []
-    for name in ("head", *PAIRS):
+    for name, (count, reach) in PLACES.items():
         label = PARTS.index(name) + 1
-        wanted = places_of(drawn.labels == label, name in PAIRS)
-        seen = places_of(take.seen == label, name in PAIRS)
+        wanted, seen = (places_of(labels == label, count, reach) for labels in (drawn.labels, take.seen))
         errors += [error for pair in zip(wanted, seen, strict=True) for error in _errors(*pair, take.puppet.height)]
     return float(np.mean(errors))
 
@@ -88,27 +87,27 @@ def around(place: np.ndarray) -> np.ndarray:
     return sum(padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3))
 
 
-def places_of(place: np.ndarray, is_pair: bool) -> list[np.ndarray]:
-    """Find the middle of a part in each frame of bool [F, H, W], or the middles of its two: [n, 2] as (x, y)."""
-    return [_middles(np.argwhere(frame)[:, ::-1] + 0.5, is_pair) / place.shape[1] for frame in place]
+def places_of(place: np.ndarray, count: int, reach: float) -> list[np.ndarray]:
+    """Find the middles of at most `count` like parts in each frame of bool [F, H, W]: [n, 2] as (x, y).
+
+    A part is where most pixels are within `reach`, a share of the frame; single pixels elsewhere do not move it.
+    """
+    return [_middles((np.argwhere(frame)[:, ::-1] + 0.5) / place.shape[1], count, reach) for frame in place]
 
 
-def _middles(points: np.ndarray, is_pair: bool) -> np.ndarray:
-    """Find the middles of one or two groups of points [n, 2]: none, one or two."""
-    if len(points) < LEAST:
-        return np.zeros((0, 2))
-    if not is_pair:
-        return points.mean(0, keepdims=True)
-    # two means, from the ends of the longest axis
-    centred = points - points.mean(0)
-    along = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
-    middles = points[[along.argmin(), along.argmax()]]
-    for _ in range(8):
-        nearest = np.linalg.norm(points[:, None] - middles[None], axis=-1).argmin(1)
-        if min((nearest == 0).sum(), (nearest == 1).sum()) < LEAST:
-            return points.mean(0, keepdims=True)
-        middles = np.stack([points[nearest == group].mean(0) for group in (0, 1)])
-    return middles
+def _middles(points: np.ndarray, count: int, reach: float) -> np.ndarray:
+    found, least = [], LEAST
+    for _ in range(count):
+        crowd = (np.linalg.norm(points[:, None] - points[None], axis=-1) < reach).sum(1)
+        if crowd.max(initial=0) < least:
+            break
+        least = max(LEAST, crowd.max() / 4)  # a second one that is much smaller is none
+        middle = points[crowd.argmax()]
+        for _ in range(2):
+            middle = points[np.linalg.norm(points - middle, axis=1) < reach].mean(0)
+        found.append(middle)
+        points = points[np.linalg.norm(points - middle, axis=1) > 1.5 * reach]
+    return np.reshape(found, (-1, 2))
 
 
 def _errors(wanted: np.ndarray, seen: np.ndarray, height: float) -> list[float]:
