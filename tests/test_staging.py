@@ -94,11 +94,21 @@ def test_other_masks_of_the_same_name_are_another_performance(run, inputs, tmp_p
     assert len(cached()) == 2
 
 
+def test_a_kept_performance_of_another_video_is_replaced_when_that_is_allowed(run, inputs, capsys):
+    assert run("--keep_inputs", "kept") == 0
+    media.write_video(media.read_video(inputs / "v.mp4")[0][:3], "short.mp4", RATE)
+    other = ("--video", "short.mp4", "--image", str(inputs / "c.png"))
+    assert run("--keep_inputs", "kept", given=other, out="other.mp4") == 2
+    assert "choose another --keep_inputs, or replace it with --overwrite" in capsys.readouterr().err
+    assert run("--keep_inputs", "kept", "--overwrite", given=other, out="other.mp4") == 0
+    assert Performance.of("kept").frames == media.written("other.mp4")[0] == 3
+
+
 def test_a_damaged_performance_in_the_cache_is_made_again(run, caplog):
     assert run() == 0
     [folder] = cached()
     (folder / "src_face.mp4").unlink()
-    assert run(out="again.mp4") == 0
+    assert run("--overwrite", out="again.mp4") == 0
     assert "is damaged, and is made again" in caplog.text
     first, again = (media.read_video(name)[0] for name in ("out.mp4", "again.mp4"))
     assert (first == again).all()

@@ -29,6 +29,7 @@ from wan.runtime import own_device
 log = logging.getLogger(__name__)
 
 NETWORKS = "process_checkpoint"  # in a checkpoint
+NO_DIFFERENCE = ("video", "picture", "folder", "overwrite")  # settings that say nothing about the content
 NAMES = {
     "video_path": "--video",
     "refer_path": "--image",
@@ -95,6 +96,7 @@ def settings_of(args: argparse.Namespace, config: TaskConfig) -> Settings:
         person=args.person,
         as_upstream=args.as_upstream,
         preview=bool(args.keep_inputs),
+        overwrite=args.overwrite,
     )
 
 
@@ -115,9 +117,7 @@ def folder_of(
     settings: Settings, driving: Driving, picture: Picture, networks: Networks, args: argparse.Namespace
 ) -> Path:
     """Name the folder: that of --keep_inputs, or one in the cache for inputs, settings and networks."""
-    values = {
-        name: str(value) for name, value in asdict(settings).items() if name not in ("video", "picture", "folder")
-    }
+    values = {name: str(value) for name, value in asdict(settings).items() if name not in NO_DIFFERENCE}
     masks = file_digest(args.masks) if args.masks and settings.replaces else None
     made_from = [driving.film.sha256, picture.sha256, networks.identity, masks, sorted(values.items())]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
