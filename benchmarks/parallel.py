@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def forward_work(
     )
 
 
+@cache
 def gathered_bytes(config: WanModelConfig, ranks: int, itemsize: int = 2) -> int:
     """Bytes that a rank sends in one forward when the parameters are spread over `ranks` by rows (FSDP)."""
     with torch.device("meta"):

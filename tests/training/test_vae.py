@@ -126,7 +126,9 @@ def test_without_noise_the_objective_is_the_error_of_the_mean():
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize(("kind", "start"), [("2.1", CausalVAE.init_weights), ("2.2", init_as_resampler)])
+@pytest.mark.parametrize(
+    ("kind", "start"), [pytest.param("2.1", CausalVAE.init_weights, marks=pytest.mark.slow), ("2.2", init_as_resampler)]
+)
 def test_the_objective_lowers_the_error(tmp_path, kind, start):
     rng = np.random.default_rng(0)
     videos = np.broadcast_to(rng.integers(0, 256, (4, 1, 1, 1, 3), np.uint8), (4, 5, 16, 16, 3))
