@@ -273,6 +273,6 @@ def test_mistakes_are_one_line(arguments, error, tmp_path, monkeypatch, capsys):
 def test_without_torch_the_script_says_what_to_do(tmp_path):
     for tool in ("bash", "dirname"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
-    done = script("nano", "1", cwd=tmp_path, PYTHON="/no/python", PATH=str(tmp_path), VIRTUAL_ENV="")
+    done = script("nano", "1", "--list", cwd=tmp_path, PYTHON="/no/python", PATH=str(tmp_path), VIRTUAL_ENV="")
     has_own = (matrix.ROOT / ".venv/bin/python").exists()
     assert has_own or (done.returncode == 2 and "no Python with torch is found" in done.stderr)
