@@ -8,6 +8,7 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 
              && { echo $$p; break; }; done)
 BIN     := $(VENV)/bin
 # MediaPipe wants an environment of its own: older numpy, and no newer Python.
+SUBMAKE           = $(MAKE)# by another name: with -n it is then printed, and not run
 MEDIAPIPE_VENV   ?= .venv-mediapipe
 MEDIAPIPE_PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3 python; do \
              $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
@@ -70,7 +71,7 @@ test-mediapipe:
 	@if [ -z "$(MEDIAPIPE_PYTHON)" ]; then \
 	  echo 'The tests with MediaPipe are left out: it needs Python 3.10 to 3.12, and none was found.'; \
 	else \
-	  $(MAKE) --no-print-directory VENV=$(MEDIAPIPE_VENV) PYTHON=$(MEDIAPIPE_PYTHON) $(MEDIAPIPE_VENV)/.mediapipe && \
+	  $(SUBMAKE) --no-print-directory VENV=$(MEDIAPIPE_VENV) PYTHON=$(MEDIAPIPE_PYTHON) $(MEDIAPIPE_VENV)/.mediapipe && \
 	  $(MEDIAPIPE_VENV)/bin/python -m pytest -m mediapipe $(MEDIAPIPE_TESTS) $(ARGS); \
 	fi
 

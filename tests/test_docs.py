@@ -226,7 +226,7 @@ def named(words):
     """Check that the names of extras and of repositories exist here."""
     if words[:2] == ["pip", "install"] and words[2].startswith("."):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        assert set(re.findall(r"\w+", words[2])) <= set(extras)
+        assert set(re.findall(r"[\w-]+", words[2])) <= set(extras)
     if words[:2] in (["hf", "download"], ["modelscope", "download"]):
         assert words[2] in [f"Wan-AI/{repository(WAN_CONFIGS[task])}" for task in IMPLEMENTED_TASKS]
 

@@ -39,7 +39,12 @@ def test_a_face_talks_with_the_sound_of_the_repository_or_of_the_user():
 
 
 def test_without_a_python_for_mediapipe_its_tests_are_left_out():
-    done = subprocess.run(["make", "test-mediapipe", "MEDIAPIPE_PYTHON="], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "test-mediapipe", "MEDIAPIPE_PYTHON="],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "needs Python 3.10 to 3.12, and none was found" in done.stdout, done.stderr
     assert len(done.stdout.splitlines()) == 1
 

@@ -13,7 +13,8 @@ from wan.nano.scores import Report, evaluate, heldout_scenes, psnr, reconstructi
 from wan.nano.worlds import render
 from wan.runtime import Runtime
 
-FOLDERS = [nano_checkpoint(family.task) for family in FAMILIES.values()]
+SCENES = {name: FAMILIES[name] for name in ("t2v", "i2v", "ti2v")}  # the others know other worlds
+FOLDERS = [nano_checkpoint(family.task) for family in SCENES.values()]
 VIDEOS = 5
 MISSES = 1  # of five, by every measure
 
@@ -27,7 +28,7 @@ def pipelines():
     runtime = Runtime.from_flags(device="cpu", offload_model=False)
     return {
         name: family.pipeline(NANO_CONFIGS[family.task], nano_checkpoint(family.task), runtime=runtime)
-        for name, family in FAMILIES.items()
+        for name, family in SCENES.items()
         if name != "t2v"
     }
 
@@ -44,7 +45,7 @@ def reports(pipelines):
             image_size=parse_size(pipeline.config.size)[0] if mode == "image" else None,
         )
         for name, pipeline in pipelines.items()
-        for mode, goal in FAMILIES[name].goals.items()
+        for mode, goal in SCENES[name].goals.items()
     }
 
 
@@ -56,7 +57,7 @@ def test_videos_show_what_was_asked(reports):
 
 @pytest.mark.parametrize("name", ["i2v", "ti2v"])
 def test_the_first_frame_is_the_image(reports, name):
-    goal = FAMILIES[name].goals["image"].first_frame
+    goal = SCENES[name].goals["image"].first_frame
     assert reports[name, "image"].first_frame_psnr >= goal - 2
 
 
@@ -68,7 +69,7 @@ def test_the_thresholds_fail_when_image_and_text_are_ignored(reports, name):
     moved = Report(tuple(replace(a, scene=b.scene) for a, b in pairs), reports[name, "image"].measures)
     assert all(VIDEOS - moved.count(measure) > 1 for measure in moved.measures)
     likeness = [psnr(render(b.scene, size=a.frames.shape[1])[0], a.frames[0]) for a, b in pairs]
-    assert np.mean(likeness) < FAMILIES[name].goals["image"].first_frame - 4
+    assert np.mean(likeness) < SCENES[name].goals["image"].first_frame - 4
 
 
 def test_the_autoencoder_of_the_hybrid_keeps_the_picture(pipelines):
