@@ -41,14 +41,7 @@ class Noise:
 
 
 def model() -> WanAnimateModel:
-    config = AnimateModelConfig(num_layers=BLOCKS)
-    with torch.device("meta"):
-        made = WanAnimateModel(config)
-    made = made.to_empty(device="cpu").to(torch.bfloat16)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in made.parameters():
-        parameter.normal_(0, 0.02, generator=generator)
-    return made.eval()
+    return clips.random_model(WanAnimateModel, AnimateModelConfig(num_layers=BLOCKS))
 
 
 def prepare(made: WanAnimateModel) -> tuple[tuple[int, int, int], Prepared]:

@@ -19,6 +19,7 @@ from wan.clips import FramesDecoded
 from wan.configs import NANO_CONFIGS, nano_checkpoint
 from wan.jobs import PIPELINES
 from wan.modules.model import Prepared, Step, WanModel, time_features
+from wan.modules.model_config import WanModelConfig
 from wan.modules.packed import can_pack, pack_linears
 from wan.request import Request
 from wan.runtime import Runtime
@@ -58,6 +59,17 @@ def run(case: Case, description: str, arguments: Sequence[str] | None) -> None:
         rows=rows,
         notes=["Adapters: a forward with them against one without, in turns, at the width of the released model."],
     )
+
+
+def random_model(kind: type[WanModel], config: WanModelConfig) -> WanModel:
+    """Make a model with random weights in bfloat16; only its speed is of interest."""
+    with torch.device("meta"):
+        made = kind(config)
+    made = made.to_empty(device="cpu").to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        parameter.normal_(0, 0.02, generator=generator)
+    return made.eval()
 
 
 def phase_rows(case: Case, args: argparse.Namespace) -> list[Sequence[object]]:

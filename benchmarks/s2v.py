@@ -26,14 +26,7 @@ LATENT = (3, 32, 48)
 
 
 def model() -> WanModel_S2V:
-    config = S2VModelConfig(num_layers=BLOCKS, audio_inject_layers=INJECTORS)
-    with torch.device("meta"):
-        made = WanModel_S2V(config)
-    made = made.to_empty(device="cpu").to(torch.bfloat16)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in made.parameters():
-        parameter.normal_(0, 0.02, generator=generator)
-    return made.eval()
+    return clips.random_model(WanModel_S2V, S2VModelConfig(num_layers=BLOCKS, audio_inject_layers=INJECTORS))
 
 
 def prepare(made: WanModel_S2V) -> tuple[tuple[int, int, int], Prepared]:
