@@ -61,6 +61,7 @@ def run(case: Case, description: str, arguments: Sequence[str] | None) -> None:
     )
 
 
+@torch.no_grad()
 def random_model(kind: type[WanModel], config: WanModelConfig) -> WanModel:
     """Make a model with random weights in bfloat16; only its speed is of interest."""
     with torch.device("meta"):
