@@ -21,6 +21,16 @@ def sendable(value: Any) -> Any:
     return value
 
 
+LONG = "image_checkpoints jobs faults checkpoint command tools torchrun speech2video talks s2v".split()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no process is left with one of them at the end."""
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable(config, report):
     """Let a test that logs names of files in no encoding run in a process of its own."""

@@ -22,10 +22,10 @@ def ended(first: int, last: int) -> str:
     return done.stdout
 
 
-def test_three_hundred_inputs():
-    counts = re.findall(r"\w+ ([012]): (\d+)", ended(0, 299))
+def test_some_inputs():
+    counts = re.findall(r"\w+ ([012]): (\d+)", ended(0, 149))
     accepted, refused = (sum(int(count) for code, count in counts if code in codes) for codes in ("0", "2"))
-    assert accepted > 30 and refused > 150, "faults that are all alike find nothing"
+    assert accepted > 15 and refused > 75, "faults that are all alike find nothing"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The embedded checkpoint does what it was trained for: a dozen held-out prompts, generous thresholds."""
+"""The embedded checkpoint does what it was trained for: eight held-out prompts, generous thresholds."""
 
 from dataclasses import replace
 
@@ -13,7 +13,8 @@ from wan.text2video import WanT2V
 
 FOLDER = nano_checkpoint("t2v-A14B")
 TEXT = FAMILIES["t2v"].goals["text"]
-AT_LEAST = {"shape colour": 11, "background colour": 11, "motion direction": 10, "shape": 9}  # of 12
+VIDEOS = 8
+AT_LEAST = {"shape colour": 7, "background colour": 7, "motion direction": 7, "shape": 6}  # of eight
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="this checkout lacks the embedded text-to-video checkpoint")
 
@@ -26,7 +27,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def report(pipeline):
-    return evaluate(generator(pipeline), heldout_scenes(12, seed=1), tuple(TEXT.targets), seed=1)
+    return evaluate(generator(pipeline), heldout_scenes(VIDEOS, seed=1), tuple(TEXT.targets), seed=1)
 
 
 def enough(report: Report) -> dict[str, bool]:
