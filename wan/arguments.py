@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from wan.choices import ATTENTION, DTYPES, HUBS, MIN_VAE_TILE, NOISE_DEVICES, POSE_BACKENDS, PROGRESS, SOLVERS
+from wan.choices import ATTENTION, DTYPES, HUBS, MIN_VAE_TILE, NOISE_DEVICES, POSE_BACKENDS, PRESETS, PROGRESS, SOLVERS
 from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS
 from wan.configs.shared_config import TaskConfig
 from wan.framing import FITS
@@ -22,7 +22,7 @@ from wan.parallel import launched_rank
 from wan.parser import Parser
 from wan.program import print_error, program_name, torchrun_line
 from wan.typed import number, one_of, parsed, path, person, str2bool, text, whole
-from wan.values import parse_rate
+from wan.values import parse_rate, parse_reals
 
 
 class Kind(NamedTuple):
@@ -124,6 +124,15 @@ FLAGS = [
          f"{defaults(lambda task: format_guidance(task.guidance))}", "guidance"),
     Flag(MAKE, "boundary", NUMBER, "the noise level, 0..1, from which up the high-noise expert works: with 0 it makes "
          f"all steps, with 1 at most the first; {defaults(lambda task: task.boundary)}", "boundary"),
+    Flag(MAKE, "sample_sigmas", Kind(parsed(parse_reals), "S,S,..."), "noise levels of the steps, falling from at most "
+         "1, in place of --sample_steps and --sample_shift; default: by these", "sigmas"),
+    Flag(MAKE, "preset", choice(PRESETS), "settings for weights that are distilled to few steps; other flags override "
+         "them; default: none"),
+    Flag(MAKE, "cfg_until", NUMBER, "share of the steps, 0..1, that have guidance; those after it take half the time, "
+         "and the video changes; default: 1", "guidance_until"),
+    Flag(MAKE, "block_cache", NUMBER, "reuse what the transformer's blocks added at an earlier step where the first "
+         "block adds the same up to this share, for example 0.1: faster, and the video changes; default: 0, never",
+         "reuse"),
     Flag(MAKE, "noise_device", choice(NOISE_DEVICES), "where noise is drawn. default: where the model runs; cpu: a "
          "seed gives the same noise on every machine", "noise_device"),
     Flag(MAKE, "from_video", FILE, "repeat the request stored in a video; other flags override it; default: a new "

@@ -12,4 +12,9 @@ HUBS = ("huggingface", "modelscope")  # where checkpoints are published
 MIN_VAE_TILE = 64  # pixels; the margins around smaller ones are most of the work
 NOISE_DEVICES = ("default", "cpu")
 POSE_BACKENDS = ("auto", "onnx", "mediapipe")  # what finds people in a driving video
+# Fields of a request for weights that are distilled to few steps without guidance. The high-noise expert makes the
+# first two steps.
+PRESETS = {
+    "4-step": {"sigmas": (1.0, 0.9375, 5 / 6, 0.625), "solver": "euler", "guidance": (1.0, 1.0), "boundary": 0.9},
+}
 PROGRESS = ("bar", "plain", "none")

@@ -13,6 +13,7 @@ from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
 from wan.geometry import LatentShape, Size
 from wan.images import kept_bytes
+from wan.modules.block_cache import SAMPLED
 from wan.modules.model import WanModel
 from wan.modules.vae import PIXEL_CHANNELS, VAEConfig, tile_axis
 from wan.modules.vae_blocks import HISTORY
@@ -54,6 +55,9 @@ def expected_bytes(
     tokens += math.ceil(MODELS[config.model_type].extra_frames * tokens / latent[1])
     tokens = math.ceil(tokens / parallel.ulysses_size)
     denoise = denoise_bytes(tokens, model.dim, model.ffn_dim, runtime.dtype)
+    if request.reuse:
+        branches = 2 if any(scale != 1 for scale in request.guidance) else 1
+        denoise += branches * reuse_bytes(tokens * parallel.ulysses_size, model.dim, runtime.dtype)
 
     network = open_vae(VAES[config.z_dim].network, vae_path)[1]
     rows = size[1] if runtime.vae_tile else math.ceil(size[1] / parallel.replica_size)
@@ -93,6 +97,11 @@ def transformer_bytes(folder: Path, runtime: Runtime) -> int:
         return torch.float32.itemsize if kept else runtime.dtype.itemsize
 
     return sum(math.prod(source.shape(key)) * width(name) for name, key in released_names(source.names())[0].items())
+
+
+def reuse_bytes(tokens: int, dim: int, dtype: torch.dtype) -> int:
+    """Bytes that a `BlockCache` keeps for a branch of guidance."""
+    return int(tokens * dim * (dtype.itemsize + 4 / SAMPLED))
 
 
 def denoise_bytes(num_tokens: int, dim: int, ffn_dim: int, dtype: torch.dtype) -> int:

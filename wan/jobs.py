@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -173,6 +174,8 @@ def make(outcome: Outcome, pipeline: WanPipeline) -> None:
     with put_off():
         outcome.done()
     _summarize(job, pipeline.phases, count, time.perf_counter() - start)
+    if spared := in_words(pipeline.calls):
+        log.info("saved work: %s", spared)
 
 
 def _frames(outcome: Outcome, pipeline: WanPipeline, report: Callable[[Event], None]) -> Iterator[Tensor]:
@@ -279,8 +282,11 @@ def describe(job: Job) -> None:
             return
     who = "nano" if job.config.family == "nano" else job.checkpoint
     video = f"{format_size(request.framing.used)}, {counted(job.num_frames, 'frame')} at {float(request.fps):g} fps"
-    steps = f"{counted(request.steps, 'step')} of {request.solver}, shift {request.shift:g}"
+    steps = f"{counted(request.steps, 'step')} of {request.solver}"
+    steps += f" at {', '.join(f'{s:.3g}' for s in request.sigmas)}" if request.sigmas else f", shift {request.shift:g}"
     guidance = format_guidance(request.guidance)
+    guidance += f" in {request.guidance_until:.0%} of the steps" if request.guidance_until < 1 else ""
+    guidance += f", blocks reused at changes up to {request.reuse:g}" if request.reuse else ""
     log.info("%s (%s): %s, %s, guidance %s, seed %d", request.task, who, video, steps, guidance, request.seed)
     gib = expected_bytes(job.config, job.checkpoint, request, runtime, max(job.clip_shapes)) / 2**30
     have = (total_memory(runtime.device) or math.inf) / 2**30
@@ -335,6 +341,16 @@ def tags(job: Job) -> dict[str, str]:
 def counted(number: int, noun: str) -> str:
     """`1 frame`, `17 frames`."""
     return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def in_words(calls: Counter[str]) -> str:
+    """Say what a run left out, "" for nothing."""
+    total, parts = calls["whole"] + calls["reused"], []
+    if calls["unguided"]:
+        parts.append(f"guidance in {counted(calls['unguided'], 'step')}")
+    if calls["reused"]:
+        parts.append(f"all blocks but the first in {calls['reused']} of {counted(total, 'model call')}")
+    return ", ".join(parts)
 
 
 def _summarize(job: Job, phases: dict[str, PhaseStats], count: int, elapsed: float) -> None:

@@ -7,6 +7,8 @@ velocity and the loop are here and in the modules below.
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -29,6 +31,7 @@ from wan.geometry import LatentShape
 from wan.inputs import Sound
 from wan.memory import PhaseStats, Weights, keep_no_gaps, measured
 from wan.modules.attention import check_backend
+from wan.modules.block_cache import BlockCache
 from wan.modules.model import Prepared, WanModel, time_features
 from wan.modules.t5 import T5EncoderModel
 from wan.modules.vae2_1 import Wan2_1_VAE
@@ -122,6 +125,7 @@ class WanPipeline:
     def _assemble(self, config: TaskConfig, checkpoint_dir: Path, runtime: Runtime) -> None:
         self.config, self.checkpoint_dir, self.runtime = config, checkpoint_dir, runtime
         self.phases: dict[str, PhaseStats] = {}
+        self.calls: Counter[str] = Counter()  # of the transformers: whole, reused; and steps that are unguided
         self.replica = Replica(runtime.parallel, runtime.device)
         self.weights = Weights(runtime.device, runtime.offload)
         for expert in config.experts:
@@ -137,7 +141,9 @@ class WanPipeline:
         video together only the first one gets frames; the others get all other events, and must iterate as well.
         """
         request = replace(request, seed=self.replica.agree(request.seed))  # it may have been drawn
+        request.check_parallel(self.runtime.parallel)
         self.phases.clear()
+        self.calls.clear()
         kept, contexts, tail = iter(kept), None, None
         count, left = self.num_clips(request), self.num_frames(request)
         for index in range(count):
@@ -237,7 +243,8 @@ class WanPipeline:
 
     def denoise(self, request: Request, contexts: Contexts, clip: Clip) -> Iterator[Tensor]:
         """Denoise the latent [z, T, H, W] of one clip, and yield it after every step."""
-        solver = make_solver(request.solver, request.steps, request.shift, self.config.num_train_timesteps)
+        schedule = request.steps, request.shift, self.config.num_train_timesteps, request.sigmas
+        solver = make_solver(request.solver, *schedule)
         velocity = self.velocity(request, contexts, clip, solver.timesteps.tolist())
         start, check = clip.keep(self.noise(request, clip)), FiniteCheck()
         for done, latent in enumerate(denoise(start, solver, velocity, clip.keep), start=1):
@@ -284,8 +291,13 @@ class WanPipeline:
         """
         common = {"sizes": [clip.shape[1:]], "segments": clip.segments, "y": None if clip.y is None else [clip.y]}
         with_zero = torch.tensor([[t, 0] for t in timesteps]).flatten()
+        caches = [BlockCache(request.reuse, self.runtime.dtype) for _ in contexts]
+        guided_steps = round(request.guidance_until * len(timesteps))
+        last_guided = timesteps[guided_steps - 1] if guided_steps else math.inf
 
         def expert(name: str, scale: float) -> Velocity:
+            ends_early = scale != 1 and request.guidance_until < 1
+
             @cache
             def features() -> dict[int, Tensor]:
                 rows = time_features(with_zero, self.weights.use(name).config.freq_dim, self.runtime.device)
@@ -294,13 +306,25 @@ class WanPipeline:
             @cache
             def prepared(branch: int) -> Prepared:
                 others = (clip.positive, clip.negative)[branch]
-                return self.weights.use(name).prepare([contexts[branch]], **common, **others)
+                made = self.weights.use(name).prepare([contexts[branch]], **common, **others)
+                return replace(made, through=caches[branch].run) if request.reuse else made
 
-            def forward(latent: Tensor, t: int, branch: int) -> Tensor:
-                model = self.replica.spread_tokens(self.weights.use(name), scale)
-                return model([latent], features()[t], prepared(branch))[0]
+            def forward(by: float, latent: Tensor, t: int, branch: int) -> Tensor:
+                for other in range(2 if ends_early else 0):  # also one that other processes compute until then
+                    prepared(other)
+                model, before = self.replica.spread_tokens(self.weights.use(name), by), caches[branch].reused
+                velocity = model([latent], features()[t], prepared(branch))[0]
+                self.calls["reused" if caches[branch].reused > before else "whole"] += 1
+                return velocity
 
-            return guided(forward, 0, 1, scale, self.replica.pair())
+            def at_scale(by: float) -> Velocity:
+                return guided(partial(forward, by), 0, 1, by, self.replica.pair())
+
+            def alone(latent: Tensor, t: int) -> Tensor:
+                self.calls["unguided"] += 1
+                return at_scale(1)(latent, t)
+
+            return switch_at(last_guided, at_scale(scale), alone) if ends_early else at_scale(scale)
 
         low, *high = map(expert, self.config.experts, request.guidance)
         if not high:

@@ -20,6 +20,7 @@ from wan.checkpoint.fingerprint import fingerprint
 from wan.checkpoint.layout import part
 from wan.checkpoint.loading import READABLE
 from wan.checkpoint.recognise import described_fields
+from wan.choices import PRESETS
 from wan.configs import TaskConfig, get_config, is_embedded, nano_checkpoint
 from wan.extension import plan_extension
 from wan.files import check_writable, shown, stored_name, sweep
@@ -30,7 +31,7 @@ from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.nano.remarks import remarks
 from wan.parallel import Parallel, launched_rank, launched_size, local_rank
 from wan.remarks import without_effect
-from wan.request import Request, check_supported_size
+from wan.request import Request, check_supported_size, overridden
 from wan.runtime import Runtime, own_device
 from wan.stored import Stored, read_stored
 from wan.tts import Spoken, speak
@@ -60,6 +61,7 @@ def _plan(args: argparse.Namespace) -> Job:
             check_checkpoint(checkpoint, config)  # before anything is spoken
             args.audio = spoken(args)
         request = _request(args, config, again)
+        request.check_parallel(_parallel(args))
     if request.use_relighting_lora:
         config = config.copy(uses_lora=True)
     runtime = _runtime(args, stored)
@@ -246,6 +248,9 @@ def _is_nano(folder: Path, config: TaskConfig) -> bool:
 
 def _request(args: argparse.Namespace, config: TaskConfig, stored: Stored | None) -> Request:
     given = asked(args, config.name)
+    if args.preset:
+        preset = PRESETS[args.preset]
+        given = overridden({name: preset[name] for name in preset if name != "boundary" or config.boundary}, given)
     if args.resume:  # the frames are sampled already, even if images have changed; only fps can be given
         has_sound = stored.request.audio or stored.request.sound
         if has_sound and given:
@@ -256,7 +261,7 @@ def _request(args: argparse.Namespace, config: TaskConfig, stored: Stored | None
             log.info(
                 "the prompt of the video was written out by a language model; --use_prompt_extend does so with this"
             )
-        given = stored.given(given, Path(args.from_video).parent) | given
+        given = stored.given(given, Path(args.from_video).parent)
     if "size" in given and given.get("fit", "area") == "area":
         check_supported_size(config, given["size"])
     request = Request.create(config, **given)

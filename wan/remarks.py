@@ -63,10 +63,13 @@ def _sampling(given: set[str], request: Request) -> Iterator[str]:
         yield f"--negative_prompt has no effect at guidance {guidance}; try --sample_guide_scale 5, or leave it out"
     if request.prompt and set(request.guidance) == {0}:
         yield "the prompt has no effect at guidance 0; 1 follows it, larger values more strongly"
+    if request.guidance_until < 1 and set(request.guidance) == {1}:
+        yield f"--cfg_until {request.guidance_until:g} has no effect at guidance 1: no step has two branches"
     if request.boundary is not None and given & {"boundary", "sample_guide_scale"}:
-        steps = make_solver(request.solver, request.steps, request.shift).timesteps
+        steps = make_solver(request.solver, request.steps, request.shift, sigmas=request.sigmas).timesteps
         high = int((steps >= request.boundary * 1000).sum())
         if high in (0, request.steps):
             idle = "low-noise" if high else "high-noise"
             settings = f"boundary {request.boundary:g}, {request.steps} steps and shift {request.shift:g}"
+            settings = f"boundary {request.boundary:g} and these noise levels" if request.sigmas else settings
             yield f"the {idle} expert makes no step with {settings}; its guidance has no effect"

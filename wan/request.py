@@ -22,8 +22,10 @@ from wan.framing import FITS, Framing
 from wan.geometry import Size, format_size
 from wan.guidance import Guidance, format_guidance
 from wan.inputs import Film, Input, Picture, Sound
+from wan.parallel import Parallel
 from wan.performance import Performance
-from wan.values import called, dictionary, flag, named, quoted, rate, real, text, whole
+from wan.utils.flow import checked_sigmas
+from wan.values import called, dictionary, flag, named, quoted, rate, real, reals, text, whole
 
 MAX_SEED = 2**63 - 1
 OVERLAPS = (1, 5)  # frames that a clip of an animation shares with the one before: those of training
@@ -37,6 +39,9 @@ class Request:
     `original_prompt` is the user's, where a language model wrote `prompt` out; None elsewhere.
     `boundary` is the share of the timesteps from which the high-noise expert works, None for tasks with one model.
     `image` is the first frame and `last_image` the last; `fit` brings an image to the size that was asked.
+    `sigmas` are the noise levels of the steps, falling from at most 1, in place of a schedule by `steps` and `shift`.
+    `guidance_until` is the share of the steps that have guidance: those after it follow the prompt alone, at half the
+    cost. `reuse` is a threshold of `modules.block_cache`; 0 computes everything.
     `noise_device` "default" draws the noise where the model runs; "cpu" makes it equal on every machine.
 
     Speech-to-video: `audio` is heard from `audio_start` on, for `audio_len` seconds or to its end, and decides the
@@ -63,6 +68,9 @@ class Request:
     seed: int
     fps: Fraction
     boundary: float | None = None
+    sigmas: tuple[float, ...] | None = None
+    guidance_until: float = 1.0
+    reuse: float = 0.0
     noise_device: str = "default"
     original_prompt: str | None = None
     image: Picture | None = None
@@ -96,6 +104,11 @@ class Request:
             raise ValueError(f"{called('shift')} must be above 0, got {self.shift:g}; 1 leaves the schedule as it is")
         if not 1 / MAX_SHIFT <= self.shift <= MAX_SHIFT:
             raise ValueError(f"{called('shift')} must lie in {1 / MAX_SHIFT}..{MAX_SHIFT}, got {self.shift:g}")
+        if self.sigmas is not None:
+            self._check_sigmas()
+        for name, share in (("guidance_until", self.guidance_until), ("reuse", self.reuse)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{called(name)} is a share and must lie in 0..1, got {share:g}")
         if not all(0 <= scale <= MAX_GUIDANCE for scale in self.guidance):
             guidance = format_guidance(self.guidance)
             raise ValueError(f"{called('guidance')} must be 0 or more (to 3e38), got {guidance}; 1 means no guidance")
@@ -139,6 +152,21 @@ class Request:
                 "out, or try 5"
             )
 
+    def _check_sigmas(self) -> None:
+        try:
+            checked_sigmas(self.sigmas)
+        except ValueError as error:
+            raise ValueError(f"{called('sigmas')}: {error}") from None
+        if self.steps != len(self.sigmas):
+            raise ValueError(
+                f"{called('sigmas')} are {len(self.sigmas)} steps, and {called('steps')} is {self.steps}; leave one out"
+            )
+        if self.shift != 1:
+            raise ValueError(
+                f"{called('sigmas')} are the noise levels themselves, and {called('shift')} {self.shift:g} would move "
+                "them; leave one out"
+            )
+
     def check_task(self, config: TaskConfig) -> None:
         """Raise ValueError, with the nearest valid choice, for values that the models of a task cannot take."""
         config.check_frame_num(self.frame_num)
@@ -158,6 +186,14 @@ class Request:
         for field in fields(self):
             if not knows(self.task, field.name) and getattr(self, field.name) != field.default:
                 raise ValueError(f"{called(field.name)} is not a setting of {self.task}; leave it out")
+
+    def check_parallel(self, parallel: Parallel) -> None:
+        """Raise ValueError, with the nearest valid choice, for values that cannot be divided among processes so."""
+        if self.reuse and parallel.cfg_size > 1:
+            raise ValueError(
+                f"{called('reuse')} keeps values of both branches of guidance, and --cfg_parallel computes one in each "
+                f"process; use --ulysses_size {parallel.replica_size} in place of --cfg_parallel"
+            )
 
     @classmethod
     def of_task(cls, task: str) -> type[Request]:
@@ -230,6 +266,8 @@ class Request:
             "fps": config.sample_fps,
             "boundary": config.boundary,
         }
+        if given.get("sigmas") is not None:
+            usual |= {"steps": len(reals("sigmas", given["sigmas"])), "shift": 1.0}
         shape_image = inputs.get("image") or inputs.get("last_image")
         if performance := inputs.get("performance"):
             performance.check(given.get("replace_flag", False), given.get("as_upstream", False))
@@ -294,6 +332,14 @@ class Request:
     def to_json(self, **extra: Any) -> str:
         """Write `to_dict` and the `extra` values as one line of JSON."""
         return json.dumps(self.to_dict() | extra, ensure_ascii=False)
+
+
+def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of fields, with those that are given in their places; noise levels stand for steps and shift."""
+    schedule = {"sigmas", "steps", "shift"} if given.keys() & {"sigmas", "steps", "shift"} else set()
+    if schedule and "sigmas" not in given and values.get("sigmas") is None:
+        schedule = set()  # steps and shift can be changed one by one
+    return {name: value for name, value in values.items() if name not in schedule} | dict(given)
 
 
 def picture_bytes(request: Request) -> int:
@@ -399,6 +445,7 @@ def _sides(size: Any) -> Size:
 
 # The check and conversion of each type of field; sizes and inputs are built of checked parts.
 CHECKS = {str: text, int: whole, float: real, bool: flag, Fraction: rate, Guidance: Guidance.of}
+CHECKS[tuple[float, ...]] = reals
 # Requests of tasks that have fields of their own.
 REQUESTS: dict[str, type[Request]] = {}
 # What programs store in the same dictionary, and its types.

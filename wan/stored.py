@@ -15,7 +15,7 @@ from wan.arguments import FLAGS, OUTPUT
 from wan.files import parse_json, shown, stored_name
 from wan.inputs import Input, Sound
 from wan.program import shell_word
-from wan.request import Request
+from wan.request import Request, overridden
 from wan.values import called
 
 log = logging.getLogger(__name__)
@@ -28,13 +28,13 @@ class Stored(NamedTuple):
     beside: dict[str, Any]
 
     def given(self, changes: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """Return the values from which `Request.create` repeats the video in `folder`, without those in `changes`."""
+        """Return the values from which `Request.create` repeats the video in `folder`, with `changes`."""
         values = self.request.given()
         if changes.get("fit") == "area" != values.get("fit", "area"):
             del values["size"]  # it was made for another fit, and is hardly a size of the task
         if "prompt" in changes:
             del values["original_prompt"]
-        values = {name: value for name, value in values.items() if name not in changes}
+        values = overridden(values, changes)
         return values | {n: _find(value, n, folder) for n, value in values.items() if isinstance(value, Input)}
 
     def with_inputs(self, request: Request, folder: Path) -> Request:

@@ -53,6 +53,21 @@ def rate(field: str, value: Any) -> Fraction:
     return value if isinstance(value, Fraction) else Fraction(real(field, value)).limit_denominator(MAX_DENOMINATOR)
 
 
+def reals(field: str, value: Any) -> tuple[float, ...]:
+    """Convert several finite numbers. Raises ValueError that names the field."""
+    if isinstance(value, (str, bytes, bytearray)) or not hasattr(value, "__iter__"):
+        raise ValueError(f"{called(field)} must be several numbers, got {quoted(value)}")
+    return tuple(real(field, number) for number in value)
+
+
+def parse_reals(value: str) -> tuple[float, ...]:
+    """Read numbers between commas. Raises ValueError."""
+    try:
+        return tuple(map(float, value.split(",")))
+    except ValueError:
+        raise ValueError(f"needs numbers between commas, as 1,0.8,0.4, got {value!r}") from None
+
+
 def parse_rate(value: str) -> Fraction:
     """Read a rate from a text as "30", "29.97" or "30000/1001". Raises ValueError."""
     with suppress(ValueError, ZeroDivisionError):

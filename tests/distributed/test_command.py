@@ -59,8 +59,8 @@ def alone(arguments):
 @pytest.mark.parametrize(
     "size, task, flags",
     [
-        (2, "t2v-A14B", ["--ulysses_size", "2", "--dit_fsdp", "--t5_fsdp"]),
-        (4, "t2v-A14B", ["--cfg_parallel", "--dit_fsdp"]),
+        (2, "t2v-A14B", ["--block_cache", "0.5", "--ulysses_size", "2", "--dit_fsdp", "--t5_fsdp"]),
+        (4, "t2v-A14B", ["--cfg_until", "0.5", "--cfg_parallel", "--dit_fsdp"]),
         (4, "ti2v-5B", ["--cfg_parallel", "--t5_fsdp"]),
         (4, "t2v-A14B", []),  # more processes than heads
         (4, "i2v-A14B", ["--cfg_parallel", "--dit_fsdp", "--t5_fsdp", "--ulysses_size", "2", "--image"]),
@@ -71,11 +71,14 @@ def test_several_processes_make_the_video_of_one(tmp_path, request_flags, image,
     request = request_flags(task)
     if flags[-1:] == ["--image"]:
         request, flags = [*request, "--image", image], flags[:-1]
+    if flags[:1] in (["--block_cache"], ["--cfg_until"]):  # of the video, not of the processes
+        request, flags = [*request, *flags[:2]], flags[2:]
     alone([*request, "--save_file", str(tmp_path / "one.mp4")])
     with command(size, [*request, *flags, "--save_file", "all.mp4"], tmp_path) as run:
         assert run.finish() == [0] * size, str(run)
     assert files(tmp_path) == ["all.mp4", "one.mp4"]
     assert (tmp_path / "all.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
+    assert ("saved work" in run.error(0)) == bool({"--block_cache", "--cfg_until"} & set(request))
     assert "saved all.mp4" in run.error(0) and not any(run.error(rank) for rank in range(1, size))
 
 

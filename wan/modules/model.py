@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -78,6 +78,8 @@ class Prepared:
     lengths: tuple[int, ...] | None
     sizes: tuple[Size, ...]  # of the latents
     y: Sequence[Tensor] | None  # channels [C', F, H, W] that are appended to each latent
+    # runs the trunk's steps, by `run_blocks` of the model and with a state of its own (`block_cache`)
+    through: Callable[..., Tokens] | None = field(default=None, kw_only=True)
 
 
 class Conditioning(NamedTuple):
@@ -96,7 +98,7 @@ class Step(NamedTuple):
 
 
 def run_blocks(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tokens:
-    """Apply the steps in order. A model is sharded, streamed or cached by replacing this function."""
+    """Apply the steps in order. A model is sharded or streamed by replacing this function."""
     for step in steps:
         tokens = step.run(tokens, cond)
     return tokens
@@ -280,7 +282,8 @@ class WanModel(nn.Module):
         else:
             prepared, features = self._prepare_call(x, t, context, seq_len, y=y)
         tokens, cond = self.embed(x, features, prepared)
-        return self.unembed(self.run_blocks(self.trunk(), tokens, cond), prepared.sizes)
+        run = partial(prepared.through, self.run_blocks) if prepared.through else self.run_blocks
+        return self.unembed(run(self.trunk(), tokens, cond), prepared.sizes)
 
     def prepare(
         self,

@@ -187,6 +187,7 @@ def run_family(args: Namespace, family: Family) -> int:
     config = NANO_CONFIGS[family.task]
     runtime = Runtime.from_flags(device=args.device, dtype=args.dtype, offload_model=False)
     settings = {"steps": args.steps, "solver": args.solver, "guidance": args.guidance}
+    settings |= {"guidance_until": args.cfg_until, "reuse": args.block_cache}
     settings = {name: value for name, value in settings.items() if value is not None}
     pipeline = family.pipeline(config, args.ckpt_dir or nano_checkpoint(family.task), runtime=runtime)
     try:
@@ -327,6 +328,8 @@ def main(argv: Iterable[str] | None = None) -> int:
         "--solver", type=one_of(SOLVERS), metavar="NAME", help=f"of {', '.join(SOLVERS)}; default: the preset's"
     )
     parser.add_argument("--guidance", type=number, help="guidance scale; default: the preset's")
+    parser.add_argument("--cfg_until", type=number, help="share of the steps that have guidance; default: 1")
+    parser.add_argument("--block_cache", type=number, help="threshold of reused blocks; default: 0, none")
     parser.add_argument("--as_upstream", action="store_true", help="of s2v and animate: with the original's choices")
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu; default: the best there is")
     parser.add_argument("--dtype", type=one_of(DTYPES), default="bf16", metavar="NAME", help="or fp32; default: bf16")

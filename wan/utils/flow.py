@@ -63,7 +63,7 @@ class FlowScheduler:
         Values are float64 until they are stored, and timesteps are truncated, not rounded: both decide the integers.
         """
         if sigmas is not None:
-            base = _checked_sigmas(sigmas)
+            base = checked_sigmas(sigmas)
         elif num_inference_steps is None or int(num_inference_steps) != num_inference_steps or num_inference_steps < 1:
             raise ValueError(
                 f"the number of sampling steps must be a whole number from 1 up, got {num_inference_steps}"
@@ -131,8 +131,9 @@ def _checked_shift(shift: float) -> float:
     return float(shift)
 
 
-def _checked_sigmas(sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
+def checked_sigmas(sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return noise levels as float64. Raises ValueError unless they fall strictly within (0, 1]."""
     values = np.asarray(sigmas, dtype=np.float64)
-    if values.ndim != 1 or not len(values) or values[0] > 1 or values[-1] <= 0 or np.any(np.diff(values) >= 0):
+    if values.ndim != 1 or not len(values) or not (values[0] <= 1 and values[-1] > 0 and np.all(np.diff(values) < 0)):
         raise ValueError(f"sigmas must fall strictly within (0, 1], without the final 0, got {values.tolist()}")
     return values
