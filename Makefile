@@ -76,7 +76,7 @@ test-mediapipe:
 	fi
 
 bench: $(VENV)/.bench
-	for name in dit vae t5 load parallel s2v animate preprocess; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+	for name in dit vae t5 load parallel s2v animate preprocess counted; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .

@@ -44,18 +44,19 @@ def model() -> WanAnimateModel:
     return clips.random_model(WanAnimateModel, AnimateModelConfig(num_layers=BLOCKS))
 
 
-def prepare(made: WanAnimateModel) -> tuple[tuple[int, int, int], Prepared]:
-    generator, config = torch.Generator().manual_seed(1), made.config
-    frames, rows, columns = LATENT
-    randn = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+def prepare(made: WanAnimateModel, size: tuple[int, int, int] | None = None) -> tuple[tuple[int, int, int], Prepared]:
+    """Prepare a clip of a latent of that size."""
+    generator, config, size = torch.Generator().manual_seed(1), made.config, size or LATENT
+    frames, rows, columns = size
+    randn = lambda *shape: torch.randn(*shape, generator=generator).to(made.device)  # noqa: E731
     side = config.motion_encoder_size
     given = {
         "clip_fea": randn(1, 257, config.image_dim),
         "pose_latents": randn(1, config.out_dim, frames - 1, rows, columns),
         "face_pixel_values": randn(1, 3, 4 * frames - 7, side, side).clamp(-1, 1),
-        "y": [randn(config.in_dim - config.out_dim, *LATENT)],
+        "y": [randn(config.in_dim - config.out_dim, *size)],
     }
-    return LATENT, made.prepare([randn(min(100, config.text_len), config.text_dim)], [LATENT], **given)
+    return size, made.prepare([randn(min(100, config.text_len), config.text_dim)], [size], **given)
 
 
 def request(count: int, folder: Path) -> Request:

@@ -29,17 +29,20 @@ def model() -> WanModel_S2V:
     return clips.random_model(WanModel_S2V, S2VModelConfig(num_layers=BLOCKS, audio_inject_layers=INJECTORS))
 
 
-def prepare(made: WanModel_S2V) -> tuple[tuple[int, int, int], Prepared]:
-    generator, config = torch.Generator().manual_seed(1), made.config
-    frames, rows, columns = LATENT
-    randn = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+def prepare(
+    made: WanModel_S2V, size: tuple[int, int, int] | None = None, history: int = 0
+) -> tuple[tuple[int, int, int], Prepared]:
+    """Prepare a clip of a latent of that size, with so many latent frames before it."""
+    generator, config, size = torch.Generator().manual_seed(1), made.config, size or LATENT
+    frames, rows, columns = size
+    randn = lambda *shape: torch.randn(*shape, generator=generator).to(made.device)  # noqa: E731
     given = {
         "ref_latents": [randn(config.out_dim, 1, rows, columns)],
-        "motion_latents": None,
+        "motion_latents": [randn(config.out_dim, history, rows, columns)] if history else None,
         "cond_states": None,
         "audio_input": randn(1, config.audio_layers, config.audio_dim, 4 * frames),
     }
-    return LATENT, made.prepare([randn(min(100, config.text_len), config.text_dim)], [LATENT], **given)
+    return size, made.prepare([randn(min(100, config.text_len), config.text_dim)], [size], **given)
 
 
 def request(count: int, folder: Path) -> Request:

@@ -12,12 +12,13 @@ from benchmarks import clips, common
 from wan.jobs import PIPELINES
 from wan.parser import exit_code
 
-NAMES = ("dit", "vae", "t5", "load", "parallel", "s2v", "animate", "preprocess")
+NAMES = ("dit", "vae", "t5", "load", "parallel", "s2v", "animate", "preprocess", "counted")
 
 
 def run(name, *arguments):
     """Run `python -m benchmarks.NAME` and return its exit code."""
-    main = importlib.import_module(f"benchmarks.{name}").main
+    module = importlib.import_module(f"benchmarks.{name}")
+    main = getattr(module, "main", None) or importlib.import_module(f"benchmarks.{name}.__main__").main
     try:
         return exit_code(lambda: main(arguments))
     except SystemExit as stop:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.live_memory import LiveMemory
+from benchmarks.counted.live import LiveMemory
 from wan import forecast
 from wan.configs import WAN_CONFIGS
 from wan.forecast import decode_bytes, denoise_bytes, encode_bytes, transformer_bytes

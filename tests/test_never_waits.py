@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from tests.pretended import DEVICE, NeverWaits, pretended
+from benchmarks.counted.pretend import DEVICE, empty, place, pretended
+from tests.pretended import NeverWaits
 from wan.clips import Clip
 from wan.configs import WAN_CONFIGS
 from wan.distributed.replica import Replica
@@ -29,18 +30,10 @@ def on_a_gpu(monkeypatch):
 
 
 def build(**changes):
-    with DEVICE:
-        model = WanModel(WanModelConfig(**(CONFIG.to_dict() | changes)))
-    for name, parameter in list(model.named_parameters()):
-        dtype = torch.float32 if model.keeps_float32(name) else torch.bfloat16
-        owner, _, leaf = name.rpartition(".")
-        value = torch.nn.Parameter(empty(*parameter.shape, dtype=dtype), requires_grad=False)
-        setattr(model.get_submodule(owner), leaf, value)
-    return model
-
-
-def empty(*shape, dtype=torch.float32):
-    return torch.empty(shape, dtype=dtype, device=DEVICE)
+    config = WanModelConfig(**(CONFIG.to_dict() | changes))
+    return place(
+        lambda: WanModel(config), lambda name: torch.float32 if WanModel.keeps_float32(name) else torch.bfloat16
+    )
 
 
 def test_the_guard_sees_what_waits():

@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.live_memory import LiveMemory
+from benchmarks.counted.live import LiveMemory
 from tests.modules.test_vae import SMALL, SMALL_2_2, random_model
 from wan.modules.vae2_1 import CausalVAE2_1
 from wan.modules.vae2_2 import CausalVAE2_2
