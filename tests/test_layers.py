@@ -24,6 +24,7 @@ LAYERS = [
     (4, ["wan.checking", "wan.experts", "wan.forecast", "wan.request", "wan.pipeline"]),
     (3, ["wan.configs", "wan.configs.*", "wan.distributed", "wan.distributed.*", "wan.memory", "wan.sampling"]),
     (3, ["wan.tts", "wan.arguments", "wan.utils.prompt_extend", "wan.utils.language_models", "wan.utils.servers"]),
+    (3, ["wan.streaming"]),
     (2, ["wan.modules", "wan.modules.*"]),
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
     (0, ["wan.files", "wan.finite", "wan.framing", "wan.geometry", "wan.guidance", "wan.images", "wan.interrupts"]),

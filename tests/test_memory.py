@@ -2,14 +2,17 @@ import platform
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from tests.late_copies import LateLane
 from wan.memory import PhaseStats, Weights, measured, peak_memory
-from wan.runtime import Offload
+from wan.modules.model import Step, run_blocks
+from wan.runtime import Host, Offload
 
 CPU = torch.device("cpu")
 
@@ -133,6 +136,9 @@ class Value:
     def to(self, device, non_blocking):
         return Value(device)
 
+    def cpu(self):
+        return Value(CPU)
+
 
 class Parameter:
     def __init__(self):
@@ -206,3 +212,101 @@ def test_a_heap_without_gaps():
         )
 
     assert used("none") < used("kept") - (150 << 20)
+
+
+class Steps(nn.Module):
+    """Model with blocks, as a transformer or text encoder has them."""
+
+    def __init__(self, count=5):
+        super().__init__()
+        self.first, self.blocks = nn.Linear(4, 4), nn.ModuleList(nn.Linear(4, 4) for _ in range(count))
+        self.run_blocks = run_blocks
+
+    def trunk(self):
+        return [Step(lambda x, cond, block=block: block(x), (block,)) for block in (self.first, *self.blocks)]
+
+    def forward(self, x):
+        return self.run_blocks(self.trunk(), x, None)
+
+
+@pytest.fixture
+def lane(monkeypatch):
+    lane = LateLane(1)
+    monkeypatch.setattr("wan.memory.make_lane", lambda device: lane)
+    return lane
+
+
+def test_blocks_stream_and_the_model_leaves_after_its_use(lane):
+    weights, model, x = Weights(CPU, Offload.BLOCK), Steps(), torch.ones(2, 4)
+    weights.add("a", lambda: model, keeps=True)
+    weights.add("b", lambda: nn.Linear(2, 2))
+    with torch.no_grad(), lane:
+        expected = model(x)
+        assert torch.equal(weights.use("a")(x), expected) and len(weights._streams["a"].slots) == 2
+        sent = len(lane.sent)
+        assert weights.use("a") is model and len(lane.sent) == sent, "nothing is done twice"
+        weights.use("b")
+        assert not weights._streams["a"].slots, "it has left"
+        assert torch.equal(weights.use("a")(x), expected)
+        weights.done("a")
+        assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("other", [Offload.NONE, Offload.MODEL])
+def test_the_policy_can_change_between_runs(lane, other):
+    weights, model, x = Weights(CPU, other), Steps(), torch.ones(2, 4)
+    weights.add("a", lambda: model)
+    with torch.no_grad(), lane:
+        expected = weights.use("a")(x)
+        for policy in (Offload.BLOCK, other, Offload.BLOCK):
+            weights.set_offload(policy)
+            sent = len(lane.sent)
+            assert torch.equal(weights.use("a")(x), expected)
+            assert (len(lane.sent) > sent) == (policy is Offload.BLOCK)
+
+
+def test_one_expert_is_alive_when_memory_is_short(lane):
+    loads, alive = [], []
+    weights = Weights(CPU, Offload.BLOCK, Host.ONE)
+
+    def load(name):
+        alive.append(weakref.ref(model := Steps()))
+        loads.append(name)
+        return model
+
+    for name in "ab":
+        weights.add(name, lambda name=name: load(name), keeps=True)
+    weights.add("text", lambda: load("text"))
+    for name in ("text", "a", "a", "b", "text", "a"):
+        weights.use(name)
+        assert sum(model() is not None for model in alive) == len({"text", name})
+    weights.prefetch("b")
+    assert loads == ["text", "a", "b", "a"] and not weights._coming, "the text encoder is a view of its file"
+
+
+def test_weights_that_are_views_of_a_file_are_converted_on_their_way(lane):
+    model, x = Steps(), torch.ones(2, 4, dtype=torch.bfloat16)
+    weights = Weights(CPU, Offload.BLOCK, Host.MAPPED)
+    weights.add("a", lambda: model, lambda name: torch.bfloat16, keeps=True)
+    with torch.no_grad(), lane:
+        rounded = Steps()
+        rounded.load_state_dict(model.state_dict())
+        expected = rounded.bfloat16()(x)
+        assert torch.equal(weights.use("a")(x), expected)
+        assert weights._streams["a"].kept is None and model.blocks[0].weight.dtype == torch.float32
+        weights.done("a")
+
+
+def test_a_model_that_was_loaded_on_the_device_leaves_it_and_comes_back():
+    weights = Weights(torch.device("cuda:1"), Offload.MODEL)
+    there, other = Model(), Model()
+    for tensor in there.tensors.values():
+        tensor.data = Value(torch.device("cuda:1"))
+    weights.add("vae", lambda: there)
+    weights.add("b", lambda: other)
+    assert weights.use("vae").places() == {"cuda:1"}
+    for _ in range(2):
+        weights.use("b")
+        assert there.places() == {"cpu"} and other.places() == {"cuda:1"}
+        weights.use("vae")
+        assert there.places() == {"cuda:1"} and other.is_home()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wan import runtime
+from wan import choices, runtime
 from wan.parallel import Parallel
 from wan.runtime import Offload, Runtime, available_devices, own_device, resolve_device
 
@@ -32,8 +32,11 @@ def two_gpus(monkeypatch):
 def test_gpu_defaults(two_gpus):
     value = Runtime.from_flags()
     assert value.device == value.t5_device == torch.device("cuda:0")
-    assert value.offload is Offload.MODEL
+    assert value.offload is Offload.AUTO
     assert Runtime.from_flags(offload_model=False).offload is Offload.NONE
+    assert Runtime.from_flags(offload_model=True).offload is Offload.MODEL
+    assert [Runtime.from_flags(offload=policy.value).offload for policy in Offload] == list(Offload)
+    assert Runtime.from_flags(offload="model", offload_model=True).offload is Offload.MODEL
     assert Runtime.from_flags(t5_cpu=True).t5_device == torch.device("cpu")
     assert Runtime.from_flags(device="cuda").device == torch.device("cuda:0")
     assert Runtime.default(device_id=1).device == torch.device("cuda:1")
@@ -48,6 +51,9 @@ def test_gpu_defaults(two_gpus):
         ({"convert_model_dtype": True, "dtype": "fp32"}, "contradicts --dtype fp32"),
         ({"device": "gpu"}, "--device 'gpu' is not a device"),
         ({"device": "meta"}, "--device meta is not supported"),
+        ({"offload": "blocks"}, "--offload must be one of none, model, block, auto, got 'blocks'"),
+        ({"offload": "block", "offload_model": True}, "--offload_model True is --offload model, got --offload block"),
+        ({"offload": "model", "offload_model": False}, "--offload_model False is --offload none, got --offload model"),
     ],
 )
 def test_refusals(flags, text):
@@ -104,7 +110,7 @@ def test_the_best_device_comes_first_and_is_the_default(machine, gpus, mps, name
     assert available_devices() == names
     assert str(resolve_device(None)) == str(Runtime.default().device) == names[0]
     assert [str(resolve_device(name)) for name in names] == names
-    on_gpu = Offload.NONE if names[0] == "cpu" else Offload.MODEL
+    on_gpu = Offload.NONE if names[0] == "cpu" else Offload.AUTO
     assert Runtime.default().offload is on_gpu and str(Runtime.default().t5_device) == names[0]
     assert str(Runtime.default(t5_cpu=True).t5_device) == "cpu"
 
@@ -134,7 +140,12 @@ def test_the_device_of_the_fourth_process(machine, gpus, mps, own):
 def test_each_of_several_processes_takes_its_own_gpu(four_gpus, name):
     assert own_device(name, 2) == "cuda:2"
     runtime = Runtime.from_flags(device=name, parallel=Parallel(4, ulysses_size=4), local_rank=3)
-    assert (runtime.device, runtime.offload) == (torch.device("cuda:3"), Offload.NONE)
+    assert (runtime.device, runtime.offload) == (torch.device("cuda:3"), Offload.AUTO)
+
+
+def test_a_cpu_streams_blocks_and_moves_no_models():
+    policies = {name: Runtime.from_flags(device="cpu", offload=name).offload.value for name in choices.OFFLOAD}
+    assert policies == {"none": "none", "model": "none", "block": "block", "auto": "none"}
 
 
 def test_processes_share_a_cpu():
@@ -152,6 +163,8 @@ def test_two_ways_to_make_room_are_refused(four_gpus):
     spread = Parallel(4, ulysses_size=4, dit_fsdp=True, t5_fsdp=True)
     with pytest.raises(ValueError, match="--offload_model True moves whole models"):
         Runtime.from_flags(parallel=spread, offload_model=True)
+    with pytest.raises(ValueError, match="--offload block moves whole blocks, --dit_fsdp and --t5_fsdp keeps a part"):
+        Runtime.from_flags(parallel=spread, offload="block")
     with pytest.raises(ValueError, match="--t5_cpu and --t5_fsdp are two ways"):
         Runtime.from_flags(parallel=spread, t5_cpu=True)
 

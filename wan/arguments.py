@@ -12,7 +12,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from wan.choices import ATTENTION, DTYPES, HUBS, MIN_VAE_TILE, NOISE_DEVICES, POSE_BACKENDS, PRESETS, PROGRESS, SOLVERS
+from wan.choices import (
+    ATTENTION,
+    DTYPES,
+    HUBS,
+    MIN_VAE_TILE,
+    NOISE_DEVICES,
+    OFFLOAD,
+    POSE_BACKENDS,
+    PRESETS,
+    PROGRESS,
+    SOLVERS,
+)
 from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS
 from wan.configs.shared_config import TaskConfig
 from wan.framing import FITS
@@ -164,8 +175,10 @@ FLAGS = [
     Flag(RUN, "attention", choice(ATTENTION), "attention kernel; default: auto, the fastest one with exact results "
          "that is installed", default="auto"),
     Flag(RUN, "compile", SWITCH, "compile the transformer blocks: slow start, faster steps; default: off"),
-    Flag(RUN, "offload_model", YES_OR_NO, "keep only the model at work on the GPU; without a value true; default: true "
-         "on one GPU, false on several"),
+    Flag(RUN, "offload", choice(OFFLOAD), "what leaves the GPU while it is not at work. none; model: other models; "
+         "block: all but the blocks at work, least memory; default: auto, the fastest of these that fits the GPU"),
+    Flag(RUN, "offload_model", YES_OR_NO, "true, also without a value, is --offload model, false --offload none; "
+         "default: see --offload"),
     Flag(RUN, "vae_tile", Kind(whole, "PIXELS"), f"encode and decode in tiles of that edge, {MIN_VAE_TILE} or more: "
          "less memory, more time, other rounding, by which a video from an image can change visibly (in bf16 by up to "
          "67 levels of 255); default: whole frames"),

@@ -7,6 +7,7 @@ SOLVERS = {
     "euler": "FlowEulerScheduler",
 }
 ATTENTION = ("auto", "sdpa", "flash2", "flash3", "sage")  # kernels of `wan.modules.attention`
+OFFLOAD = ("none", "model", "block", "auto")  # policies of `wan.runtime.Offload`
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # PyTorch's names are accepted as well
 HUBS = ("huggingface", "modelscope")  # where checkpoints are published
 MIN_VAE_TILE = 64  # pixels; the margins around smaller ones are most of the work

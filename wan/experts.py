@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from wan.checking import MODELS, expert_config, expert_lora
 from wan.checkpoint.lora import Lora
@@ -13,7 +16,7 @@ from wan.modules.attention import attention, log_kernel, resolve_backend
 from wan.modules.layers import AdaptedLinear, FeedForward, Linear, fuses_gelu_tanh, replace_linears
 from wan.modules.model import WanModel, WanSelfAttention
 from wan.modules.packed import can_pack, pack_linears
-from wan.runtime import CPU, Offload, Runtime
+from wan.runtime import CPU, Host, Offload, Runtime
 
 
 def load_expert(
@@ -31,17 +34,31 @@ def load_expert(
     spreads the empty model over processes. The LoRA of the config is merged, and another one is applied `beside` the
     weights.
     """
-    # each of several processes would keep a host copy of its converted weights
-    stays = shard is not None or (runtime.parallel.world_size > 1 and offload is Offload.NONE)
+    stays = shard is not None or offload is Offload.NONE
     device, sizes = runtime.device if stays else CPU, expert_config(checkpoint_dir, config, name)
     lora = expert_lora(checkpoint_dir, config, name)
+    dtype = None if stored_types(runtime) else runtime.dtype
     model = MODELS[config.model_type].from_pretrained(
-        checkpoint_dir, name, runtime.dtype, device, shard=shard, config=sizes, change=lora and lora.merge
+        checkpoint_dir, name, dtype, device, shard=shard, config=sizes, change=lora and lora.merge
     )
     model = adapt(model, beside)
     for step in (convert, pack, choose_kernels, compile_blocks):
         model = step(model, runtime)
     return model
+
+
+def stored_types(runtime: Runtime) -> Callable[[str], torch.dtype] | None:
+    """Return the types of parameters at work, by name, if those of loaded transformers are the types of their files.
+
+    Then nothing is converted before it goes to the device, and the weights stay views of the mapped files.
+    """
+    if runtime.host is not Host.MAPPED or runtime.offload is Offload.NONE:
+        return None
+
+    def at_work(name: str) -> torch.dtype:
+        return torch.float32 if WanModel.keeps_float32(name) and not runtime.convert_model_dtype else runtime.dtype
+
+    return at_work
 
 
 def adapt(model: WanModel, lora: Lora | None) -> WanModel:
@@ -53,7 +70,7 @@ def adapt(model: WanModel, lora: Lora | None) -> WanModel:
 
 def convert(model: WanModel, runtime: Runtime) -> WanModel:
     """Round norms, modulation and time weights as well, with upstream's --convert_model_dtype."""
-    return model.to(runtime.dtype) if runtime.convert_model_dtype else model
+    return model.to(runtime.dtype) if runtime.convert_model_dtype and stored_types(runtime) is None else model
 
 
 def pack(model: WanModel, runtime: Runtime) -> WanModel:

@@ -1,26 +1,34 @@
 """Forecast of the memory that a run will take, from file headers and shapes, before any weight is read."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from wan import geometry, memory
 from wan.checking import MODELS, VAES, expert_config
 from wan.checkpoint.formats import released_names
 from wan.checkpoint.layout import part, stored_bytes
+from wan.checkpoint.loading import empty
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
 from wan.geometry import LatentShape, Size
 from wan.images import kept_bytes
 from wan.modules.block_cache import SAMPLED
 from wan.modules.model import WanModel
+from wan.modules.t5 import T5Config, T5Encoder
 from wan.modules.vae import PIXEL_CHANNELS, VAEConfig, tile_axis
 from wan.modules.vae_blocks import HISTORY
 from wan.modules.vae_kernels import MIN_CHANNELS
 from wan.modules.vae_wrapper import open_vae
 from wan.request import Request, picture_bytes
 from wan.runtime import Offload, Runtime
+from wan.streaming import Unit, num_bound, num_slots, streamed_weights
 
 # Values per position that the last stage holds at once beside its caches, in units of the width at full resolution, by
 # latent stride. Counted on the released VAEs (21 and 31 latent frames decoded, 81 and one encoded) and the miniatures.
@@ -28,6 +36,7 @@ DECODING = {8: 30.0, 16: 45.0}
 ENCODING = {8: 24.0, 16: 20.0}
 SHORT = {1: 0.1, 5: 0.8}  # share of those values, for videos of so many frames
 REORDERED = 1.5  # whole frames on a CPU: convolutions of few channels copy them, and the heap keeps gaps
+RESERVE = 3 << 29  # bytes on a device for its driver, for work space of its libraries and for gaps
 SPEECH_WINDOW = 900 << 20  # bytes that the released speech encoder takes for a minute of sound
 STARTED = 120 << 20  # bytes of libraries and compiled kernels that a CPU's run adds to the program
 WRITTEN = 10  # bytes per pixel of each frame that the video encoder looks ahead
@@ -41,6 +50,29 @@ def expected_bytes(
 
     `latent` is the shape of the largest clip, by default that of the one clip of a video.
     """
+    return max(phase_bytes(config, checkpoint, request, runtime, latent).values())
+
+
+def resolved(
+    config: TaskConfig, checkpoint: Path, request: Request, runtime: Runtime, latent: LatentShape | None = None
+) -> Runtime:
+    """Choose the policy of `--offload auto`: the fastest one that the free memory of the device allows."""
+    if runtime.offload is not Offload.AUTO:
+        return runtime
+    room = memory.free_memory(runtime.device)
+    policies = [Offload.NONE] if runtime.parallel.dit_fsdp or runtime.parallel.t5_fsdp else list(Offload)[:3]
+    for policy in policies:
+        chosen = replace(runtime, offload=policy)
+        needed = expected_bytes(config, checkpoint, request, chosen, latent)
+        if room is None or needed + RESERVE <= room:
+            break
+    return chosen
+
+
+def phase_bytes(
+    config: TaskConfig, checkpoint: Path, request: Request, runtime: Runtime, latent: LatentShape | None = None
+) -> dict[str, int]:
+    """Expected peak memory in bytes of each phase, as in `expected_bytes`."""
     parallel, size, on_cpu = runtime.parallel, request.framing.used, runtime.device.type == "cpu"
     experts = [transformer_bytes(checkpoint / expert, runtime) for expert in config.experts]
     experts = [whole // (parallel.replica_size if parallel.dit_fsdp else 1) for whole in experts]
@@ -81,11 +113,55 @@ def expected_bytes(
         decode += STARTED
         if not runtime.vae_tile:  # tiles are decoded before the first frame is written
             decode += size[0] * size[1] * WRITTEN * min(frame_num, LOOK_AHEAD)
-    if runtime.offload is Offload.NONE:
-        needed = text + sum(experts) + vae + max(encode, denoise, decode)
-    else:  # the VAE does not leave for other models: once it has encoded, it stays
-        needed = max(text, vae + encode, max(experts) + denoise + (vae if has_image else 0), vae + decode)
-    return needed + ((memory.peak_memory(runtime.device) or 0) if on_cpu else 0)
+    phases = {"text": 0, "encode": encode, "denoise": denoise, "decode": decode}
+    if runtime.offload is Offload.NONE or on_cpu:
+        beside = dict.fromkeys(phases, text + sum(experts) + vae)
+    else:
+        if runtime.offload is Offload.BLOCK:
+            experts = [streamed_bytes(dit_parts(config, checkpoint, runtime), runtime.stay)]
+            text = min(text, streamed_bytes(t5_parts(text_path, config.t5_dtype)))
+        beside = {"text": text, "encode": vae, "denoise": max(experts), "decode": vae}
+    program = (memory.peak_memory(runtime.device) or 0) if on_cpu else 0
+    return {phase: beside[phase] + needed + program for phase, needed in phases.items()}
+
+
+class Parts(NamedTuple):
+    """Bytes of the weights of a model: of each step that is streamed, and of the others."""
+
+    steps: list[int]
+    rest: int
+
+
+def dit_parts(config: TaskConfig, checkpoint: Path, runtime: Runtime) -> Parts:
+    """Measure the first transformer of a task as it works."""
+    sizes = expert_config(checkpoint, config, config.experts[0])
+
+    def at_work(name: str) -> torch.dtype:
+        return torch.float32 if WanModel.keeps_float32(name) and not runtime.convert_model_dtype else runtime.dtype
+
+    return parts_of(empty(lambda: MODELS[config.model_type](sizes)), at_work)
+
+
+def t5_parts(path: Path, dtype: torch.dtype) -> Parts:
+    """Measure a text encoder."""
+    sizes = open_source(path).inferred(T5Config.from_state)
+    return parts_of(empty(lambda: T5Encoder(sizes)), lambda name: dtype)
+
+
+def parts_of(model: nn.Module, at_work: Callable[[str], torch.dtype]) -> Parts:
+    """Measure a model; `at_work` tells the types of its weights."""
+    steps = streamed_weights(model).values()
+    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
+    whole = sum(tensor.numel() * at_work(name).itemsize for name, tensor in tensors.items())
+    sizes = [Unit(list(step.values()), [at_work(name) for name in step]).nbytes for step in steps]
+    return Parts(sizes, whole - sum(sizes))
+
+
+def streamed_bytes(parts: Parts, stay: int = 0) -> int:
+    """Bytes on the device of a model whose steps are streamed, beside those of its first steps that `stay` there."""
+    bound = num_bound(parts.steps, stay)
+    left = parts.steps[bound:]
+    return parts.rest + sum(parts.steps[:bound]) + min(num_slots(parts.steps), len(left)) * max(left, default=0)
 
 
 def transformer_bytes(folder: Path, runtime: Runtime) -> int:

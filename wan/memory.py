@@ -1,7 +1,7 @@
-"""Move models between devices, which nothing else does, and measure memory.
+"""Move models between devices, which only this file and `streaming` do, and measure memory.
 
-Models are loaded when they are first used, and are never copied back. Host weights stay as they were loaded (often as a
-memory map of the file), and a model leaves the device by dropping its device copy.
+Models are loaded when they are first used. Host weights stay as they were loaded (often as a memory map of the file),
+and a model leaves the device by dropping its device copy. One that was loaded there is copied to the host once.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Thread
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from wan.runtime import Offload
+from wan.runtime import Host, Offload
+from wan.streaming import Streamed, make_lane
 
 
 @dataclass(frozen=True)
@@ -38,36 +40,61 @@ class PhaseStats:
 class Weights:
     """Models of one pipeline by name. Each is loaded on first use, and is on the device as the policy allows."""
 
-    def __init__(self, device: torch.device, offload: Offload):
-        self.device = device
-        self.set_offload(offload)
-        self._loaders: dict[str, Callable[[], nn.Module]] = {}
+    def __init__(self, device: torch.device, offload: Offload, host: Host = Host.ALL, stay: int = 0):
+        """`host` and `stay` are those of a `Runtime`."""
+        self.device, self.host, self.stay = device, host, stay
+        self.offload = Offload.NONE
+        self._loaders: dict[str, Loader] = {}
         self._modules: dict[str, nn.Module] = {}
-        self._coming: dict[str, Future[nn.Module]] = {}
-        self._host: dict[str, dict[str, Tensor]] = {}  # host tensors of the models that are on the device
+        self._streams: dict[str, Streamed] = {}
+        self._coming: dict[str, Future[tuple[nn.Module, Streamed | None]]] = {}
+        self._there: dict[str, dict[str, Tensor] | None] = {}  # on the device, with host tensors if there are any
+        self.set_offload(offload)
 
     def set_offload(self, offload: Offload) -> None:
-        """Change the policy between runs. On a CPU nothing is ever moved."""
-        self.offload = offload if self.device.type != "cpu" else Offload.NONE
+        """Change the policy between runs. On a CPU whole models are never moved."""
+        assert offload is not Offload.AUTO, "the plan of a run decides"
+        before = self.offload
+        self.offload = Offload.NONE if self.device.type == "cpu" and offload is Offload.MODEL else offload
+        if self.offload is not before and Offload.BLOCK in (before, self.offload):
+            for name in list(self._there):
+                self._leave(name)
 
-    def add(self, name: str, loader: Callable[[], nn.Module]) -> None:
-        """Register a model. `loader` is called on first use. It returns the model with its weights on the CPU, or on
-        the device if they stay there."""
-        self._loaders[name] = loader
+    def add(
+        self,
+        name: str,
+        load: Callable[[], nn.Module],
+        types: Callable[[str], torch.dtype] | None = None,
+        keeps: bool = False,
+    ) -> None:
+        """Register a model. `load` is called on first use, and returns it on the CPU, or on the device.
+
+        types: of its tensors at work, by name; None: as `load` returns them. keeps: its blocks are wanted again and
+        again, so that they are worth pinned memory while they stream.
+        """
+        self._loaders[name] = Loader(load, types, keeps and self.host is not Host.MAPPED)
+
+    def knows(self, name: str) -> bool:
+        """Tell whether a model of that name was added."""
+        return name in self._loaders
 
     def get(self, name: str) -> nn.Module:
         """Return the model; its weights may be on any device."""
         if name not in self._modules:
             coming = self._coming.pop(name, None)
-            self._modules[name] = self._loaders[name]() if coming is None else coming.result()
+            module, stream = self._load(name) if coming is None else coming.result()
+            self._modules[name] = module
+            if stream is not None:
+                self._streams[name] = stream
         return self._modules[name]
 
     def prefetch(self, name: str) -> None:
         """Start to load a model in the background for later use; not on a CPU, which it would slow down.
 
-        An error of the loader is raised where the model is used. The process may end while it is still loading.
+        Nor where there is room on the host for one at a time. An error of the loader is raised where the model is used.
+        The process may end while it is still loading.
         """
-        if self.device.type == "cpu" or name in self._modules or name in self._coming:
+        if self.device.type == "cpu" or self.host is Host.ONE or name in self._modules or name in self._coming:
             return
         self._coming[name] = future = Future()
 
@@ -75,41 +102,85 @@ class Weights:
             try:
                 if self.device.type == "cuda":  # each thread has a current device of its own, at first cuda:0
                     torch.cuda.set_device(self.device)
-                future.set_result(self._loaders[name]())
+                future.set_result(self._load(name))
             except BaseException as error:
                 future.set_exception(error)
 
         Thread(target=load, name=f"load {name}", daemon=True).start()
 
     def use(self, name: str) -> nn.Module:
-        """Return the model with its weights on the device; under `Offload.MODEL` every other one leaves it first."""
+        """Return the model with its weights on the device, or those of its steps while each works.
+
+        Except under `Offload.NONE` every other model leaves the device first.
+        """
+        if name in self._there and (len(self._there) == 1 or self.offload is Offload.NONE):
+            return self._modules[name]
         if self.offload is not Offload.NONE:
-            for other in list(self._host):
+            for other in list(self._there):
                 if other != name:
                     self._leave(other)
         module = self.get(name)
-        tensors = dict(_tensors(module))
-        if name not in self._host and any(tensor.device != self.device for tensor in tensors.values()):
-            self._host[name] = {key: tensor.data for key, tensor in tensors.items()}
-            for tensor in tensors.values():
-                tensor.data = tensor.data.to(self.device, non_blocking=True)
+        if name not in self._there:
+            self._enter(name, module)
         return module
 
     def done(self, name: str) -> None:
-        """End the use of a model in this phase: under `Offload.MODEL` it leaves the device."""
-        if self.offload is not Offload.NONE and name in self._host:
+        """End the use of a model in this phase: except under `Offload.NONE` it leaves the device."""
+        if self.offload is not Offload.NONE and name in self._there:
             self._leave(name)
 
     def drop(self, name: str) -> None:
         """Forget a loaded model; the next use loads it again."""
-        self._host.pop(name, None)
-        self._modules.pop(name, None)
+        for known in (self._there, self._modules, self._streams):
+            known.pop(name, None)
         gc.collect()
 
+    def _load(self, name: str) -> tuple[nn.Module, Streamed | None]:
+        module = self._loaders[name].load()
+        return module, self._streamed(name, module)
+
+    def _streamed(self, name: str, module: nn.Module) -> Streamed | None:
+        """Make the steps of a model ready to stream, if the policy wants it and the model has a list of them."""
+        if self.offload is not Offload.BLOCK or not hasattr(module, "trunk"):
+            return None
+        _, types, keeps = self._loaders[name]
+        return self._streams.get(name) or Streamed(module, make_lane(self.device), keeps, types)
+
+    def _enter(self, name: str, module: nn.Module) -> None:
+        stream, types = self._streamed(name, module), self._loaders[name].types
+        if stream is not None:
+            self._streams[name] = stream
+        tensors = {key: tensor for key, tensor in _tensors(module) if stream is None or key not in stream.names}
+        moves = any(tensor.device != self.device for tensor in tensors.values())
+        self._there[name] = {key: tensor.data for key, tensor in tensors.items()} if moves else None
+        for key, tensor in tensors.items() if moves or types else ():
+            tensor.data = tensor.data.to(self.device, *([types(key)] if types else []), non_blocking=True)
+        if stream is not None:
+            stream.start(self.stay)
+
     def _leave(self, name: str) -> None:
-        host = self._host.pop(name)
-        for key, tensor in _tensors(self._modules[name]):
-            tensor.data = host[key]
+        host, stream, tensors = self._there[name], self._streams.get(name), dict(_tensors(self._modules[name]))
+        streams = stream is not None and stream.shelf is not None
+        if host is None and not streams and self.device.type != "cpu":  # it was loaded there
+            if any(hasattr(tensor, "placements") for tensor in tensors.values()):
+                return  # other processes have parts of it
+            host = {key: tensor.data.cpu() for key, tensor in tensors.items()}
+        del self._there[name]
+        if streams:
+            stream.stop()
+        for key, data in (host or {}).items():
+            tensors[key].data = data
+        if self.host is Host.ONE and self._loaders[name].keeps:
+            del host, stream, tensors
+            self.drop(name)
+
+
+class Loader(NamedTuple):
+    """Loader of a model, as it was given to `Weights.add`."""
+
+    load: Callable[[], nn.Module]
+    types: Callable[[str], torch.dtype] | None
+    keeps: bool
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -169,3 +240,8 @@ def total_memory(device: torch.device) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
         return None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Memory in bytes that programs can still get: of the GPU itself, elsewhere all there is; None where unknown."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else total_memory(device)

@@ -29,7 +29,7 @@ SYNONYMS = {
     **dict.fromkeys(("precision", "bf16", "fp32"), "dtype"),
     **dict.fromkeys(("negative", "neg_prompt", "n_prompt"), "negative_prompt"),
     **dict.fromkeys(("n", "num", "batch_size"), "num_videos"),
-    "offload": "offload_model",
+    **dict.fromkeys(("cpu_offload", "offload_policy", "block_swap"), "offload"),
     "ring_size": "ulysses_size",
 }
 LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\uff0d"

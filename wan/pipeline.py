@@ -25,7 +25,7 @@ from wan.clips import Clip, ClipSampled, Event, FramesDecoded, SampledClip, Step
 from wan.configs import TaskConfig
 from wan.distributed.replica import Replica
 from wan.distributed.util import get_rank, get_world_size, init_distributed_group
-from wan.experts import load_expert
+from wan.experts import load_expert, stored_types
 from wan.finite import FiniteCheck, in_clip, require_finite
 from wan.geometry import LatentShape
 from wan.inputs import Sound
@@ -34,6 +34,7 @@ from wan.modules.attention import check_backend
 from wan.modules.block_cache import BlockCache
 from wan.modules.model import Prepared, WanModel, time_features
 from wan.modules.t5 import T5EncoderModel
+from wan.modules.vae import CausalVAE
 from wan.modules.vae2_1 import Wan2_1_VAE
 from wan.modules.vae2_2 import Wan2_2_VAE
 from wan.parallel import ALONE, Parallel
@@ -45,6 +46,7 @@ from wan.values import called, named
 
 log = logging.getLogger(__name__)
 
+STEPS_AHEAD = 4  # of reading an expert: 57 GB take 20 s from a fast disk, and a step of A14B 5 s on an H200
 ONE_LEVEL = 2 / 255  # of a file of 8 bits, in frames from -1 to 1
 OnStep = Callable[[int, int, Tensor], None]  # steps done, steps in all, the latent so far
 Contexts = tuple[Tensor, Tensor | None]  # text states of the prompt and of the negative one, [len, text_dim]
@@ -127,9 +129,13 @@ class WanPipeline:
         self.phases: dict[str, PhaseStats] = {}
         self.calls: Counter[str] = Counter()  # of the transformers: whole, reused; and steps that are unguided
         self.replica = Replica(runtime.parallel, runtime.device)
-        self.weights = Weights(runtime.device, runtime.offload)
+        if runtime.offload is Offload.AUTO:  # only a request tells what fits
+            one = runtime.parallel.world_size == 1
+            self.runtime = runtime = replace(runtime, offload=Offload.MODEL if one else Offload.NONE)
+        self.weights = Weights(runtime.device, runtime.offload, runtime.host, runtime.stay)
+        types = stored_types(runtime)
         for expert in config.experts:
-            self.weights.add(expert, partial(self._load_expert, expert))
+            self.weights.add(expert, partial(self._load_expert, expert), types, keeps=True)
 
     # ---- one run ----
 
@@ -247,11 +253,12 @@ class WanPipeline:
         solver = make_solver(request.solver, *schedule)
         velocity = self.velocity(request, contexts, clip, solver.timesteps.tolist())
         start, check = clip.keep(self.noise(request, clip)), FiniteCheck()
+        ahead = self._last_high_steps(request, solver)
         for done, latent in enumerate(denoise(start, solver, velocity, clip.keep), start=1):
             check.read()  # the check of the step before, while the device computes this step
             check.note(latent, f"denoising step {done} of {request.steps}")
-            if done == 1:
-                self._prefetch_low_noise(request, solver)
+            if done == ahead:
+                self.weights.prefetch(self.config.experts[0])
             yield latent
         check.read()
 
@@ -379,27 +386,36 @@ class WanPipeline:
 
     @property
     def vae(self) -> Wan2_1_VAE | Wan2_2_VAE:
-        """Video autoencoder, loaded on first use; it stays on the device."""
+        """Video autoencoder, loaded on the device on first use. It leaves as the policy wants it."""
         if self._vae is None:
-            if self.runtime.vae_tile is not None and self.runtime.device.type == "cpu":
-                keep_no_gaps()
-            self._vae = VAES[self.config.z_dim](
-                z_dim=self.config.z_dim,
-                vae_pth=part(self.checkpoint_dir, self.config.vae_checkpoint),
-                device=self.runtime.device,
-                tiling=self.runtime.vae_tile,
-            )
+            self.weights.add("vae", self._load_vae)
+        if self.weights.knows("vae"):
+            self.weights.use("vae")
         return self._vae
+
+    def _load_vae(self) -> CausalVAE:
+        if self.runtime.vae_tile is not None and self.runtime.device.type == "cpu":
+            keep_no_gaps()
+        self._vae = VAES[self.config.z_dim](
+            z_dim=self.config.z_dim,
+            vae_pth=part(self.checkpoint_dir, self.config.vae_checkpoint),
+            device=self.runtime.device,
+            tiling=self.runtime.vae_tile,
+        )
+        return self._vae.model
 
     _text_encoder: T5EncoderModel | None = None
     _vae: Wan2_1_VAE | Wan2_2_VAE | None = None
 
-    def _prefetch_low_noise(self, request: Request, solver: FlowScheduler) -> None:
-        """Read the second expert while the first one works, when both have steps to do."""
-        if request.boundary is not None:
-            first, last = solver.timesteps[[0, -1]].tolist()
-            if first >= request.boundary * self.config.num_train_timesteps > last:
-                self.weights.prefetch(self.config.experts[0])
+    def _last_high_steps(self, request: Request, solver: FlowScheduler) -> int:
+        """Step after which the second expert is read while the first one works; 0 when one of them has nothing to do.
+
+        It is before the last steps of the first expert: until then the host needs no memory for the second one.
+        """
+        if request.boundary is None:
+            return 0
+        high = int((solver.timesteps >= request.boundary * self.config.num_train_timesteps).sum())
+        return max(1, high - STEPS_AHEAD) if 0 < high < len(solver.timesteps) else 0
 
     def _load_expert(self, name: str) -> WanModel:
         offload, shard = self.weights.offload, self.replica.shard_dit

@@ -25,6 +25,7 @@ from wan.configs import TaskConfig, get_config, is_embedded, nano_checkpoint
 from wan.extension import plan_extension
 from wan.files import check_writable, shown, stored_name, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
+from wan.forecast import resolved
 from wan.jobs import Job
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
@@ -92,6 +93,7 @@ def _plan(args: argparse.Namespace) -> Job:
         _check_kept(job)
         reopened = again.with_inputs if job.samples else again.with_decoding_inputs
         job = replace(job, request=reopened(request, latent.parent))
+    job = replace(job, runtime=resolved(config, checkpoint, job.request, runtime, max(job.clip_shapes)))
     if job.samples:
         if job.extension is None:
             warn_about_texts(job)

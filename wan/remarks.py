@@ -24,8 +24,9 @@ def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime,
     else:
         yield from _sampling(given, request)
     if runtime.device.type == "cpu":
-        if args.offload_model:
-            yield "--offload_model has no effect: on the CPU there is nowhere to move a model to"
+        if args.offload_model or args.offload == "model":
+            flag = "offload_model" if args.offload_model else "offload model"
+            yield f"--{flag} has no effect: on the CPU there is nowhere to move a model to"
         if args.t5_cpu and samples:
             yield "--t5_cpu has no effect: everything runs on the CPU"
     if runtime.vae_tile is not None and runtime.vae_tile >= max(request.framing.used):

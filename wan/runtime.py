@@ -19,6 +19,16 @@ _DEVICE_TYPES = ("cuda", "mps", "cpu")
 class Offload(Enum):
     NONE = "none"  # every model stays on the device
     MODEL = "model"  # one model at a time
+    BLOCK = "block"  # one step of one model at a time, such as a block of the transformer
+    AUTO = "auto"  # the fastest of these that fits; the plan of a run decides
+
+
+class Host(Enum):
+    """Use of the host's memory by transformers and their blocks."""
+
+    ALL = "all"  # each stays in it
+    ONE = "one"  # one at a time, read again when it is used again
+    MAPPED = "mapped"  # none: weights are read from their files, and converted, whenever they go to the device
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,8 @@ class Runtime:
 
     The transformers compute in `dtype`; parameters that need float32 keep it unless `convert_model_dtype`. The text
     encoder works on `t5_device`. `attention` is a backend name of `wan.modules.attention`. `vae_tile` is the edge in
-    pixels of the tiles of the autoencoder, None for whole frames.
+    pixels of the tiles of the autoencoder, None for whole frames. Under `Offload.BLOCK` the first blocks that `stay`
+    bytes hold stay on the device while their model works.
     """
 
     device: torch.device
@@ -39,6 +50,8 @@ class Runtime:
     compile: bool = False
     parallel: Parallel = ALONE
     vae_tile: int | None = None
+    host: Host = Host.ALL
+    stay: int = 0
 
     @property
     def dtype_name(self) -> str:
@@ -54,6 +67,12 @@ class Runtime:
             raise ValueError(f"--vae_tile must be at least {MIN_VAE_TILE} pixels, got {self.vae_tile}; try 256")
         if self.parallel.dit_fsdp and self.offload is Offload.MODEL:
             raise ValueError("--offload_model True moves whole models, --dit_fsdp keeps a part of each; drop one")
+        if self.offload is Offload.BLOCK and (self.parallel.dit_fsdp or self.parallel.t5_fsdp):
+            flags = [f"--{flag}" for flag in ("dit_fsdp", "t5_fsdp") if getattr(self.parallel, flag)]
+            raise ValueError(
+                f"--offload block moves whole blocks, {' and '.join(flags)} keeps a part of each; leave "
+                f"{'it' if len(flags) == 1 else 'them'} out, --offload block and --ulysses_size work together"
+            )
         if self.parallel.t5_fsdp and self.t5_device != self.device:
             raise ValueError("--t5_cpu and --t5_fsdp are two ways to make room for the text encoder; drop one")
 
@@ -72,6 +91,7 @@ class Runtime:
         device: str | torch.device | None = None,
         dtype: str = "bf16",
         convert_model_dtype: bool = False,
+        offload: str | None = None,
         offload_model: bool | None = None,
         t5_cpu: bool = False,
         attention: str = "auto",
@@ -82,27 +102,41 @@ class Runtime:
     ) -> "Runtime":
         """Fold the public flags. `device` None means the best one; of several GPUs, the one numbered `local_rank`.
 
-        `offload_model` None means yes on one GPU and no on several. Raises ValueError for a device this machine lacks.
+        `offload_model`, upstream's flag, is True for the policy "model" and False for "none". Without both flags it is
+        "auto", which a plan resolves. Raises ValueError for a device this machine lacks.
         """
         dtype = DTYPE_NAMES.get(dtype, dtype)
         if dtype not in DTYPES:
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {quoted(dtype)}")
         place = resolve_device(device if parallel.world_size == 1 else own_device(device, local_rank))
-        on_cpu = place.type == "cpu"
-        # On the CPU there is nowhere to move a model to, so asking for offload changes nothing.
-        moves = parallel.world_size == 1 if offload_model is None else offload_model
-        offload = Offload.MODEL if moves and not on_cpu else Offload.NONE
+        policy = named_policy(offload, offload_model)
+        if place.type == "cpu" and policy is not Offload.BLOCK:  # there is nowhere to move a model to
+            policy = Offload.NONE
         return cls(
             device=place,
             dtype=DTYPES[dtype],
             convert_model_dtype=convert_model_dtype,
-            offload=offload,
+            offload=policy,
             t5_device=CPU if t5_cpu else place,
             attention=attention,
             compile=compile,
             parallel=parallel,
             vae_tile=vae_tile,
         )
+
+
+def named_policy(offload: str | None, offload_model: bool | None) -> Offload:
+    """Fold the two flags of one policy. Raises ValueError when they contradict each other."""
+    if offload is not None and offload not in choices.OFFLOAD:
+        raise ValueError(f"--offload must be one of {', '.join(choices.OFFLOAD)}, got {quoted(offload)}")
+    if offload_model is None:
+        return Offload(offload or "auto")
+    named = "model" if offload_model else "none"
+    if offload not in (None, named):
+        raise ValueError(
+            f"--offload_model {offload_model} is --offload {named}, got --offload {offload} as well; drop one"
+        )
+    return Offload(named)
 
 
 def own_device(name: str | torch.device | None, local_rank: int) -> str:

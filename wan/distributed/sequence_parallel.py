@@ -52,7 +52,7 @@ def sharded(run: RunBlocks, group: ProcessGroup) -> RunBlocks:
     """Wrap `run`: it gets this rank's share of the tokens, and the results of all ranks are gathered."""
 
     def run_shard(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tokens:
-        x = run(steps, shard(tokens, group.rank(), group.size()), cond).x
+        x = run_shard.single(steps, shard(tokens, group.rank(), group.size()), cond).x
         whole = all_gather(x, group).transpose(0, 1).flatten(1, 2)  # [P, B, l, C] -> [B, P * l, C]
         return tokens._replace(x=whole[:, : tokens.x.shape[1]])
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wan.checkpoint.loading import load_module
 from wan.checkpoint.source import open_source
+from wan.modules.model import Step, run_blocks
 from wan.modules.tokenizers import HuggingfaceTokenizer
 
 # Limits far beyond any model, yet small enough to build a model without weights.
@@ -84,6 +85,7 @@ class T5Encoder(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(T5Block(config) for _ in range(config.num_layers))
         self.norm = T5Norm(config.dim, config.eps)
+        self.run_blocks = run_blocks  # to be replaced from outside, as that of the transformer
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """ids [B, L], mask [B, L] (0 = padding, never attended) -> [B, L, dim], zero where the mask is 0."""
@@ -91,10 +93,12 @@ class T5Encoder(nn.Module):
         offsets = torch.arange(1 - length, length, device=ids.device)  # every key index - query index that occurs
         buckets = relative_buckets(offsets, self.config.num_buckets, self.config.max_distance)
         packing = Packing.of(ids, mask)
-        x = self.token_embedding(packing.pack(ids))
-        for block in self.blocks:
-            x = block(x, buckets, packing)
+        x = self.run_blocks(self.trunk(), self.token_embedding(packing.pack(ids)), (buckets, packing))
         return packing.unpack(self.norm(x))
+
+    def trunk(self) -> list[Step]:
+        """List the blocks with their weights; the condition of these steps is (buckets, packing)."""
+        return [Step(lambda x, cond, block=block: block(x, *cond), (block,)) for block in self.blocks]
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw weights for training: variance-preserving, with q scaled so that unscaled attention starts soft."""
