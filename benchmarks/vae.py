@@ -30,7 +30,7 @@ from benchmarks.common import (
 from wan.modules.vae import CausalVAE
 from wan.modules.vae2_1 import CausalVAE2_1
 from wan.modules.vae2_2 import CausalVAE2_2
-from wan.modules.vae_kernels import install
+from wan.modules.vae_inference import prepare
 from wan.parser import exit_code
 from wan.training.vae import psnr
 from wan.typed import at_least, one_of
@@ -122,8 +122,7 @@ def build_pair(vae: str, device: torch.device, dtype: torch.dtype) -> tuple[Caus
     ours = NETWORKS[vae]()
     ours.init_weights(torch.Generator().manual_seed(0))
     ours.to(device, dtype).eval()
-    if device.type == "cpu":
-        install(ours)
+    prepare(ours, device)
     names = json.loads(KEYMAP.read_text())["map"][f"wan{vae.replace('.', '_')}_vae"]
     with torch.device("meta"):
         theirs = AutoencoderKLWan(**DIFFUSERS_CONFIG[vae])

@@ -435,8 +435,10 @@ def test_a_video_of_other_weights_is_repeated_with_a_warning(stub, capsys, own_c
 
 
 def test_flags_that_decoding_needs_are_in_the_resume_command(stub, capsys):  # noqa: F811
-    command = fail_and_resume(stub, capsys, "--vae_tile", "64", "--no_metadata", "--save_file", "a.mp4")
-    assert command[-3:] == ["--vae_tile", "64", "--no_metadata"]
+    command = fail_and_resume(
+        stub, capsys, "--vae_tile", "64", "--vae_frames", "2", "--no_metadata", "--save_file", "a.mp4"
+    )
+    assert command[-5:] == ["--vae_tile", "64", "--vae_frames", "2", "--no_metadata"]
     assert not {output.REQUEST_KEY, "comment"} & set(media.read_metadata("a.mp4"))
 
 

@@ -173,3 +173,15 @@ def test_tiles_too_small_to_be_worth_it_are_refused():
     assert Runtime.from_flags(device="cpu", vae_tile=256).vae_tile == 256
     with pytest.raises(ValueError, match="--vae_tile must be at least 64 pixels, got 16; try 256"):
         Runtime.from_flags(device="cpu", vae_tile=16)
+
+
+def test_frames_and_precision_of_the_autoencoder():
+    runtime = Runtime.from_flags(device="cpu", vae_frames=1, vae_dtype="float16", vae_tile=256)
+    assert (runtime.vae_frames, runtime.vae_dtype) == (1, torch.float16)
+    assert runtime.vae_flags == ["--vae_tile", "256", "--vae_frames", "1", "--vae_dtype", "fp16"]
+    assert Runtime.from_flags(device="cpu").vae_flags == []
+    for number, near in ((3, 2), (0, 1), (8, 4)):
+        with pytest.raises(ValueError, match=f"--vae_frames must be one of 1, 2, 4, got {number}; try {near}"):
+            Runtime.from_flags(device="cpu", vae_frames=number)
+    with pytest.raises(ValueError, match="--vae_dtype must be one of fp32, fp16, got 'bf16'"):
+        Runtime.from_flags(device="cpu", vae_dtype="bf16")

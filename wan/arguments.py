@@ -23,6 +23,8 @@ from wan.choices import (
     PRESETS,
     PROGRESS,
     SOLVERS,
+    VAE_DTYPES,
+    VAE_FRAMES,
 )
 from wan.configs import IMPLEMENTED_TASKS, NANO_CONFIGS, WAN_CONFIGS
 from wan.configs.shared_config import TaskConfig
@@ -179,9 +181,13 @@ FLAGS = [
          "block: all but the blocks at work, least memory; default: auto, the fastest of these that fits the GPU"),
     Flag(RUN, "offload_model", YES_OR_NO, "true, also without a value, is --offload model, false --offload none; "
          "default: see --offload"),
-    Flag(RUN, "vae_tile", Kind(whole, "PIXELS"), f"encode and decode in tiles of that edge, {MIN_VAE_TILE} or more: "
-         "less memory, more time, other rounding, by which a video from an image can change visibly (in bf16 by up to "
-         "67 levels of 255); default: whole frames"),
+    Flag(RUN, "vae_dtype", choice([*VAE_DTYPES, *VAE_DTYPES.values()]), "type of the autoencoder's convolutions: "
+         "fp16 has half the memory and time, for a GPU, 80 dB or more from fp32; default: fp32, on CUDA by TF32"),
+    Flag(RUN, "vae_frames", Kind(whole, "N"), f"frames that the autoencoder computes together, "
+         f"{', '.join(map(str, VAE_FRAMES))}: fewer need less memory, at the same values; default: {VAE_FRAMES[-1]}"),
+    Flag(RUN, "vae_tile", Kind(whole, "PIXELS"), f"encode and decode in tiles of that edge, {MIN_VAE_TILE} or more, "
+         "or in strips no larger: less memory, more time (try --vae_frames 1 first), other rounding, by which a video "
+         "from an image can change visibly (in bf16 by up to 67 levels of 255); default: whole frames"),
     Flag(RUN, "t5_cpu", SWITCH, "run the text encoder on the CPU; default: where the model runs"),
     Flag(RUN, "convert_model_dtype", SWITCH, "round all transformer parameters to bf16; default: norms, time embedding "
          "and head stay float32"),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,19 +22,14 @@ from wan.images import kept_bytes
 from wan.modules.block_cache import SAMPLED
 from wan.modules.model import WanModel
 from wan.modules.t5 import T5Config, T5Encoder
-from wan.modules.vae import PIXEL_CHANNELS, VAEConfig, tile_axis
-from wan.modules.vae_blocks import HISTORY
-from wan.modules.vae_kernels import MIN_CHANNELS
+from wan.modules.vae import LATENTS_AT_ONCE, PIXEL_CHANNELS, VAEConfig, tiles
+from wan.modules.vae_blocks import FRAMES_AT_ONCE, HISTORY
+from wan.modules.vae_inference import MIN_CHANNELS
 from wan.modules.vae_wrapper import open_vae
 from wan.request import Request, picture_bytes
 from wan.runtime import Offload, Runtime
 from wan.streaming import Unit, num_bound, num_slots, streamed_weights
 
-# Values per position that the last stage holds at once beside its caches, in units of the width at full resolution, by
-# latent stride. Counted on the released VAEs (21 and 31 latent frames decoded, 81 and one encoded) and the miniatures.
-DECODING = {8: 30.0, 16: 45.0}
-ENCODING = {8: 24.0, 16: 20.0}
-SHORT = {1: 0.1, 5: 0.8}  # share of those values, for videos of so many frames
 REORDERED = 1.5  # whole frames on a CPU: convolutions of few channels copy them, and the heap keeps gaps
 RESERVE = 3 << 29  # bytes on a device for its driver, for work space of its libraries and for gaps
 SPEECH_WINDOW = 900 << 20  # bytes that the released speech encoder takes for a minute of sound
@@ -95,10 +90,11 @@ def phase_bytes(
     rows = size[1] if runtime.vae_tile else math.ceil(size[1] / parallel.replica_size)
     stride = config.vae_stride[0]
     frame_num = config.motion_frames + stride * (latent[1] - config.frame_rest) + config.frame_rest
-    decode = decode_bytes(network, (size[0], rows), frame_num, runtime.vae_tile, on_cpu)
+    how = (runtime.vae_tile, on_cpu, runtime.vae_frames, runtime.vae_dtype)
+    decode = decode_bytes(network, (size[0], rows), frame_num, *how)
     has_image = request.image is not None or request.last_image is not None or request.performance is not None
     frames = frame_num if config.model_type in ("i2v", "animate") else max(1, config.motion_frames)
-    encode = encode_bytes(network, size, frames, runtime.vae_tile, on_cpu) if has_image else 0
+    encode = encode_bytes(network, size, frames, *how) if has_image else 0
     if config.speech_checkpoint:
         speech = stored_bytes(part(checkpoint, config.speech_checkpoint))
         encode = max(encode, speech + SPEECH_WINDOW)
@@ -191,28 +187,88 @@ def denoise_bytes(num_tokens: int, dim: int, ffn_dim: int, dtype: torch.dtype) -
     return num_tokens * max(attend, feed)
 
 
-def decode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, on_cpu: bool = False) -> int:
+def decode_bytes(
+    vae: VAEConfig,
+    size: Size,
+    frame_num: int,
+    tile: int | None,
+    on_cpu: bool = False,
+    at_once: int | None = None,
+    conv_dtype: torch.dtype = torch.float32,
+) -> int:
     """Bytes that decoding frames of a size (width, height) in float32 takes beside the weights of the VAE.
 
-    In tiles it keeps the features of all latent frames, and the video in the memory of the CPU.
+    In tiles it keeps the features of all latent frames, and the video in the memory of the CPU. `at_once` frames are
+    computed together, by convolutions in `conv_dtype`.
     """
-    widths = vae.decoder_widths[1:]
-    caches = _cached(vae.decoder_inputs[::-1], widths[::-1], vae.num_res_blocks + 1) + HISTORY * widths[-1]
-    values = caches + _alive(DECODING[vae.stride[1]], widths[-1], frame_num, on_cpu and not tile)
+    entered, widths = vae.decoder_inputs, vae.decoder_widths[1:]
+    levels = [4**level for level in range(len(widths) - 1, -1, -1)]  # positions of full resolution for one
+    doubling = (*vae.temporal_downsample[::-1], False)
+    caches = sum(HISTORY * wide / level for wide, level, flag in zip(widths, levels, doubling, strict=True) if flag)
+    caches += _cached(entered[::-1], widths[::-1], vae.num_res_blocks + 1)
+    caches += HISTORY * widths[-1] * (frame_num > 1)  # of the last convolution; in the first frame it comes later
+    frames, pair = _together(at_once, frame_num)
+    before = 0.0  # what stages hold of their input, from which the next ones take some frames
+    for given, wide, level in list(zip(entered, widths, levels, strict=True))[:-1]:
+        held = LATENTS_AT_ONCE if level == levels[0] and frame_num > 1 else frames
+        before += (held * wide + (pair * given if vae.shortcuts or frames < pair else 0)) / level
+    shown = 2 * PIXEL_CHANNELS * vae.patch**2  # of this part and the one before
+    values = _of_block(frames, entered[-1], widths[-1], conv_dtype, frame_num)
+    values += (before + frames * shown) * torch.float32.itemsize
+    values *= _reordered(widths[-1], on_cpu and not tile)
     collected = _collected(vae, widths[0], size, frame_num) if tile else 0
     if tile and on_cpu:
         collected += PIXEL_CHANNELS * frame_num * size[0] * size[1]
-    return math.ceil(4 * (collected + _positions(vae, size, tile, vae.decoder_halo) * values))
+    positions = _positions(vae, size, tile, vae.decoder_halo)
+    return math.ceil(torch.float32.itemsize * collected + positions * (conv_dtype.itemsize * caches + values))
 
 
-def encode_bytes(vae: VAEConfig, size: Size, frame_num: int, tile: int | None, on_cpu: bool = False) -> int:
-    """Bytes that encoding takes beside the weights of the VAE; all frames are in memory."""
+def encode_bytes(
+    vae: VAEConfig,
+    size: Size,
+    frame_num: int,
+    tile: int | None,
+    on_cpu: bool = False,
+    at_once: int | None = None,
+    conv_dtype: torch.dtype = torch.float32,
+) -> int:
+    """Bytes that encoding takes beside the weights of the VAE, as `decode_bytes`; all frames are in memory."""
     widths = vae.encoder_widths
-    values = _cached(widths[:-1], widths[1:], vae.num_res_blocks) + HISTORY * PIXEL_CHANNELS
-    values += _alive(ENCODING[vae.stride[1]], widths[0], frame_num, on_cpu and not tile)
-    collected = PIXEL_CHANNELS * frame_num * size[0] * size[1]
+    frames, _ = _together(at_once, frame_num)
+    caches, largest = HISTORY * PIXEL_CHANNELS * vae.patch**2, 0.0
+    for level, (given, wide) in enumerate(pairwise(widths)):
+        caches += HISTORY * (given + (2 * vae.num_res_blocks - 1) * wide) / 4**level
+        values = _of_block(frames, given, wide, conv_dtype, frame_num)
+        values += frames * given * torch.float32.itemsize * vae.shortcuts  # the input of the stage
+        values *= _reordered(wide, on_cpu and not tile) / 4**level
+        # in the first frame caches of later stages are empty
+        largest = max(largest, values + (conv_dtype.itemsize * caches if frame_num == 1 else 0))
+    if frame_num > 1:
+        caches += HISTORY * 4 * widths[-1] / 4 ** (len(widths) - 2)
+        largest += conv_dtype.itemsize * caches
+    chunk = min(frame_num, LATENTS_AT_ONCE * vae.stride[0])
+    collected = PIXEL_CHANNELS * (frame_num + chunk) * size[0] * size[1]
     collected += _collected(vae, widths[-1], size, frame_num) if tile else 0
-    return math.ceil(4 * (collected + _positions(vae, size, tile, vae.encoder_halo) * values))
+    return math.ceil(torch.float32.itemsize * collected + _positions(vae, size, tile, vae.encoder_halo) * largest)
+
+
+def _together(at_once: int | None, frame_num: int) -> tuple[int, int]:
+    """Frames that high resolutions take together, and those that come from a change of the frame rate together."""
+    later = max(1, frame_num - 1)  # the first frame comes alone
+    return min(at_once or FRAMES_AT_ONCE[-1], later), min(max(at_once or FRAMES_AT_ONCE[-1], 2), later)
+
+
+def _of_block(frames: int, given: int, width: int, conv_dtype: torch.dtype, frame_num: int) -> int:
+    """Bytes per position of a residual block from `given` to `width` channels, at its largest moment."""
+    whole, part = torch.float32.itemsize, conv_dtype.itemsize
+    past = HISTORY if frame_num > 1 else 0
+    between = 2 * whole if part < whole else 0  # of one frame: normalised, before it is rounded
+    stream, result = frames * (given + 2) * whole, frames * width * part  # and norms of one channel
+    shortcut = frames * width * whole if given != width else 0
+    first = stream + (frames + past) * given * part + max(result, between * given)
+    second = stream + shortcut + result + (frames + past) * width * part + max(result, between * width)
+    added = stream + shortcut + 2 * result + frames * width * whole if part < whole else 0
+    return max(first, second, added)
 
 
 def _cached(entered: list[int], widths: list[int], blocks: int) -> float:
@@ -222,9 +278,8 @@ def _cached(entered: list[int], widths: list[int], blocks: int) -> float:
     return HISTORY * (caches + 4 * widths[-1] / 4 ** (len(widths) - 1))
 
 
-def _alive(copies: float, width: int, frame_num: int, on_cpu: bool) -> float:
-    reordered = REORDERED if on_cpu and width < MIN_CHANNELS else 1
-    return width * copies * SHORT.get(frame_num, 1) * reordered
+def _reordered(width: int, on_cpu: bool) -> float:
+    return REORDERED if on_cpu and width < MIN_CHANNELS else 1
 
 
 def _collected(vae: VAEConfig, width: int, size: Size, frame_num: int) -> int:
@@ -236,6 +291,6 @@ def _positions(vae: VAEConfig, size: Size, tile: int | None, halo: int) -> int:
     """Positions at the network's full resolution that are computed together: a frame, or the largest tile."""
     sides = [math.ceil(side / stride) for side, stride in zip(size, vae.stride[:0:-1], strict=True)]
     if tile:
-        edge = max(1, tile // vae.stride[1])
-        sides = [max(t.read.stop - t.read.start for t in tile_axis(side, edge, halo)) for side in sides]
+        columns, rows = tiles(*sides, max(1, tile // vae.stride[1]), halo)
+        sides = [max(t.read.stop - t.read.start for t in axis) for axis in (columns, rows)]
     return math.prod(sides) * (vae.stride[1] // vae.patch) ** 2

@@ -238,8 +238,7 @@ def how_to_resume(job: Job, latent: Path) -> str:
         words += ["--ckpt_dir", _argument(job.ckpt_dir)]
     if job.runtime.device != resolve_device(None):
         words += ["--device", str(job.runtime.device)]
-    if job.runtime.vae_tile is not None:
-        words += ["--vae_tile", str(job.runtime.vae_tile)]
+    words += job.runtime.vae_flags
     if len(output.kept_clips(latent)) < len(job.clip_shapes):  # the others are to be sampled alike
         words += ["--attention", job.runtime.attention, *(["--compile"] if job.runtime.compile else [])]
     if not job.metadata:

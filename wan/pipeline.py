@@ -401,6 +401,8 @@ class WanPipeline:
             vae_pth=part(self.checkpoint_dir, self.config.vae_checkpoint),
             device=self.runtime.device,
             tiling=self.runtime.vae_tile,
+            frames_at_once=self.runtime.vae_frames,
+            conv_dtype=self.runtime.vae_dtype,
         )
         return self._vae.model
 

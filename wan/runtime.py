@@ -6,13 +6,15 @@ from enum import Enum
 import torch
 
 from wan import choices
-from wan.choices import MIN_VAE_TILE
+from wan.choices import MIN_VAE_TILE, VAE_FRAMES
 from wan.parallel import ALONE, Parallel
 from wan.values import quoted
 
 CPU = torch.device("cpu")
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, full) for name, full in choices.DTYPES.items()}
-DTYPE_NAMES = {full: name for name, full in choices.DTYPES.items()}  # other spellings that are accepted
+VAE_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, full) for name, full in choices.VAE_DTYPES.items()}
+# other spellings that are accepted
+DTYPE_NAMES = {full: name for name, full in (choices.DTYPES | choices.VAE_DTYPES).items()}
 _DEVICE_TYPES = ("cuda", "mps", "cpu")
 
 
@@ -37,8 +39,9 @@ class Runtime:
 
     The transformers compute in `dtype`; parameters that need float32 keep it unless `convert_model_dtype`. The text
     encoder works on `t5_device`. `attention` is a backend name of `wan.modules.attention`. `vae_tile` is the edge in
-    pixels of the tiles of the autoencoder, None for whole frames. Under `Offload.BLOCK` the first blocks that `stay`
-    bytes hold stay on the device while their model works.
+    pixels of the tiles of the autoencoder, None for whole frames; `vae_frames` of `VAE_FRAMES` are computed together
+    (None: as many as it likes), and its convolutions compute in `vae_dtype`. Under `Offload.BLOCK` the first blocks
+    that `stay` bytes hold stay on the device while their model works.
     """
 
     device: torch.device
@@ -50,6 +53,8 @@ class Runtime:
     compile: bool = False
     parallel: Parallel = ALONE
     vae_tile: int | None = None
+    vae_frames: int | None = None
+    vae_dtype: torch.dtype = torch.float32
     host: Host = Host.ALL
     stay: int = 0
 
@@ -58,6 +63,13 @@ class Runtime:
         """Name of `dtype` on the command line."""
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
+    @property
+    def vae_flags(self) -> list[str]:
+        """Flags of the command line that give these settings of the autoencoder."""
+        flags = {"--vae_tile": self.vae_tile, "--vae_frames": self.vae_frames}
+        flags["--vae_dtype"] = "fp16" if self.vae_dtype == torch.float16 else None
+        return [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
+
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES.values():
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
@@ -65,6 +77,12 @@ class Runtime:
             raise ValueError("--convert_model_dtype stores weights in bfloat16 and contradicts --dtype fp32; drop one")
         if self.vae_tile is not None and self.vae_tile < MIN_VAE_TILE:
             raise ValueError(f"--vae_tile must be at least {MIN_VAE_TILE} pixels, got {self.vae_tile}; try 256")
+        if self.vae_frames not in (None, *VAE_FRAMES):
+            near = max([number for number in VAE_FRAMES if number <= self.vae_frames], default=1)
+            wanted = ", ".join(map(str, VAE_FRAMES))
+            raise ValueError(f"--vae_frames must be one of {wanted}, got {self.vae_frames}; try {near}")
+        if self.vae_dtype not in VAE_DTYPES.values():
+            raise ValueError(f"--vae_dtype must be one of {', '.join(VAE_DTYPES)}, got {self.vae_dtype}")
         if self.parallel.dit_fsdp and self.offload is Offload.MODEL:
             raise ValueError("--offload_model True moves whole models, --dit_fsdp keeps a part of each; drop one")
         if self.offload is Offload.BLOCK and (self.parallel.dit_fsdp or self.parallel.t5_fsdp):
@@ -99,6 +117,8 @@ class Runtime:
         parallel: Parallel = ALONE,
         local_rank: int = 0,
         vae_tile: int | None = None,
+        vae_frames: int | None = None,
+        vae_dtype: str | None = None,
     ) -> "Runtime":
         """Fold the public flags. `device` None means the best one; of several GPUs, the one numbered `local_rank`.
 
@@ -108,6 +128,9 @@ class Runtime:
         dtype = DTYPE_NAMES.get(dtype, dtype)
         if dtype not in DTYPES:
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {quoted(dtype)}")
+        vae_dtype = DTYPE_NAMES.get(vae_dtype, vae_dtype or "fp32")
+        if vae_dtype not in VAE_DTYPES:
+            raise ValueError(f"--vae_dtype must be one of {', '.join(VAE_DTYPES)}, got {quoted(vae_dtype)}")
         place = resolve_device(device if parallel.world_size == 1 else own_device(device, local_rank))
         policy = named_policy(offload, offload_model)
         if place.type == "cpu" and policy is not Offload.BLOCK:  # there is nowhere to move a model to
@@ -122,6 +145,8 @@ class Runtime:
             compile=compile,
             parallel=parallel,
             vae_tile=vae_tile,
+            vae_frames=vae_frames,
+            vae_dtype=VAE_DTYPES[vae_dtype],
         )
 
 

@@ -1,12 +1,13 @@
 """Both video autoencoders as networks and as public wrappers. Numbers against the reference are in tests/parity."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wan.modules.vae import CausalVAE, VAEConfig, fold, tile_axis, unfold
+from wan.modules.vae import CausalVAE, VAEConfig, fold, tile_axis, tiles, unfold
 from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
 from wan.modules.vae2_2 import CausalVAE2_2, VAE2_2Config, Wan2_2_VAE
 from wan.modules.vae_wrapper import VideoVAE
@@ -217,10 +218,27 @@ def test_a_latent_reaches_no_further_than_the_halo(config):
 
 
 def test_tiles_cover_the_axis_once():
-    tiles = tile_axis(23, 8, 3)
+    tiles = tile_axis(23, 3, 3)
     assert [(t.place.start, t.place.stop) for t in tiles] == [(0, 7), (7, 15), (15, 23)]
     assert [(t.read.start, t.read.stop) for t in tiles] == [(0, 10), (4, 18), (12, 23)]
     assert [(t.keep.start, t.keep.stop) for t in tiles] == [(0, 7), (3, 11), (3, 11)]
+
+
+@pytest.mark.parametrize(
+    ("size", "edge", "work", "squares"),  # work: positions that are computed, in those of the whole frame
+    [((44, 80), 16, 2.92, 5.02), ((44, 80), 32, 2.11, 2.63), ((90, 160), 32, 2.34, 2.61), ((60, 8), 16, 2.3, 2.3)],
+)
+def test_strips_replace_squares_where_they_are_less_work(size, edge, work, squares):
+    """Of VAE 2.2 at 1280x704 and of VAE 2.1 at 1280x720; no tile is larger than the largest square."""
+
+    def lengths(axis):
+        return [tile.read.stop - tile.read.start for tile in axis]
+
+    chosen = [lengths(axis) for axis in tiles(*size, edge, 13)]
+    square = [lengths(tile_axis(side, -(-side // edge), 13)) for side in size]
+    computed = [math.prod(map(sum, axes)) / math.prod(size) for axes in (chosen, square)]
+    assert computed == pytest.approx([work, squares], rel=0.01)
+    assert math.prod(map(max, chosen)) <= math.prod(map(max, square))
 
 
 def test_gradients_reach_every_parameter(config):

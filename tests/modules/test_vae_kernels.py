@@ -4,18 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wan.modules import vae_kernels
+from wan.modules import vae_inference, vae_kernels
 from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
 from wan.modules.vae2_2 import CausalVAE2_2, VAE2_2Config
-from wan.modules.vae_kernels import causal_conv3d, install, upsample_conv2d
+from wan.modules.vae_inference import prepare
+from wan.modules.vae_kernels import causal_conv3d, upsample_conv2d
 
 
 @pytest.fixture(autouse=True)
 def inference(monkeypatch):
     """Switch gradients off; make bands of few rows, so that small frames have several; allow small frames."""
     monkeypatch.setattr(vae_kernels, "BAND_BYTES", 3000)
-    monkeypatch.setattr(vae_kernels, "MIN_POSITIONS", 1)
+    monkeypatch.setattr(vae_inference, "MIN_POSITIONS", 1)
     with torch.no_grad():
         yield
 
@@ -80,7 +81,7 @@ def calls(monkeypatch):
             names.append(kernel.__name__)
             return kernel(*args, **options)
 
-        monkeypatch.setattr(vae_kernels, kernel.__name__, counted)
+        monkeypatch.setattr(vae_inference, kernel.__name__, counted)
     return names
 
 
@@ -90,7 +91,7 @@ def test_a_whole_model_gives_what_its_plain_blocks_give(build, calls):
     z, video = torch.randn(2, 64, 6, 5, 3), torch.randn(2, 3, 9, 12, 8)
     decoded, mean, names = model.decode(z), model.encode(video), list(model.state_dict())
     assert calls == []
-    install(model)
+    prepare(model, torch.device("cpu"))
     for chunk in (None, 1, 4):
         torch.testing.assert_close(model.decode(z, chunk), decoded, atol=1e-4, rtol=1e-4)
     assert set(calls) == {"causal_conv3d", "upsample_conv2d"}
@@ -102,7 +103,7 @@ def test_a_whole_model_gives_what_its_plain_blocks_give(build, calls):
 @pytest.mark.parametrize("build", MODELS, ids=["2.1", "2.2"])
 def test_a_model_with_kernels_still_trains_as_the_plain_one(build, calls):
     model, plain = built(build), built(build)
-    install(model)
+    prepare(model, torch.device("cpu"))
     z, video = torch.randn(1, 64, 2, 4, 4), torch.randn(1, 3, 5, 8, 8)
     with torch.enable_grad():
         for network in (model.train(), plain.train()):
@@ -125,7 +126,7 @@ def test_a_wrapper_has_them_on_a_cpu_however_it_is_made(tmp_path, calls):
 @pytest.mark.parametrize("build", MODELS, ids=["2.1", "2.2"])
 def test_input_is_never_changed(build):
     model = build().eval()
-    install(model)
+    prepare(model, torch.device("cpu"))
     z, video = torch.randn(1, 64, 3, 4, 4), torch.randn(1, 3, 5, 8, 8)
     copies = z.clone(), video.clone()
     model.decode(z, 4)
@@ -135,11 +136,11 @@ def test_input_is_never_changed(build):
 
 def test_only_float32_inference_on_a_cpu_is_meant():
     x, weight = torch.zeros(1, 64, 1, 4, 4), torch.zeros(64, 64, 3, 3, 3)
-    assert vae_kernels.suits(x, weight)
-    assert not vae_kernels.suits(x.bfloat16(), weight)
-    assert not vae_kernels.suits(x.to("meta"), weight)
-    assert not vae_kernels.suits(x[:, :8], weight[:, :8])
+    assert vae_inference.suits(x, weight)
+    assert not vae_inference.suits(x.bfloat16(), weight)
+    assert not vae_inference.suits(x.to("meta"), weight)
+    assert not vae_inference.suits(x[:, :8], weight[:, :8])
     with torch.enable_grad():
-        assert not vae_kernels.suits(x, weight)
+        assert not vae_inference.suits(x, weight)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not vae_kernels.suits(x, weight)
+        assert not vae_inference.suits(x, weight)

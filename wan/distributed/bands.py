@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from wan.distributed.util import all_gather, all_to_all
-from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, Resample
+from wan.modules.vae_blocks import AttentionBlock, CausalConv3d, Resample, added, layout
 from wan.modules.vae_wrapper import VideoVAE
 from wan.parallel import shares
 
@@ -89,7 +89,7 @@ class _Neighbours:
         """Cut off the rows of the result that belong to the neighbours."""
         y = y[:, :, :, self.scale * self.above : y.shape[3] - self.scale * self.below]
         residual, self.residual = self.residual, None
-        return y if residual is None else y.add_(residual)
+        return y if residual is None else added(residual, y)
 
     def _extended(self, x: Tensor) -> Tensor:
         first, last = x[:, :, :, :1], x[:, :, :, -1:]
@@ -105,7 +105,7 @@ class _Neighbours:
         rows = [part.view(first.shape) for part in received.split(first.numel())]
         b, c, t, h, w = x.shape
         shape = (b, c, t, h + len(rows), w)
-        extended = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
+        extended = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x))
         extended[:, :, :, self.above : self.above + h] = x
         for place, row in zip([0] * self.above + [-1] * self.below, rows, strict=True):
             extended[:, :, :, place] = row[:, :, :, 0]
@@ -123,15 +123,10 @@ class _WholeFrames:
         padded = F.pad(x, (0, 0, 0, max(self.rows) - x.shape[3]))
         bands = zip(all_gather(padded, self.group), self.rows, strict=True)
         whole = torch.cat([band[:, :, :, :n] for band, n in bands], dim=3)
-        return (whole.contiguous(memory_format=_layout(x)), *others), kwargs
+        return (whole.contiguous(memory_format=layout(x)), *others), kwargs
 
     def after(self, module: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         return y.split(self.rows, dim=3)[self.group.rank()]
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    """Order of x in memory, also of a view. Kernels depend on it, and so does rounding."""
-    return torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
 
 
 def _collect(band: Tensor, group: ProcessGroup, rows: list[int]) -> Tensor | None:

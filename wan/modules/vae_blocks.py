@@ -14,15 +14,24 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from wan.choices import VAE_FRAMES
+
 HISTORY = 2  # frames a temporal kernel of 3 looks back
 NORM_FLOOR = 1e-12
+FRAMES_AT_ONCE = VAE_FRAMES  # fewer need less memory, and on a GPU hardly more time
 QUERIES_AT_ONCE = 4096  # without a fused kernel, attention takes memory for these and not for all
 
 
 class FrameCache:
-    """The last input frames of every stateful module, for one video that arrives in chunks."""
+    """The last input frames of every stateful module, for one video that arrives in chunks.
 
-    def __init__(self):
+    `frames_at_once` is the most that high resolutions take together, and 2 where the frame rate changes after them.
+    """
+
+    def __init__(self, frames_at_once: int = FRAMES_AT_ONCE[-1]):
+        if frames_at_once not in FRAMES_AT_ONCE:
+            raise ValueError(f"frames at once can be {', '.join(map(str, FRAMES_AT_ONCE))}, got {frames_at_once}")
+        self.frames_at_once = frames_at_once
         self._frames: dict[nn.Module, Tensor] = {}
 
     def get(self, module: nn.Module) -> Tensor | None:
@@ -31,6 +40,16 @@ class FrameCache:
 
     def put(self, module: nn.Module, frames: Tensor) -> None:
         self._frames[module] = frames
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """Order of x [B, C, T, H, W] in memory, also of a view. Kernels depend on it, and so does rounding."""
+    return torch.channels_last_3d if x.stride(1) == 1 else torch.contiguous_format
+
+
+def added(residual: Tensor, y: Tensor) -> Tensor:
+    """Add a result to the stream; in the memory of y, if it has the type of the stream."""
+    return y.add_(residual) if y.dtype == residual.dtype else residual + y
 
 
 def with_history(x: Tensor, module: nn.Module, cache: FrameCache | None) -> Tensor:
@@ -73,10 +92,16 @@ class RMS_norm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *((1, 1) if images else (1, 1, 1))))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The norm is taken in float32 also under autocast. This order costs half of what F.normalize does in training.
+        return x * self.inverse(x) * self.gain(x)  # this order costs half of what F.normalize does in training
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Compute 1 / |x| [B, 1, ...], in float32 also under autocast."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        inverse = norm.clamp_min(NORM_FLOOR).reciprocal()
-        return x * inverse.to(x.dtype) * (self.gamma * self.scale).to(x.dtype)
+        return norm.clamp_min(NORM_FLOOR).reciprocal().to(x.dtype)
+
+    def gain(self, x: Tensor) -> Tensor:
+        """Return the factor of each channel, in the type of x."""
+        return (self.gamma * self.scale).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -177,7 +202,12 @@ class Resample(nn.Module):
 
     def _pairs(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         """[B, C, m, H, W] -> [B, C, 2m, H, W]: the first half of the channels is the earlier frame of each pair."""
-        return rearrange(self.time_conv(x, cache), "b (pair c) t h w -> b c (t pair) h w", pair=2)
+        pairs = self.time_conv(x, cache)
+        b, c, t, h, w = x.shape
+        out = torch.empty((b, c, 2 * t, h, w), dtype=pairs.dtype, device=x.device, memory_format=layout(pairs))
+        for place, frames in enumerate(pairs.chunk(2, dim=1)):
+            out[:, :, place::2] = frames
+        return out
 
     def _halve_frames(self, x: Tensor, cache: FrameCache | None) -> Tensor:
         """2m + 1 first frames -> m + 1, 2m later frames -> m."""

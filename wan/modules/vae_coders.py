@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice, pairwise
 from typing import ClassVar, NamedTuple
 
@@ -29,7 +30,6 @@ from wan.modules.vae_blocks import (
 )
 
 PIXEL_CHANNELS = 3
-FRAMES_AT_ONCE = 4  # frames that a decoder stage processes together when streaming
 MAX_WIDTH, MAX_STAGES, MAX_BLOCKS = 1 << 16, 8, 32  # far beyond any VAE, and small enough to build one without weights
 ENDS = {"encoder.conv1.weight", "conv2.weight", "decoder.head.2.weight"}
 
@@ -163,8 +163,7 @@ class Encoder3d(nn.Module):
         self.layers_per_stage = [len(layers) for layers in stages]
         self.middle = middle(widths[-1], config.dropout)
         self.head = OutputHead(widths[-1], config.z_dim * 2)
-        # frames of the video that reach each stage as FRAMES_AT_ONCE
-        self.frames_at_once = [FRAMES_AT_ONCE * 2 ** sum(temporal[:stage]) for stage in range(len(temporal) + 1)]
+        self.temporal = temporal
 
     def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
         return self.context(self.local(x, cache), cache)
@@ -180,9 +179,12 @@ class Encoder3d(nn.Module):
         *earlier, last = stages
         if not earlier:
             return run_chunk(last, self.conv1(x, cache), cache)
-        size = x.shape[2] if cache is None else self.frames_at_once[len(earlier) - 1]
-        parts = x.split(size, dim=2)
+        parts = x.split(x.shape[2] if cache is None else self._frames_for(len(earlier) - 1, cache), dim=2)
         return run_chunk(last, join([self._through(earlier, part, cache) for part in parts]), cache)
+
+    def _frames_for(self, stage: int, cache: FrameCache) -> int:
+        """Count the frames of the video that reach a stage as `cache.frames_at_once`; two or more if it halves them."""
+        return max(cache.frames_at_once, 1 + self.temporal[stage]) * 2 ** sum(self.temporal[:stage])
 
 
 class Decoder3d(nn.Module):
@@ -205,10 +207,10 @@ class Decoder3d(nn.Module):
         return run_chunk(self.middle, self.conv1(x, cache), cache)
 
     def local(self, x: Tensor, cache: FrameCache | None) -> Iterator[Tensor]:
-        """Yield the frames of [B, C, T', h, w] in order, at most FRAMES_AT_ONCE at a time if there is a cache."""
+        """Yield the frames of [B, C, T', h, w] in order, a few at a time if there is a cache."""
         stages = [Stage.of(layers) for layers in cut(self.upsamples, self.layers_per_stage)]
-        for part in run_stages(stages, x, cache):
-            yield self.head(part, cache)
+        # a loop would hold the part before the one that is computed
+        return map(partial(self.head, cache=cache), run_stages(stages, x, cache))
 
 
 class Stage(NamedTuple):
@@ -244,12 +246,17 @@ def run_stages(stages: Sequence[Stage], x: Tensor, cache: FrameCache | None) -> 
     if stage.resample is None:
         yield x
         return
-    limit = FRAMES_AT_ONCE // 2 if stage.resample.mode == "upsample3d" else FRAMES_AT_ONCE
-    size = x.shape[2] if cache is None else limit
+    if cache is None:
+        yield from run_stages(later, stage.finish(x, given, cache), cache)
+        return
+    most = cache.frames_at_once
+    size = max(1, most // 2) if stage.resample.mode == "upsample3d" else most
     for start in range(0, x.shape[2], size):
         frames = slice(start, start + size)
         before = None if given is None else given[:, :, frames]
-        yield from run_stages(later, stage.finish(x[:, :, frames], before, cache), cache)
+        parts = list(stage.finish(x[:, :, frames], before, cache).split(most, dim=2))
+        while parts:
+            yield from run_stages(later, parts.pop(0), cache)
 
 
 def cut(layers: nn.Sequential, counts: Sequence[int]) -> list[list[nn.Module]]:

@@ -16,87 +16,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from wan.modules.vae_blocks import NORM_FLOOR, CausalConv3d, FrameCache, OutputHead, Resample, ResidualBlock, RMS_norm
+from wan.modules.vae_blocks import NORM_FLOOR
 
-MIN_CHANNELS = 64  # below, the transforms cost more than they save
-MIN_POSITIONS = 512  # below, transforming the kernels costs more than it saves
 BAND_BYTES = 3 << 20  # of one frame's rows
-
-
-def install(network: nn.Module) -> None:
-    """Let the blocks of a VAE use the kernels below where these are faster. Parameters and their names stay.
-
-    With several threads beside busy programs they need `program.share_cores`: docs/log.md, 2026-11-25.
-    """
-    for module in network.modules():
-        if isinstance(module, Resample) and module.mode.startswith("upsample"):
-            module.resample.__class__ = FusedUpsample
-        elif isinstance(module, CausalConv3d) and module.kernel_size == (3, 3, 3):
-            module.__class__ = FusedConv3d
-        elif isinstance(module, ResidualBlock | OutputHead):
-            module.__class__ = FusedBlock if isinstance(module, ResidualBlock) else FusedHead
-
-
-class FusedConv3d(CausalConv3d):
-    def forward(
-        self,
-        x: Tensor,
-        cache: FrameCache | None = None,
-        *,
-        norm: RMS_norm | None = None,
-        residual: Tensor | None = None,
-        overwrite: bool = False,
-    ) -> Tensor:
-        """Convolve x, or with `norm` SiLU(norm(x)), and add `residual`.
-
-        With `overwrite` the memory of x may be used for the result.
-        """
-        if not suits(x, self.weight):
-            y = super().forward(x if norm is None else F.silu(norm(x)), cache)
-            return y if residual is None else residual + y
-        history = None if cache is None else cache.get(self)
-        gain = None if norm is None else (norm.gamma * norm.scale).flatten()
-        y, history = causal_conv3d(
-            x, history, self.weight, self.bias, gain=gain, residual=residual, overwrite=overwrite
-        )
-        if cache is not None:
-            cache.put(self, history)
-        return y
-
-
-class FusedBlock(ResidualBlock):
-    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
-        if self.training:
-            return super().forward(x, cache)
-        norm1, _, conv1, norm2, _, _, conv2 = self.residual
-        y = conv1(x, cache, norm=norm1)
-        return conv2(y, cache, norm=norm2, residual=self.shortcut(x), overwrite=True)
-
-
-class FusedHead(OutputHead):
-    def forward(self, x: Tensor, cache: FrameCache | None = None) -> Tensor:
-        return self[2](x, cache, norm=self[0])
-
-
-class FusedUpsample(nn.Sequential):
-    def forward(self, frames: Tensor) -> Tensor:
-        if not suits(frames, self[1].weight):
-            return super().forward(frames)
-        return upsample_conv2d(frames, self[1].weight, self[1].bias)
-
-
-def suits(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether the kernels are faster for a convolution of `x` [B, C, ..., H, W]: inference on a CPU, float32."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and weight.shape[1] >= MIN_CHANNELS
-        and x.shape[2:].numel() >= MIN_POSITIONS
-    )
 
 
 # Minimal filtering of n values by 3 taps: output = A ((G taps) * (B values)), interpolated at 0, 1, -1, 2, -2, inf.

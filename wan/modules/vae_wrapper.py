@@ -13,7 +13,8 @@ from wan.checkpoint.loading import load_module
 from wan.checkpoint.source import TensorSource, open_source
 from wan.finite import require_finite
 from wan.modules.vae import LATENTS_AT_ONCE, PIXEL_CHANNELS, CausalVAE, VAEConfig
-from wan.modules.vae_kernels import install
+from wan.modules.vae_blocks import FRAMES_AT_ONCE
+from wan.modules.vae_inference import prepare
 
 
 class VideoVAE:
@@ -35,13 +36,16 @@ class VideoVAE:
         device: torch.device | str = "cpu",
         *,
         tiling: int | None = None,
+        frames_at_once: int | None = None,
+        conv_dtype: torch.dtype | None = None,
         model: CausalVAE | None = None,
     ):
         """Load `vae_pth`, or wrap `model`. Computes in `dtype`, in any autocast region.
 
-        `z_dim` can only be the published number of latent channels. `tiling` is the edge of tiles in pixels, for short
-        memory; None: whole frames. Rounding differs. Small tiles cost time, because each is computed with a margin of
-        13 latent pixels around it.
+        `z_dim` can only be the published number of latent channels. For short memory: `frames_at_once`, 4 (None), 2 or
+        1, of the same values; `conv_dtype` torch.float16 for the convolutions around a stream in `dtype`; `tiling`, the
+        edge of tiles in pixels (None: whole frames). Rounding differs. Small tiles cost time, because each is computed
+        with a margin of 13 latent pixels around it.
         """
         title, channels = self.network.config_class.title, len(self.latent_mean)
         if z_dim not in (None, channels):
@@ -56,9 +60,8 @@ class VideoVAE:
         self.model = model.to(self.device, dtype)
         if self.model.z_dim != channels:
             raise ValueError(f"the VAE has {self.model.z_dim} latent channels, the published statistics {channels}")
-        if self.device.type == "cpu":
-            install(self.model)
-        self.tiling = tiling
+        prepare(self.model, self.device, conv_dtype)
+        self.tiling, self.frames_at_once = tiling, frames_at_once or FRAMES_AT_ONCE[-1]
         self.mean = torch.tensor(self.latent_mean, device=self.device).view(-1, 1, 1, 1)
         # Upstream multiplies and divides by the rounded reciprocal; dividing by the std itself differs by 5e-6.
         self.inverse_std = 1.0 / torch.tensor(self.latent_std, device=self.device).view(-1, 1, 1, 1)
@@ -83,7 +86,7 @@ class VideoVAE:
         if latent.ndim != 4 or latent.shape[0] != self.model.z_dim:
             raise ValueError(f"a latent must be [{self.model.z_dim}, T, h, w], got {list(latent.shape)}")
         latent = latent.to(self.device, torch.float32) / self.inverse_std + self.mean
-        steps = self.model.decode_chunks(latent[None], tile=self._tile())
+        steps = self.model.decode_chunks(latent[None], tile=self._tile(), at_once=self.frames_at_once)
         while (chunk := self._next(steps)) is not None:
             require_finite(chunk, "decoding")  # before the clamp, which would turn infinity into white
             yield chunk[0].float().clamp_(-1, 1)
@@ -93,7 +96,7 @@ class VideoVAE:
             raise ValueError(f"encode takes a list of videos [3, T, H, W], got an element of shape {list(video.shape)}")
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             frames = LATENTS_AT_ONCE * self.model.config.stride[0]
-            mean = self.model.encode(video[None], chunk=frames, tile=self._tile())[0].float()
+            mean = self.model.encode(video[None], frames, self._tile(), self.frames_at_once)[0].float()
         require_finite(mean, "encoding by the VAE")
         return (mean - self.mean) * self.inverse_std
 
