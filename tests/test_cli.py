@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import time
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
@@ -37,6 +38,7 @@ class StubT2V(WanT2V):
 
     def __init__(self, config, checkpoint_dir, runtime):
         self.phases = {"encode": PhaseStats(0.1, 2**30)}
+        self.calls = Counter()
         self.replica = Replica(runtime.parallel, runtime.device)
 
     def run(self, request, kept=()):
