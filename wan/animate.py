@@ -190,7 +190,7 @@ class WanAnimate(WanPipeline):
             self._surroundings = given.fresh()  # read on independently of what clips are made of
         first, count = clips[index].start + bool(index) * request.refert_num, len(clips)
         kept, low, high = [], torch.full((3,), torch.inf), torch.full((3,), -torch.inf)
-        for chunk in frames:
+        for chunk in (decoded.cpu() for decoded in frames):
             numbers = range(first, first + chunk.shape[1])
             first = numbers.stop
             low, high = low.minimum(chunk.amin((1, 2, 3))), high.maximum(chunk.amax((1, 2, 3)))

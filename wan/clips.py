@@ -86,7 +86,7 @@ class ClipSampled(NamedTuple):
 
 
 class FramesDecoded(NamedTuple):
-    """Event: the next frames of the video, [3, f, H, W] in [-1, 1], float32 on the CPU."""
+    """Event: the next frames of the video, [3, f, H, W] in [-1, 1], float32, on the device or on the CPU."""
 
     index: int
     count: int

@@ -26,6 +26,7 @@ from wan.files import check_writable, shown
 from wan.forecast import expected_bytes
 from wan.geometry import LatentShape, format_size
 from wan.guidance import format_guidance
+from wan.handover import used_beside
 from wan.image2video import WanI2V
 from wan.interrupts import put_off
 from wan.memory import PhaseStats, total_memory
@@ -167,7 +168,11 @@ def make(outcome: Outcome, pipeline: WanPipeline) -> None:
         first = next(frames, None)  # the file is opened after the first clip was sampled
         if first is None:  # frames are for the first of several processes; the others share the work
             return
-        count = media.write(chain([first], frames), job.video, job.request.fps, tags(job), job.overwrite)
+
+        def write(chunks: Iterator[Tensor]) -> int:
+            return media.write(chunks, job.video, job.request.fps, tags(job), job.overwrite)
+
+        count = used_beside(chain([first], frames), write)
     _check_written(job)
     if (sound := job.pipeline.sound(job.request)) is not None:
         media.add_audio(job.video, sound.path, sound.start, sound.length, job.request.performance is not None)
@@ -190,7 +195,7 @@ def _frames(outcome: Outcome, pipeline: WanPipeline, report: Callable[[Event], N
                 outcome.keep(event.clip)
         report(event)
         if isinstance(event, FramesDecoded):
-            frames = media.to_uint8(event.frames)
+            frames = media.to_uint8(event.frames).cpu()
             if job.keep_clips:
                 clip = clip.with_frames(event.index, frames)
             yield frames

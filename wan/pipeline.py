@@ -192,7 +192,7 @@ class WanPipeline:
         try:
             for event in self.run(request):
                 if isinstance(event, FramesDecoded):
-                    frames.append(event.frames)
+                    frames.append(event.frames.cpu())
                 elif isinstance(event, StepDone) and on_step is not None:
                     on_step(event.step, event.steps, event.latent)
         finally:
@@ -263,10 +263,13 @@ class WanPipeline:
         check.read()
 
     def decode(self, latent: Tensor) -> Iterator[Tensor]:
-        """Decode a latent; yield frames [3, f, H, W] in [-1, 1], float32 on the CPU, in the first process."""
+        """Decode a latent; yield frames [3, f, H, W] in [-1, 1], float32 on the device, in the first process.
+
+        Those of tiles are on the CPU.
+        """
         is_flat = _is_flat(latent.flatten(1))
         for chunk in self.replica.decode(self.vae, latent.to(self.runtime.device)):
-            frames = chunk.float().cpu()
+            frames = chunk.float()
             require_finite(frames, "the decoder")
             if not is_flat and _is_flat(frames.flatten(1), within=ONE_LEVEL):
                 is_flat = True  # warn once
@@ -284,8 +287,10 @@ class WanPipeline:
     def _tail(self, request: Request, tail: Tensor | None, frames: Tensor) -> Tensor | None:
         """Return the new end of a video that had the end `tail`, after more frames."""
         wanted = self.tail_frames(request)
-        both = frames if tail is None else torch.cat([tail, frames], dim=1)
-        return both[:, -wanted:] if wanted else None
+        if not wanted:
+            return None
+        frames = frames[:, -wanted:].cpu()
+        return frames if tail is None else torch.cat([tail, frames], dim=1)[:, -wanted:]
 
     def finished(self, request: Request, index: int, frames: Iterator[Tensor]) -> Iterator[Tensor]:
         """Change the decoded frames of clip `index`, before they are shown and before the next clip sees its end."""
