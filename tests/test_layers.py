@@ -19,7 +19,7 @@ LAYERS = [
     (6, ["wan.stored", "wan.finding", "wan.extension", "wan.jobs", "wan.staging", "wan.planning", "wan.cli"]),
     (6, ["wan.nano", "wan.nano.*", "wan.serving", "wan.serving.*", "wan.training", "wan.training.*"]),
     (6, ["wan.checkpoint.convert", "wan.modules.animate.preprocess", "wan.modules.animate.preprocess.*"]),
-    (6, ["wan.checkpoint.download", "wan.remarks", "wan.utils.utils"]),
+    (6, ["wan.checkpoint.download", "wan.checkpoint.repack", "wan.remarks", "wan.utils.utils"]),
     (5, ["wan.text2video", "wan.image2video", "wan.textimage2video", "wan.speech2video", "wan.animate"]),
     (4, ["wan.checking", "wan.experts", "wan.forecast", "wan.request", "wan.pipeline"]),
     (3, ["wan.configs", "wan.configs.*", "wan.distributed", "wan.distributed.*", "wan.memory", "wan.sampling"]),

@@ -10,6 +10,7 @@ import torch
 
 from wan.checking import MODELS, expert_config, expert_lora
 from wan.checkpoint.lora import Lora
+from wan.checkpoint.repacked import freshest
 from wan.configs import TaskConfig
 from wan.distributed.replica import Shard
 from wan.modules.attention import attention, log_kernel, resolve_backend
@@ -37,9 +38,11 @@ def load_expert(
     stays = shard is not None or offload is Offload.NONE
     device, sizes = runtime.device if stays else CPU, expert_config(checkpoint_dir, config, name)
     lora = expert_lora(checkpoint_dir, config, name)
-    dtype = None if stored_types(runtime) else runtime.dtype
+    dtype, folder = None if stored_types(runtime) else runtime.dtype, Path(checkpoint_dir, name)
+    if lora is None and runtime.dtype == torch.bfloat16:  # a LoRA is merged before values are rounded
+        folder = freshest(folder)
     model = MODELS[config.model_type].from_pretrained(
-        checkpoint_dir, name, dtype, device, shard=shard, config=sizes, change=lora and lora.merge
+        folder, None, dtype, device, shard=shard, config=sizes, change=lora and lora.merge
     )
     model = adapt(model, beside)
     for step in (convert, pack, choose_kernels, compile_blocks):

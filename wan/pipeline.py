@@ -21,6 +21,7 @@ from torch import Tensor
 from wan import geometry
 from wan.checking import VAES, check_checkpoint
 from wan.checkpoint.layout import part
+from wan.checkpoint.repacked import freshest
 from wan.clips import Clip, ClipSampled, Event, FramesDecoded, SampledClip, StepDone
 from wan.configs import TaskConfig
 from wan.distributed.replica import Replica
@@ -380,7 +381,7 @@ class WanPipeline:
                 text_len=self.config.text_len,
                 dtype=self.config.t5_dtype,
                 device=self.runtime.device if self.runtime.parallel.t5_fsdp else "cpu",
-                checkpoint_path=part(self.checkpoint_dir, self.config.t5_checkpoint),
+                checkpoint_path=self._text_weights(),
                 tokenizer_path=part(self.checkpoint_dir, self.config.t5_tokenizer),
                 shard_fn=self.replica.shard_t5,
             )
@@ -410,6 +411,10 @@ class WanPipeline:
             conv_dtype=self.runtime.vae_dtype,
         )
         return self._vae.model
+
+    def _text_weights(self) -> Path:
+        path = part(self.checkpoint_dir, self.config.t5_checkpoint)
+        return freshest(path) if self.config.t5_dtype == torch.bfloat16 else path
 
     _text_encoder: T5EncoderModel | None = None
     _vae: Wan2_1_VAE | Wan2_2_VAE | None = None

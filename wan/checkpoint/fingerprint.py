@@ -29,18 +29,18 @@ def fingerprint(checkpoint_dir: str | Path, config: Any) -> str:
     files.append(("tokenizer", part(checkpoint_dir, config.t5_tokenizer) / "tokenizer.json"))
     digest = hashlib.sha256()
     for role, path in files:
-        digest.update(role.encode() + _sample(path))
+        digest.update(role.encode() + sample(path))
     return digest.hexdigest()[:16]
 
 
 def same_weights(one: Path, other: Path) -> bool:
     """Tell whether two models, files or folders of the same shards, agree in all that a fingerprint reads."""
     ours, theirs = weight_files(one), weight_files(other)
-    same = (a.samefile(b) or _sample(a) == _sample(b) for a, b in zip(ours, theirs, strict=False))
+    same = (a.samefile(b) or sample(a) == sample(b) for a, b in zip(ours, theirs, strict=False))
     return len(ours) == len(theirs) and all(same)
 
 
-def _sample(path: Path) -> bytes:
+def sample(path: Path) -> bytes:
     """Hash the size of a file and samples of its bytes."""
     digest = hashlib.sha256(str(path.stat().st_size).encode())
     with open(path, "rb") as file:
