@@ -123,6 +123,27 @@ def test_a_wrong_description_is_named(run, tmp_path, folder, capsys, description
     assert text in error and "p/meta.json" in error
 
 
+def test_a_wrong_description_does_not_count_where_a_sound_is_given(run, tmp_path, folder, capsys):
+    shutil.copytree(folder, tmp_path / "p")
+    (tmp_path / "p" / "meta.json").write_text('{"sound": 5}')
+    write_wav(tmp_path / "a.wav", np.zeros(1600))
+    assert run("--sound", str(tmp_path / "a.wav"), src="p") == 0
+
+
+def test_background_and_mask_in_each_others_place_are_noticed(run, tmp_path, folder, capsys):
+    shutil.copytree(folder, tmp_path / "p")
+    (tmp_path / "p" / "src_mask.mp4").rename(tmp_path / "p" / "x.mp4")
+    (tmp_path / "p" / "src_bg.mp4").rename(tmp_path / "p" / "src_mask.mp4")
+    (tmp_path / "p" / "x.mp4").rename(tmp_path / "p" / "src_bg.mp4")
+    assert run("--replace_flag", src="p") == 2
+    assert "is it the file of something else, for example src_bg.mp4?" in capsys.readouterr().err
+
+
+def test_the_name_of_a_picture_is_refused_with_the_number_of_frames(run, capsys):
+    assert run("--save_file", "w.webp") == 2
+    assert "w.webp is the name of a picture, and the video has 12 frames; try w.mp4\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", ["gone.wav", "/dev/zero", "x" * 3000])
 def test_a_sound_that_is_not_there_is_missed(folder, tmp_path, caplog, path):
     shutil.copytree(folder, tmp_path / "p")

@@ -30,6 +30,7 @@ BACKGROUND, MASK = "src_bg.mp4", "src_mask.mp4"
 DESCRIPTION = "meta.json"
 MOST_FRAMES = 1_000_000  # nine hours; of a wrong number would come as many clips
 WHITE = 128  # level from which on a mask is set
+BETWEEN = 0.3  # share of pixels that are neither black nor white, which no mask has, however soft its edges
 MAX_DESCRIPTION_BYTES = 64_000_000  # it lists boxes and key points of every frame
 
 
@@ -142,8 +143,7 @@ class FolderFootage:
 class Performance(Input):
     """Performance as an input: its folder, the size, number and rate of its frames, and a hash of its files.
 
-    `footage` is its content, None in a request that was stored; `sound` is the one that its description names. `path`
-    is None for footage from memory.
+    `footage` is its content, None in a request that was stored. `path` is None for footage from memory.
     """
 
     noun = "folder of the performance"
@@ -155,7 +155,11 @@ class Performance(Input):
     rate: Fraction
     sha256: str
     footage: Any = field(default=None, compare=False, repr=False)
-    sound: Sound | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def sound(self) -> Sound | None:
+        """Sound that the description names. Raises ValueError for one that cannot be read."""
+        return described_sound(Path(self.path)) if self.path and self.footage is not None else None
 
     @classmethod
     def of(cls, value: Any, name: str = "performance") -> Performance:
@@ -178,8 +182,9 @@ class Performance(Input):
             )
         footage = FolderFootage(folder)
         film, _, _ = footage.pose.film, footage.face, footage.reference
-        fps, sound = rate("fps", media.frame_rate(film.path)), described_sound(folder)
-        return cls(str(folder), film.size, film.frames, fps, _digest(folder), footage, sound)
+        return cls(
+            str(folder), film.size, film.frames, rate("fps", media.frame_rate(film.path)), _digest(folder), footage
+        )
 
     def check(self, replaces: bool, may_differ: bool) -> None:
         """Refuse videos that do not belong together, and sizes that no model makes.
@@ -219,6 +224,11 @@ class Performance(Input):
                     f"{self._named(name)} has {len(frames)} frames, and {POSE} {self.frames}; preprocess the video "
                     f"again (with {called('as_upstream')} a shorter one runs back and forth)"
                 )
+        if replaces and (share := _share_between(self.footage.mask.take([0])[0])) > BETWEEN:
+            raise ValueError(
+                f"{self._named(MASK)} is neither black nor white in {share:.0%} of its first frame; is it the file of "
+                f"something else, for example {BACKGROUND}? Preprocess the video again"
+            )
         if replaces and not any(frame.max() >= WHITE for frame in _each(self.footage.mask)):
             raise ValueError(
                 f"{self._named(MASK)} is black in all {len(self.footage.mask)} frames: nobody would be replaced; "
@@ -269,6 +279,11 @@ def described_sound(folder: Path) -> Sound | None:
     start, length = sound.get("start"), sound.get("length")
     names = f"start of {shown(file)}", f"length of {shown(file)}"
     return Sound.of(path).part(0 if start is None else start, length, names)
+
+
+def _share_between(mask: np.ndarray) -> float:
+    """Share of the pixels of a mask that are neither dark nor light, beside its soft edges."""
+    return float(((mask.min(-1) < 192) & (mask.max(-1) > 64)).mean())
 
 
 def _each(frames: Frames) -> Any:

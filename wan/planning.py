@@ -26,7 +26,7 @@ from wan.extension import plan_extension
 from wan.files import check_writable, shown, stored_name, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
 from wan.forecast import resolved
-from wan.jobs import Job
+from wan.jobs import PIPELINES, Job
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.nano.remarks import remarks
@@ -293,15 +293,17 @@ def _video_path(args: argparse.Namespace, request: Request, latent: Path | None,
         path = folder / args.save_file
         if not path.suffix and not path.is_dir():
             return path.with_name(path.name + ".mp4")
+        count = PIPELINES[request.task].num_frames(request)
         if media.is_picture(path):
-            if request.frame_num == 1:
+            if count == 1:
                 return path
+            fewer = ", or --frame_num 1" if count == request.frame_num else ""
             raise ValueError(
-                f"{path.name} is the name of a picture, and {request.frame_num} frames are asked for; try "
-                f"{path.with_suffix('.mp4').name}, or --frame_num 1"
+                f"{path.name} is the name of a picture, and the video has {count} frames; try "
+                f"{path.with_suffix('.mp4').name}{fewer}"
             )
         if path.suffix and path.suffix.lower() != ".mp4":
-            ends = ", ".join(images.WRITTEN) + " or .mp4" if request.frame_num == 1 else ".mp4"
+            ends = ", ".join(images.WRITTEN) + " or .mp4" if count == 1 else ".mp4"
             raise ValueError(f"--save_file must end in {ends}, got {path.name}; try {path.with_suffix('.mp4').name}")
         return path
     if latent is not None:

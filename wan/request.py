@@ -271,6 +271,8 @@ class Request:
         shape_image = inputs.get("image") or inputs.get("last_image")
         if performance := inputs.get("performance"):
             performance.check(given.get("replace_flag", False), given.get("as_upstream", False))
+            if "sound" not in inputs:
+                _ = performance.sound  # refuses one that cannot be read
             size = performance.size
             usual["fps"] = performance.rate
         sizes = _framing(config, given.get("fit", "area"), size, max_area, shape_image)
