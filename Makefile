@@ -26,12 +26,20 @@ TASK_t2v  = t2v-A14B
 TASK_i2v  = i2v-A14B
 TASK_ti2v = ti2v-5B
 TASK_s2v  = s2v-14B
+TASK_animate = animate-14B
+TASK_replace = animate-14B
 SHEET     = from wan.media import contact_sheet, read_video; contact_sheet(read_video('$(DEMO).mp4')[0], '$(DEMO).png')
 ifeq ($(TASK),s2v)
 SHEET     = from wan.nano.talks import draw_strip; draw_strip('$(DEMO).mp4', '$(DEMO).png')
 PROMPT   ?= a round shape in front of a yellow wall
 IMAGE    ?= examples/face.png
 AUDIO    ?= examples/voice.wav
+endif
+ifneq ($(filter animate replace,$(TASK)),)
+PERFORMANCE ?= examples/performance
+SHEET     = import os; from wan.nano.acts import draw_strip; draw_strip('$(DEMO).mp4', os.environ['PERFORMANCE'], '$(DEMO).png')
+export PERFORMANCE
+PROMPT   ?=
 endif
 ifeq ($(origin PROMPT),undefined)
 PROMPT   := a big $(if $(filter i2v,$(TASK))$(IMAGE),yellow triangle,red $(if $(filter ti2v,$(TASK)),square,circle)) moves right on a navy background
@@ -50,15 +58,18 @@ help:
 	@echo 'make demo TASK=i2v [IMAGE=FILE]                the same from an image (examples/first_frame.png)'
 	@echo 'make demo TASK=ti2v [IMAGE=FILE]               the same from text, or from text and an image'
 	@echo 'make demo TASK=s2v [AUDIO=FILE IMAGE=FILE]     a face that talks (examples/voice.wav, examples/face.png)'
+	@echo 'make demo TASK=animate [PERFORMANCE=FOLDER]    a figure that moves as another one does (examples/performance)'
+	@echo 'make demo TASK=replace [PERFORMANCE=FOLDER]    a figure that takes the place of another one'
 	@echo 'make test [ARGS="..."]                         run the test suite (ARGS go to pytest)'
 	@echo 'make test-mediapipe [ARGS="..."]               run the tests with MediaPipe, in $(MEDIAPIPE_VENV)'
 	@echo 'make bench [ARGS=--save]                       run the benchmarks; --save: into benchmarks/results'
 	@echo 'make format | lint | clean'
 
-demo: $(VENV)/.core $(if $(filter s2v,$(TASK)),$(VENV)/.s2v)
+demo: $(VENV)/.core $(if $(filter s2v,$(TASK)),$(VENV)/.s2v) $(if $(filter animate replace,$(TASK)),$(VENV)/.animate)
 	@mkdir -p $(dir $(DEMO))
-	@$(BIN)/python generate.py --task $(TASK_ID) --prompt $(call quoted,PROMPT) --base_seed $(SEED) \
+	@$(BIN)/python generate.py --task $(TASK_ID) $(if $(value PROMPT),--prompt $(call quoted,PROMPT)) --base_seed $(SEED) \
 	  $(if $(IMAGE),--image $(call quoted,IMAGE)) $(if $(AUDIO),--audio $(call quoted,AUDIO)) \
+	  $(if $(PERFORMANCE),--src_root_path $(call quoted,PERFORMANCE)) $(if $(filter replace,$(TASK)),--replace_flag) \
 	  --save_file $(DEMO).mp4 --overwrite
 	@$(BIN)/python -c "$(SHEET)"
 	@echo 'video:         $(DEMO).mp4'
@@ -105,6 +116,11 @@ $(VENV)/.core: requirements.txt $(VENV)/.python
 $(VENV)/.dev: requirements-dev.txt requirements_s2v.txt requirements_animate.txt $(VENV)/.core
 	@echo 'Installing requirements-dev.txt into $(VENV) (once) ...'
 	@$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.animate: requirements_animate.txt $(VENV)/.core
+	@echo 'Installing requirements_animate.txt into $(VENV) (once) ...'
+	@$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -r requirements_animate.txt
 	@touch $@
 
 $(VENV)/.s2v: requirements_s2v.txt $(VENV)/.core

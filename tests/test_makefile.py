@@ -11,14 +11,19 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-def demo(*variables):
-    """Return the arguments that `make demo` passes to generate.py."""
+def words(*variables):
+    """Return the arguments that `make demo` passes to generate.py, as a list."""
     done = subprocess.run(["make", "-n", "demo", *variables], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.replace("\\\n", " ").splitlines()
     (command,) = (line for line in lines if "generate.py --task" in line)
-    words = shlex.split(command)
-    return dict(zip(words[2:-1:2], words[3::2]))  # every flag but the last has a value
+    return shlex.split(command)[2:]
+
+
+def demo(*variables):
+    """Return these arguments by flag, all but the last of which have a value."""
+    given = words(*variables)
+    return dict(zip(given[:-1:2], given[1::2]))
 
 
 @pytest.mark.parametrize(("task", "name"), [("t2v", "t2v-A14B"), ("i2v", "i2v-A14B"), ("ti2v", "ti2v-5B")])
@@ -36,6 +41,16 @@ def test_a_face_talks_with_the_sound_of_the_repository_or_of_the_user():
     assert flags["--task"] == "s2v-14B" and flags["--save_file"] == "outputs/demo-s2v.mp4"
     assert all((ROOT / flags[name]).exists() for name in ("--image", "--audio"))
     assert demo("TASK=s2v", "AUDIO=it's mine.mp3")["--audio"] == "it's mine.mp3"
+
+
+def test_a_figure_performs_what_is_in_the_repository_or_in_a_folder_of_the_user():
+    given = words("TASK=animate")
+    assert given[:2] == ["--task", "animate-14B"] and "--prompt" not in given and "--replace_flag" not in given
+    folder = ROOT / given[given.index("--src_root_path") + 1]
+    assert {path.name for path in folder.iterdir()} >= {"src_pose.mp4", "src_face.mp4", "src_ref.png"}
+    given = words("TASK=replace", "PERFORMANCE=it's mine")
+    assert "--replace_flag" in given and given[given.index("--src_root_path") + 1] == "it's mine"
+    assert {"src_bg.mp4", "src_mask.mp4"} <= {path.name for path in folder.iterdir()}
 
 
 def test_without_a_python_for_mediapipe_its_tests_are_left_out():

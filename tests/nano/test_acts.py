@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from wan.animate import WanAnimate
 from wan.configs.nano import NANO_CONFIGS
+from wan.media import write_video
 from wan.nano import acting, acts, evaluate, puppet_videos, puppets
 from wan.nano.random import write_random_checkpoint
 from wan.performance import MASK, Performance
@@ -88,3 +90,19 @@ def test_the_command_writes_a_table_of_the_measures(checkpoint, tmp_path, monkey
     assert (tmp_path / "samples.png").stat().st_size > 1000
     table = capsys.readouterr().out
     assert "missed" in table and all(name in table for name in acting.MEASURES)
+
+
+def test_a_strip_shows_what_was_given_above_what_was_made(drawn, tmp_path):
+    for act in drawn[:2]:
+        folder = acts.write_folder(act, tmp_path / f"p{act.is_replaced}")
+        made = puppet_videos.render(act.puppet, act.wanted).video
+        write_video(made, tmp_path / "made.mp4", puppets.FPS, overwrite=True)
+        acts.draw_strip(tmp_path / "made.mp4", folder, tmp_path / "strip.png")
+        strip = np.asarray(Image.open(tmp_path / "strip.png").convert("RGB")).astype(int)
+        rows = 4 if act.is_replaced else 3
+        assert strip.shape == (132 * rows - 4, 132 * 10 + 8, 3)
+        left, right = strip[-128:, :128], strip[-128:, -128:]
+        assert np.abs(left - act.reference.repeat(2, 0).repeat(2, 1)).mean() < 12
+        assert np.abs(right - made[-1].repeat(2, 0).repeat(2, 1)).mean() < 12
+        assert strip[:128, 144:272].mean() < 60, "the skeleton, on black"
+        assert (strip[:128, :128] == 255).all()

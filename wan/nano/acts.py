@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from wan.animate import WanAnimate, clips_of
-from wan.media import to_uint8, write_video
+from wan.media import read_video, to_uint8, write_video
 from wan.nano import puppet_videos, puppets
 from wan.nano.acting import Take
+from wan.nano.pictures import film_strip
 from wan.nano.puppets import Motion, Puppet
-from wan.performance import BACKGROUND, FACE, MASK, POSE, REFERENCE, Footage
+from wan.performance import BACKGROUND, FACE, MASK, POSE, REFERENCE, FolderFootage, Footage
 from wan.request import Request
 
 GROWN = 3  # pixels around a figure that are replaced too, and then the rest of cells of 8 pixels
@@ -104,3 +105,12 @@ def write_folder(act: Act, folder: Path, fps: float = puppets.FPS) -> Path:
             write_video(frames.video, folder / name, fps, overwrite=True)
     Image.fromarray(footage.reference).save(folder / REFERENCE)
     return folder
+
+
+def draw_strip(video: str | Path, performance: str | Path, picture: str | Path) -> None:
+    """Draw a video below the skeleton, the face and, if it has one, the background of its performance, as PNG."""
+    given = FolderFootage(Path(performance))
+    frames, _ = read_video(video)
+    films = [given.pose, given.face, *([given.background] if (Path(performance) / BACKGROUND).exists() else [])]
+    rows = [(None, film.take(range(len(frames)))) for film in films]
+    film_strip([*rows, (given.reference, frames.numpy())], picture)

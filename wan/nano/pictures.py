@@ -46,6 +46,23 @@ def contact_strip(videos: Sequence[np.ndarray], prompts: Sequence[str], marks: S
     _save(sheet, path)
 
 
+def film_strip(
+    rows: Sequence[tuple[np.ndarray | None, np.ndarray]], path: str | Path, columns: int = 9, edge: int = 128
+) -> None:
+    """Draw videos, uint8 [F, H, W, 3] of any sizes, below each other, each behind a still picture or none, as PNG."""
+    from PIL import Image
+
+    gap = 4
+    sheet = Image.new("RGB", ((columns + 1) * (edge + gap) + 2 * gap, len(rows) * (edge + gap) - gap), PAPER)
+    for row, (still, video) in enumerate(rows):
+        shown = video[np.linspace(0, len(video) - 1, columns).round().astype(int)]
+        for place, frame in enumerate((still, *shown)):
+            if frame is not None:
+                image = Image.fromarray(np.ascontiguousarray(frame)).resize((edge, edge), Image.Resampling.NEAREST)
+                sheet.paste(image, (place * (edge + gap) + 3 * gap * (place > 0), row * (edge + gap)))
+    _save(sheet, path)
+
+
 def talk_strip(
     frames: np.ndarray, samples: np.ndarray, path: str | Path, rate: int = 16_000, fps: float = 16, columns: int = 12
 ) -> None:
