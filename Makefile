@@ -15,6 +15,11 @@ MEDIAPIPE_PYTHON ?= $(shell for p in python3.12 python3.11 python3.10 python3 py
              && { echo $$p; break; }; done)
 # Only files that have such a test: the others need what is not installed there.
 MEDIAPIPE_TESTS   = $$(grep -rl --include='test_*.py' 'mark\.mediapipe' tests)
+# The tests with a pretended GPU want an ordinary CUDA build of torch, the newest: 5.6 GB, and no driver.
+CUDA_VENV ?= .venv-cuda
+CUDA_BUILD = import sys, torch; torch.version.cuda or sys.exit('make pretend-cuda needs a CUDA build of torch, and $(CUDA_VENV) has ' + torch.__version__ + ': remove $(CUDA_VENV), and take indexes for CPUs alone out of PIP_ARGS')
+# `make gpu` takes the torch of the Python that is named, else of $(VENV) if it is there.
+GPU_PYTHON = $(if $(filter command line environment,$(origin PYTHON)),$(PYTHON),$(firstword $(wildcard $(BIN)/python) $(PYTHON)))
 # Options of pip, for example a CPU-only package index.
 PIP_ARGS ?=
 
@@ -50,7 +55,7 @@ endif
 # Text of the user as one shell word, whatever quotes or dollar signs it holds.
 quoted    = '$(subst ','\'',$(value $(1)))'
 
-.PHONY: demo test test-mediapipe bench format lint clean help
+.PHONY: demo test test-mediapipe pretend-cuda gpu bench format lint clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -62,6 +67,8 @@ help:
 	@echo 'make demo TASK=replace [PERFORMANCE=FOLDER]    a figure that takes the place of another one'
 	@echo 'make test [ARGS="..."]                         run the test suite (ARGS go to pytest)'
 	@echo 'make test-mediapipe [ARGS="..."]               run the tests with MediaPipe, in $(MEDIAPIPE_VENV)'
+	@echo 'make pretend-cuda [ARGS="..."]                 run whole pipelines on a pretended GPU, in $(CUDA_VENV) (5.6 GB)'
+	@echo 'make gpu [PYTHON=... RESULTS=DIR DEVICE=cpu]   all that only a card can show, in 10 minutes; a CPU tries it out'
 	@echo 'make bench [ARGS=--save]                       run the benchmarks; --save: into benchmarks/results'
 	@echo 'make format | lint | clean'
 
@@ -86,6 +93,14 @@ test-mediapipe:
 	  $(MEDIAPIPE_VENV)/bin/python -m pytest -m mediapipe $(MEDIAPIPE_TESTS) $(ARGS); \
 	fi
 
+pretend-cuda:
+	@$(SUBMAKE) --no-print-directory VENV=$(CUDA_VENV) $(CUDA_VENV)/.cuda
+	@$(CUDA_VENV)/bin/python -c "$(CUDA_BUILD)"
+	$(CUDA_VENV)/bin/python -m pytest -m pretend_cuda tests/test_pretend_cuda.py $(ARGS)
+
+gpu:
+	@$(GPU_PYTHON) -m benchmarks.gpu $(if $(DEVICE),--device $(call quoted,DEVICE)) $(if $(RESULTS),--results $(call quoted,RESULTS)) $(ARGS)
+
 bench: $(VENV)/.bench
 	for name in dit vae t5 load parallel s2v animate preprocess counted; do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
@@ -98,7 +113,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(MEDIAPIPE_VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(MEDIAPIPE_VENV) $(CUDA_VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
@@ -132,6 +147,13 @@ $(VENV)/.s2v: requirements_s2v.txt $(VENV)/.core
 $(VENV)/.mediapipe: requirements_animate_mediapipe.txt requirements.txt requirements-dev.txt $(VENV)/.python
 	@echo 'Installing requirements_animate_mediapipe.txt into $(VENV) (once) ...'
 	@{ grep -v '^numpy==' requirements.txt; grep '^pytest' requirements-dev.txt; cat requirements_animate_mediapipe.txt; } > $(VENV)/requirements.txt
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-compile $(PIP_ARGS) -r $(VENV)/requirements.txt
+	@touch $@
+
+# The core and what all tasks need, but torch of any version, and pytest.
+$(VENV)/.cuda: requirements.txt requirements_s2v.txt requirements_animate.txt requirements-dev.txt $(VENV)/.python
+	@echo 'Installing torch for CUDA into $(VENV) (once) ...'
+	@{ echo torch; cat requirements.txt requirements_s2v.txt requirements_animate.txt requirements-dev.txt | grep -E '^(numpy|safetensors|tokenizers|ftfy|Pillow|av|einops|tqdm|transformers|pytest)==' | sort -u; } > $(VENV)/requirements.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-compile $(PIP_ARGS) -r $(VENV)/requirements.txt
 	@touch $@
 

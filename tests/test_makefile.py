@@ -3,9 +3,11 @@
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -81,6 +83,25 @@ def test_the_tests_with_mediapipe_run_in_an_environment_without_the_numpy_of_the
     lines = (place / "requirements.txt").read_text().splitlines()
     assert [line for line in lines if line.startswith("numpy")] == ["numpy==1.26.4"]
     assert {"torch", "pytest", "mediapipe"} <= {line.partition("==")[0] for line in lines}
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this Python has a CUDA build of torch")
+def test_the_pretended_gpu_needs_a_build_with_cuda(tmp_path):
+    """The environment has the torch of this Python, and a pip that only notes its arguments."""
+    place = tmp_path / "venv"
+    (place / "bin").mkdir(parents=True)
+    (place / ".python").touch()
+    python = place / "bin" / "python"
+    python.write_text(
+        f'#!/bin/sh\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\necho "$@" >> "{tmp_path}/calls"\n'
+    )
+    python.chmod(0o755)
+    done = subprocess.run(["make", "pretend-cuda", f"CUDA_VENV={place}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and f"needs a CUDA build of torch, and {place} has {torch.__version__}" in done.stderr
+    lines = (place / "requirements.txt").read_text().splitlines()
+    assert lines[0] == "torch" and {"numpy", "transformers", "pytest"} <= {line.partition("==")[0] for line in lines}
+    assert not [line for line in lines if line.startswith("torch=")], "any version of torch"
+    assert "-m pytest" not in (tmp_path / "calls").read_text(), "nothing runs"
 
 
 @pytest.mark.parametrize("task", ["i2v", "ti2v"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import torch
@@ -19,6 +20,7 @@ from wan.modules.attention import attention
 from wan.modules.layers import FeedForward
 from wan.modules.model import Prepared, WanModel, WanSelfAttention, time_features
 from wan.modules.t5 import UMT5_XXL, T5Encoder
+from wan.modules.vae_wrapper import VideoVAE
 
 PROMPT = 100  # tokens
 S2V_HISTORY = 19  # latent frames
@@ -116,9 +118,17 @@ def text(tokens: int, counter: Counter) -> None:
         encoder(ids)
 
 
-def decode(task: str, size: str, tile: int | None, counter: Counter, *, frame_num: int | None = None) -> None:
-    """Count the decoding of a clip to frames on the host."""
-    vae = autoencoder(task, tile)
+def decode(
+    task: str,
+    size: str,
+    tile: int | None,
+    counter: Counter,
+    *,
+    frame_num: int | None = None,
+    sizes: Mapping[str, Any] | None = None,
+) -> None:
+    """Count the decoding of a clip to frames on the host; `sizes` are those of a smaller autoencoder."""
+    vae = autoencoder(task, tile, sizes)
     latent = empty(*clip_shape(task, size, frame_num))
     with counter:
         counter.hold(vae.model)
@@ -137,10 +147,11 @@ def encode(task: str, size: str, frames: int, tile: int | None, counter: Counter
         vae.encode([video])
 
 
-def autoencoder(task: str, tile: int | None):
+def autoencoder(task: str, tile: int | None, sizes: Mapping[str, Any] | None = None) -> VideoVAE:
     """Make the autoencoder of a task."""
     kind = VAES[WAN_CONFIGS[task].z_dim]
-    return kind(model=place(kind.network, lambda name: torch.float32), device=DEVICE, tiling=tile)
+    build = partial(kind.network, kind.network.config_class(**sizes or {}))
+    return kind(model=place(build, lambda name: torch.float32), device=DEVICE, tiling=tile)
 
 
 def cases() -> list[Case]:

@@ -18,7 +18,16 @@ from benchmarks.counted.live import LiveMemory
 GEMMS = {"addmm": 1, "_addmm_activation": 1, "baddbmm": 1, "mm": 0, "bmm": 0}  # the operand whose width is summed over
 CONVOLUTIONS = {"convolution", "_convolution", "cudnn_convolution"}
 HEAVY = ("gemm", "attention", "conv")  # kinds of operations that a compiler does not join with others
-ASKS = {"_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "equal"}
+ASKS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "masked_select",
+    "equal",
+    "allclose",
+}
 # what fills its first argument without reading it
 FILLS = {"copy_", "fill_", "zero_", "normal_", "uniform_"}
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
@@ -23,7 +23,7 @@ Module = TypeVar("Module", bound=nn.Module)
 @contextmanager
 def pretended() -> Iterator[None]:
     """Allow tensors on `DEVICE`, without gradients."""
-    with FakeTensorMode(allow_non_fake_inputs=True), _Device(), torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), Device(), torch.no_grad():
         yield
 
 
@@ -78,14 +78,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None 
     return (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ value
 
 
-class _Device(TorchFunctionMode):
+class Device(TorchFunctionMode):
     """Replaces what needs a device: its kernels, and indexing, which asks a build with CUDA for a guard."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.__getitem__:
+        if func is Tensor.__getitem__ and isinstance(args[0], FakeTensor):
             return _item(*args)
-        if func is Tensor.__setitem__:
+        if func is Tensor.__setitem__ and isinstance(args[0], FakeTensor):
             target, index, value = args
             write = aten.copy_ if isinstance(value, Tensor) else aten.fill_
             write(_item(target, index), value)

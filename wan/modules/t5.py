@@ -179,7 +179,8 @@ class T5EncoderModel:
         lengths = mask.sum(dim=1).tolist()
         longest = max(lengths)
         home = next(self.model.parameters()).device
-        states = self.model(ids[:, :longest].to(home), mask[:, :longest].to(home)).to(device)
+        padding = None if min(lengths) == longest else mask[:, :longest].to(home)  # none: the device is not asked
+        states = self.model(ids[:, :longest].to(home), padding).to(device)
         return [row[:length] for row, length in zip(states, lengths, strict=True)]
 
 
