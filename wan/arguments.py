@@ -22,6 +22,7 @@ from wan.choices import (
     POSE_BACKENDS,
     PRESETS,
     PROGRESS,
+    QUANTIZED,
     SOLVERS,
     VAE_DTYPES,
     VAE_FRAMES,
@@ -181,6 +182,8 @@ FLAGS = [
          "block: all but the blocks at work, least memory; default: auto, the fastest of these that fits the GPU"),
     Flag(RUN, "offload_model", YES_OR_NO, "true, also without a value, is --offload model, false --offload none; "
          "default: see --offload"),
+    Flag(RUN, "quantize", choice(QUANTIZED), "store the transformers' matrices in 8 bits: half the memory; norms, "
+         "embeddings, time and head stay; other values, so another video; default: off"),
     Flag(RUN, "vae_dtype", choice([*VAE_DTYPES, *VAE_DTYPES.values()]), "type of the autoencoder's convolutions: "
          "fp16 has half the memory and time, for a GPU, 80 dB or more from fp32; default: fp32, on CUDA by TF32"),
     Flag(RUN, "vae_frames", Kind(whole, "N"), f"frames that the autoencoder computes together, "

@@ -12,6 +12,7 @@ DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # PyTorch's names are accepted
 HUBS = ("huggingface", "modelscope")  # where checkpoints are published
 VAE_FRAMES = (1, 2, 4)  # that a VAE computes together at high resolutions
 VAE_DTYPES = {"fp32": "float32", "fp16": "float16"}  # of its convolutions
+QUANTIZED = {"int8": "int8", "fp8": "float8_e4m3fn"}  # types of weights in 8 bits
 MIN_VAE_TILE = 64  # pixels; the margins around smaller ones are most of the work
 NOISE_DEVICES = ("default", "cpu")
 POSE_BACKENDS = ("auto", "onnx", "mediapipe")  # what finds people in a driving video

@@ -17,6 +17,7 @@ from wan.modules.attention import attention, log_kernel, resolve_backend
 from wan.modules.layers import AdaptedLinear, FeedForward, Linear, fuses_gelu_tanh, replace_linears
 from wan.modules.model import WanModel, WanSelfAttention
 from wan.modules.packed import can_pack, pack_linears
+from wan.modules.quantised import quantise_linears
 from wan.runtime import CPU, Host, Offload, Runtime
 
 
@@ -36,7 +37,8 @@ def load_expert(
     weights.
     """
     stays = shard is not None or offload is Offload.NONE
-    device, sizes = runtime.device if stays else CPU, expert_config(checkpoint_dir, config, name)
+    device = runtime.device if stays and runtime.quantize is None else CPU
+    sizes = expert_config(checkpoint_dir, config, name)
     lora = expert_lora(checkpoint_dir, config, name)
     dtype, folder = None if stored_types(runtime) else runtime.dtype, Path(checkpoint_dir, name)
     if lora is None and runtime.dtype == torch.bfloat16:  # a LoRA is merged before values are rounded
@@ -45,9 +47,9 @@ def load_expert(
         folder, None, dtype, device, shard=shard, config=sizes, change=lora and lora.merge
     )
     model = adapt(model, beside)
-    for step in (convert, pack, choose_kernels, compile_blocks):
+    for step in (convert, quantise, pack, choose_kernels, compile_blocks):
         model = step(model, runtime)
-    return model
+    return model.to(runtime.device) if stays and runtime.quantize else model
 
 
 def stored_types(runtime: Runtime) -> Callable[[str], torch.dtype] | None:
@@ -55,7 +57,7 @@ def stored_types(runtime: Runtime) -> Callable[[str], torch.dtype] | None:
 
     Then nothing is converted before it goes to the device, and the weights stay views of the mapped files.
     """
-    if runtime.host is not Host.MAPPED or runtime.offload is Offload.NONE:
+    if runtime.host is not Host.MAPPED or runtime.offload is Offload.NONE or runtime.quantize:
         return None
 
     def at_work(name: str) -> torch.dtype:
@@ -74,6 +76,14 @@ def adapt(model: WanModel, lora: Lora | None) -> WanModel:
 def convert(model: WanModel, runtime: Runtime) -> WanModel:
     """Round norms, modulation and time weights as well, with upstream's --convert_model_dtype."""
     return model.to(runtime.dtype) if runtime.convert_model_dtype and stored_types(runtime) is None else model
+
+
+def quantise(model: WanModel, runtime: Runtime) -> WanModel:
+    """Store the weights of the linear layers behind the trunk's steps in 8 bits, with --quantize."""
+    if runtime.quantize is not None:
+        for module in (module for step in model.trunk() for module in step.modules):
+            quantise_linears(module, runtime.quantize)
+    return model
 
 
 def pack(model: WanModel, runtime: Runtime) -> WanModel:

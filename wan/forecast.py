@@ -17,10 +17,12 @@ from wan.checkpoint.layout import part, stored_bytes
 from wan.checkpoint.loading import empty
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
+from wan.experts import quantise
 from wan.geometry import LatentShape, Size
 from wan.images import kept_bytes
 from wan.modules.block_cache import SAMPLED
 from wan.modules.model import WanModel
+from wan.modules.quantised import LARGEST
 from wan.modules.t5 import T5Config, T5Encoder
 from wan.modules.vae import LATENTS_AT_ONCE, PIXEL_CHANNELS, VAEConfig, tiles
 from wan.modules.vae_blocks import FRAMES_AT_ONCE, HISTORY
@@ -74,7 +76,7 @@ def phase_bytes(
     text_path, vae_path = (part(checkpoint, name) for name in (config.t5_checkpoint, config.vae_checkpoint))
     text = stored_bytes(text_path) if runtime.t5_device == runtime.device else 0
     text //= parallel.replica_size if parallel.t5_fsdp else 1
-    vae = stored_bytes(vae_path)
+    vae = stored_bytes(vae_path) * runtime.vae_dtype.itemsize // torch.float32.itemsize
 
     model = expert_config(checkpoint, config, config.experts[0])
     latent = latent or geometry.latent_shape(size, request.frame_num, config.vae_stride, config.z_dim)
@@ -135,7 +137,7 @@ def dit_parts(config: TaskConfig, checkpoint: Path, runtime: Runtime) -> Parts:
     def at_work(name: str) -> torch.dtype:
         return torch.float32 if WanModel.keeps_float32(name) and not runtime.convert_model_dtype else runtime.dtype
 
-    return parts_of(empty(lambda: MODELS[config.model_type](sizes)), at_work)
+    return parts_of(quantise(empty(lambda: MODELS[config.model_type](sizes)), runtime), at_work)
 
 
 def t5_parts(path: Path, dtype: torch.dtype) -> Parts:
@@ -148,8 +150,9 @@ def parts_of(model: nn.Module, at_work: Callable[[str], torch.dtype]) -> Parts:
     """Measure a model; `at_work` tells the types of its weights."""
     steps = streamed_weights(model).values()
     tensors = dict(chain(model.named_parameters(), model.named_buffers()))
-    whole = sum(tensor.numel() * at_work(name).itemsize for name, tensor in tensors.items())
-    sizes = [Unit(list(step.values()), [at_work(name) for name in step]).nbytes for step in steps]
+    types = {name: t.dtype if t.dtype in LARGEST else at_work(name) for name, t in tensors.items()}
+    whole = sum(tensor.numel() * types[name].itemsize for name, tensor in tensors.items())
+    sizes = [Unit(list(step.values()), [types[name] for name in step]).nbytes for step in steps]
     return Parts(sizes, whole - sum(sizes))
 
 
@@ -164,11 +167,14 @@ def transformer_bytes(folder: Path, runtime: Runtime) -> int:
     """Bytes of the weights of a loaded expert: some stay float32 unless everything is converted."""
     source = open_source(folder)
 
-    def width(name: str) -> int:
+    def width(name: str, shape: tuple[int, ...]) -> int:
+        if runtime.quantize and name.startswith("blocks.") and name.endswith("weight") and len(shape) == 2:
+            return 1
         kept = WanModel.keeps_float32(name) and not runtime.convert_model_dtype
         return torch.float32.itemsize if kept else runtime.dtype.itemsize
 
-    return sum(math.prod(source.shape(key)) * width(name) for name, key in released_names(source.names())[0].items())
+    shapes = {name: source.shape(key) for name, key in released_names(source.names())[0].items()}
+    return sum(math.prod(shape) * width(name, shape) for name, shape in shapes.items())
 
 
 def reuse_bytes(tokens: int, dim: int, dtype: torch.dtype) -> int:

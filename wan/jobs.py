@@ -246,6 +246,7 @@ def how_to_resume(job: Job, latent: Path) -> str:
     words += job.runtime.vae_flags
     if len(output.kept_clips(latent)) < len(job.clip_shapes):  # the others are to be sampled alike
         words += ["--attention", job.runtime.attention, *(["--compile"] if job.runtime.compile else [])]
+        words += ["--quantize", job.runtime.quantize] if job.runtime.quantize else []
     if not job.metadata:
         words += ["--no_metadata"]
     words += ["--keep_clips"] * job.keep_clips
@@ -331,6 +332,7 @@ def stored_request(job: Job, **extra: str) -> str:
         device=job.runtime.device.type,
         dtype=job.runtime.dtype_name,
         convert_model_dtype=job.runtime.convert_model_dtype,
+        quantize=job.runtime.quantize,
         versions={"wan": VERSION, "torch": torch.__version__},
     )
 

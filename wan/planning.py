@@ -192,6 +192,7 @@ def _runtime(args: argparse.Namespace, stored: dict[str, Any]) -> Runtime:
     if args.dtype is None:
         flags["dtype"] = stored.get("dtype") or "bf16"
         flags["convert_model_dtype"] |= bool(stored.get("convert_model_dtype"))
+        flags["quantize"] = flags["quantize"] or stored.get("quantize")
     return Runtime.from_flags(**flags, parallel=_parallel(args), local_rank=local_rank())
 
 

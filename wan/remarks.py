@@ -12,7 +12,8 @@ from wan.utils.solvers import make_solver
 # Flags that change the sampling of a latent, and nothing after it.
 # Flags of preprocessing a video.
 OF_PREPROCESSING = {"retarget_flag", "person", "masks", "pose_backend", "keep_inputs"}
-SAMPLING_ONLY = ("dtype", "attention", "compile", "t5_cpu", "convert_model_dtype", "t5_fsdp", "dit_fsdp", "progress")
+SAMPLING_ONLY = ("dtype", "attention", "compile", "t5_cpu", "convert_model_dtype", "quantize", "t5_fsdp", "dit_fsdp",
+                 "progress")  # fmt: skip
 
 
 def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime, samples: bool) -> Iterator[str]:

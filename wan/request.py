@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wan import framing, geometry, images, media
 from wan.arguments import knows, tasks_with
-from wan.choices import DTYPES, NOISE_DEVICES, SOLVERS
+from wan.choices import DTYPES, NOISE_DEVICES, QUANTIZED, SOLVERS
 from wan.configs import TaskConfig, check_available, get_config
 from wan.framing import FITS, Framing
 from wan.geometry import Size, format_size
@@ -318,6 +318,8 @@ class Request:
                     raise ValueError(f"{name} must be {kind.__name__}, got {quoted(values[name])}")
             if (dtype := values.get("dtype")) not in (None, *DTYPES):
                 raise ValueError(f"unknown dtype {quoted(dtype)}; choose one of {', '.join(DTYPES)}")
+            if (kind := values.get("quantize")) not in (None, *QUANTIZED):
+                raise ValueError(f"unknown quantize {quoted(kind)}; choose one of {', '.join(QUANTIZED)}")
             sizes = (values.get(name, values["size"]) for name in ("size", "used", "saved"))
             parsed = [geometry.parse_size(text("size", size)) for size in sizes]
             known = {name: values[name] for name in cls.kinds() if name in values}
@@ -451,4 +453,8 @@ CHECKS[tuple[float, ...]] = reals
 # Requests of tasks that have fields of their own.
 REQUESTS: dict[str, type[Request]] = {}
 # What programs store in the same dictionary, and its types.
-STORED_BESIDE = {"checkpoint": str, "device": str, "dtype": str, "convert_model_dtype": bool, "versions": dict}
+STORED_BESIDE = {
+    **dict.fromkeys(("checkpoint", "device", "dtype", "quantize"), str),
+    "convert_model_dtype": bool,
+    "versions": dict,
+}

@@ -6,7 +6,7 @@ from enum import Enum
 import torch
 
 from wan import choices
-from wan.choices import MIN_VAE_TILE, VAE_FRAMES
+from wan.choices import MIN_VAE_TILE, QUANTIZED, VAE_FRAMES
 from wan.parallel import ALONE, Parallel
 from wan.values import quoted
 
@@ -40,7 +40,8 @@ class Runtime:
     The transformers compute in `dtype`; parameters that need float32 keep it unless `convert_model_dtype`. The text
     encoder works on `t5_device`. `attention` is a backend name of `wan.modules.attention`. `vae_tile` is the edge in
     pixels of the tiles of the autoencoder, None for whole frames; `vae_frames` of `VAE_FRAMES` are computed together
-    (None: as many as it likes), and its convolutions compute in `vae_dtype`. Under `Offload.BLOCK` the first blocks
+    (None: as many as it likes), and its convolutions compute in `vae_dtype`. `quantize` names the type of the
+    transformers' weights, of `QUANTIZED`. Under `Offload.BLOCK` the first blocks
     that `stay` bytes hold stay on the device while their model works.
     """
 
@@ -55,6 +56,7 @@ class Runtime:
     vae_tile: int | None = None
     vae_frames: int | None = None
     vae_dtype: torch.dtype = torch.float32
+    quantize: str | None = None
     host: Host = Host.ALL
     stay: int = 0
 
@@ -83,6 +85,15 @@ class Runtime:
             raise ValueError(f"--vae_frames must be one of {wanted}, got {self.vae_frames}; try {near}")
         if self.vae_dtype not in VAE_DTYPES.values():
             raise ValueError(f"--vae_dtype must be one of {', '.join(VAE_DTYPES)}, got {self.vae_dtype}")
+        if self.quantize not in (None, *QUANTIZED):
+            raise ValueError(f"--quantize must be one of {', '.join(QUANTIZED)}, got {quoted(self.quantize)}")
+        if self.quantize and self.parallel.dit_fsdp:
+            raise ValueError(
+                "--quantize stores whole matrices in 8 bits, and --dit_fsdp spreads them; leave --dit_fsdp out: "
+                "--quantize works with --ulysses_size and with --offload block"
+            )
+        if self.quantize == "fp8" and self.device.type == "mps":
+            raise ValueError("--quantize fp8 does not run on Apple's GPU, which has no such type; try --quantize int8")
         if self.parallel.dit_fsdp and self.offload is Offload.MODEL:
             raise ValueError("--offload_model True moves whole models, --dit_fsdp keeps a part of each; drop one")
         if self.offload is Offload.BLOCK and (self.parallel.dit_fsdp or self.parallel.t5_fsdp):
@@ -119,6 +130,7 @@ class Runtime:
         vae_tile: int | None = None,
         vae_frames: int | None = None,
         vae_dtype: str | None = None,
+        quantize: str | None = None,
     ) -> "Runtime":
         """Fold the public flags. `device` None means the best one; of several GPUs, the one numbered `local_rank`.
 
@@ -147,6 +159,7 @@ class Runtime:
             vae_tile=vae_tile,
             vae_frames=vae_frames,
             vae_dtype=VAE_DTYPES[vae_dtype],
+            quantize=quantize,
         )
 
 

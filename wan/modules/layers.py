@@ -24,6 +24,11 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight, self.bias)
 
 
+def compute_type(layer: nn.Module) -> torch.dtype:
+    """Type that a linear layer, or one in its place, computes in."""
+    return getattr(layer, "dtype", None) or layer.weight.dtype
+
+
 class FeedForward(nn.Sequential):
     """Linear, GELU-tanh, Linear."""
 
@@ -72,12 +77,16 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.linear, self.scale = linear, scale
         for name, factor in (("down", down), ("up", up)):
-            self.register_buffer(name, factor.to(linear.weight.device, linear.weight.dtype), persistent=False)
+            self.register_buffer(name, factor.to(linear.weight.device, compute_type(linear)), persistent=False)
 
     @property
     def weight(self) -> Tensor:
         """Weight without the adapter."""
         return self.linear.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.down.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         low = F.linear(x.to(self.down.dtype), self.down)

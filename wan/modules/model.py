@@ -29,6 +29,7 @@ from wan.modules.layers import (
     Linear,
     WanLayerNorm,
     WanRMSNorm,
+    compute_type,
     norm_modulate,
     sinusoidal_embedding_1d,
 )
@@ -191,7 +192,7 @@ class WanAttentionBlock(nn.Module):
         x, segments = tokens.x, tokens.segments
         table = self.modulation.float() + cond.modulation  # [S, 6, C]
         attn, ffn = table[:, 0:3], table[:, 3:6]  # shift, scale, gate
-        modulated, half = partial(norm_modulate, eps=self.eps), self.self_attn.q.weight.dtype
+        modulated, half = partial(norm_modulate, eps=self.eps), compute_type(self.self_attn.q)
 
         # LN(x) * (1 + scale) + shift goes into a branch, and x + branch * gate, float32 as the gate is, comes out
         h = by_segment(modulated, segments, attn[:, :2], x, dtype=half)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from wan.animate import WanAnimate
-from wan.choices import DTYPES, SOLVERS
+from wan.choices import DTYPES, QUANTIZED, SOLVERS
 from wan.configs.nano import NANO_CONFIGS, nano_checkpoint
 from wan.files import check_writable
 from wan.geometry import parse_size
@@ -185,7 +185,7 @@ def vae_round_trip(pipeline: WanPipeline) -> Callable[[Tensor], Tensor]:
 def run_family(args: Namespace, family: Family) -> int:
     """Evaluate a checkpoint in every mode of its task; returns 1 when a target is missed."""
     config = NANO_CONFIGS[family.task]
-    runtime = Runtime.from_flags(device=args.device, dtype=args.dtype, offload_model=False)
+    runtime = Runtime.from_flags(device=args.device, dtype=args.dtype, offload_model=False, quantize=args.quantize)
     settings = {"steps": args.steps, "solver": args.solver, "guidance": args.guidance}
     settings |= {"guidance_until": args.cfg_until, "reuse": args.block_cache}
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -212,7 +212,8 @@ def run_family(args: Namespace, family: Family) -> int:
             reports[name] = evaluate(generate, scenes, tuple(goal.targets), args.seed, image_size, progress)
             seconds[name] = round((time.perf_counter() - start) / len(scenes), 2)
         facts = {"task": family.task, "mode": mode, "size": config.size, "frame_num": config.frame_num}
-        facts |= {"first_seed": args.seed, "device": str(runtime.device), "dtype": runtime.dtype_name, **settings}
+        facts |= {"first_seed": args.seed, "device": str(runtime.device), "dtype": runtime.dtype_name}
+        facts |= {"quantize": runtime.quantize, **settings}
         folder = args.out / mode if len(family.goals) > 1 else args.out
         write_results(folder, reports, goal, vae, facts | {"seconds_per_video": seconds})
         print(f"{family.task}, {mode}\n\n{markdown(reports, goal, vae, family.psnr)}")
@@ -332,6 +333,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--block_cache", type=number, help="threshold of reused blocks; default: 0, none")
     parser.add_argument("--as_upstream", action="store_true", help="of s2v and animate: with the original's choices")
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu; default: the best there is")
+    parser.add_argument("--quantize", type=one_of(QUANTIZED), metavar="NAME", help="int8 or fp8; default: off")
     parser.add_argument("--dtype", type=one_of(DTYPES), default="bf16", metavar="NAME", help="or fp32; default: bf16")
     parser.add_argument("--progress", type=one_of(["bar", "none"]), default="bar", help="or none; default: bar")
     args = parser.parse_args(None if argv is None else list(argv))

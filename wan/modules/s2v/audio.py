@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan.modules.layers import Float32Linear, Linear, norm_modulate
+from wan.modules.layers import Float32Linear, Linear, compute_type, norm_modulate
 from wan.modules.model import WanCrossAttention
 from wan.modules.motion import MotionEncoder
 from wan.modules.s2v.config import S2VModelConfig
@@ -85,6 +85,6 @@ def inject(x: Tensor, vectors: Tensor, audio: Tensor, attention: WanCrossAttenti
 
     x [B, f, N, C]; vectors [B, f, 1, C] and audio tokens [B, f, n, C] of the same frames -> [B, f, N, C].
     """
-    queries = norm(x, vectors).to(attention.q.weight.dtype)
+    queries = norm(x, vectors).to(compute_type(attention.q))
     found = attention(queries.flatten(0, 1), audio.flatten(0, 1))
     return x + found.unflatten(0, x.shape[:2])
