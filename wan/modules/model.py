@@ -168,7 +168,11 @@ class WanCrossAttention(WanSelfAttention):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x [B, L, C], context [B, text_len, C] -> [B, L, C]."""
-        return self.o(self.read(self.norm_q(self.q(x)), context, self.k, self.norm_k, self.v))
+        return self.o(self.read(self.query(x), context, self.k, self.norm_k, self.v))
+
+    def query(self, x: Tensor) -> Tensor:
+        """Make queries in the type of x; float32 ones would be alive while the kernel works."""
+        return self.norm_q(self.q(x)).to(x.dtype)
 
     def read(self, q: Tensor, context: Tensor, key: nn.Module, norm: nn.Module, value: nn.Module) -> Tensor:
         """Attend from queries [B, L, C] to keys and values that are made of a context [B, n, C] -> [B, L, C]."""
@@ -195,11 +199,16 @@ class WanAttentionBlock(nn.Module):
         modulated, half = partial(norm_modulate, eps=self.eps), compute_type(self.self_attn.q)
 
         # LN(x) * (1 + scale) + shift goes into a branch, and x + branch * gate, float32 as the gate is, comes out
+        # No name holds the input of a branch longer than it is needed.
         h = by_segment(modulated, segments, attn[:, :2], x, dtype=half)
-        x = by_segment(torch.addcmul, segments, attn[:, 2:], x, self.self_attn(h, tokens.rope, tokens.lengths))
-        x = x + self.cross_attn(self.norm3(x).to(half), cond.prepared.context)
+        h = self.self_attn(h, tokens.rope, tokens.lengths)
+        x = by_segment(torch.addcmul, segments, attn[:, 2:], x, h)
+        h = self.norm3(x).to(half)
+        h = self.cross_attn(h, cond.prepared.context)
+        x = x + h
         h = by_segment(modulated, segments, ffn[:, :2], x, dtype=half)
-        x = by_segment(torch.addcmul, segments, ffn[:, 2:], x, self.ffn(h))
+        h = self.ffn(h)
+        x = by_segment(torch.addcmul, segments, ffn[:, 2:], x, h)
         return tokens._replace(x=x)
 
 

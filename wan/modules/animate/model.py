@@ -62,7 +62,7 @@ class ImageCrossAttention(WanCrossAttention):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x [B, L, C], context [B, IMAGE_TOKENS + text_len, C] -> [B, L, C]."""
-        q, picture, text = self.norm_q(self.q(x)), context[:, :IMAGE_TOKENS], context[:, IMAGE_TOKENS:]
+        q, picture, text = self.query(x), context[:, :IMAGE_TOKENS], context[:, IMAGE_TOKENS:]
         of_text = self.read(q, text, self.k, self.norm_k, self.v)
         return self.o(of_text + self.read(q, picture, self.k_img, self.norm_k_img, self.v_img))
 
