@@ -1,5 +1,6 @@
 """No forward and no step of the loop moves anything between host and device, or asks the device for a value."""
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -71,8 +72,8 @@ def test_the_public_forward_with_a_timestep_per_sample():
 def test_a_step_of_the_loop(solver, with_first_frame):
     pipeline = object.__new__(WanT2V)
     pipeline.config = WAN_CONFIGS["t2v-A14B"]
-    pipeline.runtime = SimpleNamespace(device=DEVICE)
-    pipeline.replica = Replica(ALONE, DEVICE)
+    pipeline.runtime = SimpleNamespace(device=DEVICE, dtype=torch.bfloat16)
+    pipeline.replica, pipeline.calls = Replica(ALONE, DEVICE), Counter()
     experts = {name: build() for name in pipeline.config.experts}
     pipeline.weights = SimpleNamespace(use=experts.get)
     request = Request.create(pipeline.config, prompt="a fox", size=(832, 480), frame_num=9, steps=4, boundary=0.9)
