@@ -16,12 +16,24 @@ ROOT = Path(__file__).parents[1]
 # A file may import from its own layer and those below it. The first pattern that fits a module decides.
 LAYERS = [
     (7, ["wan", "wan.__main__", "generate"]),
-    (6, ["wan.stored", "wan.finding", "wan.extension", "wan.jobs", "wan.staging", "wan.planning", "wan.cli"]),
+    (
+        6,
+        [
+            "wan.stored",
+            "wan.finding",
+            "wan.extension",
+            "wan.jobs",
+            "wan.staging",
+            "wan.plan",
+            "wan.planning",
+            "wan.cli",
+        ],
+    ),
     (6, ["wan.nano", "wan.nano.*", "wan.serving", "wan.serving.*", "wan.training", "wan.training.*"]),
     (6, ["wan.checkpoint.convert", "wan.modules.animate.preprocess", "wan.modules.animate.preprocess.*"]),
-    (6, ["wan.checkpoint.download", "wan.checkpoint.repack", "wan.remarks", "wan.utils.utils"]),
+    (6, ["wan.checkpoint.download", "wan.checkpoint.repack", "wan.plan", "wan.remarks", "wan.utils.utils"]),
     (5, ["wan.text2video", "wan.image2video", "wan.textimage2video", "wan.speech2video", "wan.animate"]),
-    (4, ["wan.checking", "wan.experts", "wan.forecast", "wan.request", "wan.pipeline"]),
+    (4, ["wan.checking", "wan.experts", "wan.forecast", "wan.planner", "wan.request", "wan.pipeline"]),
     (3, ["wan.configs", "wan.configs.*", "wan.distributed", "wan.distributed.*", "wan.memory", "wan.sampling"]),
     (3, ["wan.tts", "wan.arguments", "wan.utils.prompt_extend", "wan.utils.language_models", "wan.utils.servers"]),
     (3, ["wan.streaming"]),
@@ -31,7 +43,7 @@ LAYERS = [
     (0, ["wan.interrupts"]),
     (0, ["wan.lazy", "wan.media", "wan.output", "wan.parallel", "wan.parser", "wan.program", "wan.runtime"]),
     (0, ["wan.progress", "wan.choices", "wan.clips", "wan.conditioning", "wan.typed", "wan.values", "wan.version"]),
-    (0, ["wan.colours", "wan.inputs", "wan.letterbox", "wan.performance", "wan.pose"]),
+    (0, ["wan.cards", "wan.colours", "wan.inputs", "wan.letterbox", "wan.performance", "wan.pose"]),
     (0, ["wan.utils", "wan.utils.flow", "wan.utils.fm_solvers*", "wan.utils.solvers", "wan.utils.system_prompt"]),
 ]
 

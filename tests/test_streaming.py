@@ -12,7 +12,7 @@ from tests.distributed.tiny import CASES, CONFIG, tiny_model
 from tests.late_copies import LateLane, checked_filling
 from wan.modules.model import Step, WanModel, WanModelConfig, run_blocks
 from wan.modules.t5 import T5Config, T5Encoder
-from wan.streaming import Lane, Streamed, Unit, chunks, num_bound, num_slots, pinned, streamed_weights
+from wan.streaming import Lane, Streamed, Unit, chunks, make_lane, num_bound, num_slots, pinned, streamed_weights
 
 CPU = torch.device("cpu")
 MB = 10**6
@@ -246,3 +246,23 @@ def test_buffers_of_pinned_memory_do_not_overlap(sizes):
         buffer.fill_(number)
     assert [int(buffer[0]) for buffer in buffers] == [int(buffer[-1]) for buffer in buffers] == [*range(len(sizes))]
     assert [len(buffer) for buffer in buffers] == sizes
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("keeps", [True, False], ids=["pinned", "ring"])
+def test_a_gpu_streams_what_it_computes_resident(keeps):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    device = torch.device("cuda")
+    model, (x, t, context) = deep(6), CASES["even"]
+    x, t, context = [v.to(device) for v in x], t.to(device), [v.to(device) for v in context]
+    resident = deep(6).to(device)
+    expected = resident(x, t, context)[0]
+    streamed = Streamed(model, make_lane(device), keeps)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name not in streamed.names:
+            tensor.data = tensor.data.to(device)
+    streamed.start(step_bytes(model)[0])
+    assert all(torch.equal(model(x, t, context)[0], expected) for _ in range(5))
+    streamed.stop()
+    assert not model.blocks[5].ffn[0].weight.is_cuda

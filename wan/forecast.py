@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -15,15 +16,16 @@ from wan.checking import MODELS, VAES, expert_config
 from wan.checkpoint.formats import released_names
 from wan.checkpoint.layout import part, stored_bytes
 from wan.checkpoint.loading import empty
+from wan.checkpoint.repacked import freshest
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
 from wan.experts import quantise
 from wan.geometry import LatentShape, Size
 from wan.images import kept_bytes
 from wan.modules.block_cache import SAMPLED
-from wan.modules.model import WanModel
+from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.quantised import LARGEST
-from wan.modules.t5 import T5Config, T5Encoder
+from wan.modules.t5 import UMT5_XXL, T5Config, T5Encoder
 from wan.modules.vae import LATENTS_AT_ONCE, PIXEL_CHANNELS, VAEConfig, tiles
 from wan.modules.vae_blocks import FRAMES_AT_ONCE, HISTORY
 from wan.modules.vae_inference import MIN_CHANNELS
@@ -34,93 +36,11 @@ from wan.streaming import Unit, num_bound, num_slots, streamed_weights
 
 REORDERED = 1.5  # whole frames on a CPU: convolutions of few channels copy them, and the heap keeps gaps
 RESERVE = 3 << 29  # bytes on a device for its driver, for work space of its libraries and for gaps
+RELEASED = {"speech": 1262 * 10**6, "picture": 4773 * 10**6}  # bytes of files
 SPEECH_WINDOW = 900 << 20  # bytes that the released speech encoder takes for a minute of sound
 STARTED = 120 << 20  # bytes of libraries and compiled kernels that a CPU's run adds to the program
 WRITTEN = 10  # bytes per pixel of each frame that the video encoder looks ahead
 LOOK_AHEAD = 50
-
-
-def expected_bytes(
-    config: TaskConfig, checkpoint: Path, request: Request, runtime: Runtime, latent: LatentShape | None = None
-) -> int:
-    """Expected peak memory in bytes: of the device, or on a CPU of the whole process.
-
-    `latent` is the shape of the largest clip, by default that of the one clip of a video.
-    """
-    return max(phase_bytes(config, checkpoint, request, runtime, latent).values())
-
-
-def resolved(
-    config: TaskConfig, checkpoint: Path, request: Request, runtime: Runtime, latent: LatentShape | None = None
-) -> Runtime:
-    """Choose the policy of `--offload auto`: the fastest one that the free memory of the device allows."""
-    if runtime.offload is not Offload.AUTO:
-        return runtime
-    room = memory.free_memory(runtime.device)
-    policies = [Offload.NONE] if runtime.parallel.dit_fsdp or runtime.parallel.t5_fsdp else list(Offload)[:3]
-    for policy in policies:
-        chosen = replace(runtime, offload=policy)
-        needed = expected_bytes(config, checkpoint, request, chosen, latent)
-        if room is None or needed + RESERVE <= room:
-            break
-    return chosen
-
-
-def phase_bytes(
-    config: TaskConfig, checkpoint: Path, request: Request, runtime: Runtime, latent: LatentShape | None = None
-) -> dict[str, int]:
-    """Expected peak memory in bytes of each phase, as in `expected_bytes`."""
-    parallel, size, on_cpu = runtime.parallel, request.framing.used, runtime.device.type == "cpu"
-    experts = [transformer_bytes(checkpoint / expert, runtime) for expert in config.experts]
-    experts = [whole // (parallel.replica_size if parallel.dit_fsdp else 1) for whole in experts]
-    text_path, vae_path = (part(checkpoint, name) for name in (config.t5_checkpoint, config.vae_checkpoint))
-    text = stored_bytes(text_path) if runtime.t5_device == runtime.device else 0
-    text //= parallel.replica_size if parallel.t5_fsdp else 1
-    vae = stored_bytes(vae_path) * runtime.vae_dtype.itemsize // torch.float32.itemsize
-
-    model = expert_config(checkpoint, config, config.experts[0])
-    latent = latent or geometry.latent_shape(size, request.frame_num, config.vae_stride, config.z_dim)
-    tokens = geometry.token_count(latent, config.patch_size)
-    tokens += math.ceil(MODELS[config.model_type].extra_frames * tokens / latent[1])
-    tokens = math.ceil(tokens / parallel.ulysses_size)
-    denoise = denoise_bytes(tokens, model.dim, model.ffn_dim, runtime.dtype)
-    if request.reuse:
-        branches = 2 if any(scale != 1 for scale in request.guidance) else 1
-        denoise += branches * reuse_bytes(tokens * parallel.ulysses_size, model.dim, runtime.dtype)
-
-    network = open_vae(VAES[config.z_dim].network, vae_path)[1]
-    rows = size[1] if runtime.vae_tile else math.ceil(size[1] / parallel.replica_size)
-    stride = config.vae_stride[0]
-    frame_num = config.motion_frames + stride * (latent[1] - config.frame_rest) + config.frame_rest
-    how = (runtime.vae_tile, on_cpu, runtime.vae_frames, runtime.vae_dtype)
-    decode = decode_bytes(network, (size[0], rows), frame_num, *how)
-    has_image = request.image is not None or request.last_image is not None or request.performance is not None
-    frames = frame_num if config.model_type in ("i2v", "animate") else max(1, config.motion_frames)
-    encode = encode_bytes(network, size, frames, *how) if has_image else 0
-    if config.speech_checkpoint:
-        speech = stored_bytes(part(checkpoint, config.speech_checkpoint))
-        encode = max(encode, speech + SPEECH_WINDOW)
-        vae += speech if runtime.offload is Offload.NONE else 0
-    if config.clip_checkpoint:
-        picture_encoder = stored_bytes(part(checkpoint, config.clip_checkpoint))
-        encode = max(encode, picture_encoder)
-        vae += picture_encoder if runtime.offload is Offload.NONE else 0
-    if on_cpu:  # the pictures themselves are read already, and part of the program
-        read = sum(kept_bytes(picture.size) for picture in (request.image, request.last_image) if picture is not None)
-        encode = max(encode + STARTED, picture_bytes(request) - read)
-        decode += STARTED
-        if not runtime.vae_tile:  # tiles are decoded before the first frame is written
-            decode += size[0] * size[1] * WRITTEN * min(frame_num, LOOK_AHEAD)
-    phases = {"text": 0, "encode": encode, "denoise": denoise, "decode": decode}
-    if runtime.offload is Offload.NONE or on_cpu:
-        beside = dict.fromkeys(phases, text + sum(experts) + vae)
-    else:
-        if runtime.offload is Offload.BLOCK:
-            experts = [streamed_bytes(dit_parts(config, checkpoint, runtime), runtime.stay)]
-            text = min(text, streamed_bytes(t5_parts(text_path, config.t5_dtype)))
-        beside = {"text": text, "encode": vae, "denoise": max(experts), "decode": vae}
-    program = (memory.peak_memory(runtime.device) or 0) if on_cpu else 0
-    return {phase: beside[phase] + needed + program for phase, needed in phases.items()}
 
 
 class Parts(NamedTuple):
@@ -130,9 +50,185 @@ class Parts(NamedTuple):
     rest: int
 
 
-def dit_parts(config: TaskConfig, checkpoint: Path, runtime: Runtime) -> Parts:
-    """Measure the first transformer of a task as it works."""
+@dataclass(frozen=True)
+class Models:
+    """Sizes of the models of a task, in bytes at work; `stored` are the bytes of the files of the transformers."""
+
+    experts: tuple[int, ...]
+    stored: tuple[int, ...]
+    sizes: WanModelConfig
+    dit: Parts
+    text: int
+    text_parts: Parts
+    vae: int
+    network: VAEConfig
+    speech: int = 0
+    picture: int = 0
+    is_mapped: bool = False  # transformers at work have the types of their files
+
+
+@dataclass(frozen=True)
+class Work:
+    """Values that decide what a run computes; the latent is that of the largest clip."""
+
+    config: TaskConfig
+    size: Size
+    latent_frames: int
+    steps: int
+    branches: int  # of guidance
+    clips: int = 1
+    has_image: bool = False
+    reuses: bool = False
+
+    @property
+    def latent(self) -> LatentShape:
+        """Shape of the latent of the largest clip."""
+        frames = self.config.vae_stride[0] * (self.latent_frames - 1) + 1
+        return geometry.latent_shape(self.size, frames, self.config.vae_stride, self.config.z_dim)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, with those beside the video."""
+        tokens = geometry.token_count(self.latent, self.config.patch_size)
+        return tokens + math.ceil(MODELS[self.config.model_type].extra_frames * tokens / self.latent_frames)
+
+    @property
+    def frames(self) -> int:
+        """Number of frames that are decoded, with those before the clip."""
+        stride, rest = self.config.vae_stride[0], self.config.frame_rest
+        return self.config.motion_frames + stride * (self.latent_frames - rest) + rest
+
+    @property
+    def encoded(self) -> int:
+        """Number of frames that are encoded together."""
+        if not self.has_image:
+            return 0
+        return self.frames if self.config.model_type in ("i2v", "animate") else max(1, self.config.motion_frames)
+
+
+def expected_bytes(
+    config: TaskConfig, checkpoint: Path, request: Request, runtime: Runtime, latent: LatentShape | None = None
+) -> int:
+    """Expected peak memory in bytes: of the device, or on a CPU of the whole process.
+
+    `latent` is the shape of the largest clip, by default that of the one clip of a video.
+    """
+    phases = phase_bytes(models_of(config, checkpoint, runtime), work_of(config, request, latent), runtime)
+    if runtime.device.type != "cpu":
+        return max(phases.values())
+    # the pictures themselves are read already, and part of the program
+    read = sum(kept_bytes(picture.size) for picture in (request.image, request.last_image) if picture is not None)
+    resident = phases["text"]
+    phases["encode"] = max(phases["encode"], resident + picture_bytes(request) - read)
+    return max(phases.values()) + (memory.peak_memory(runtime.device) or 0)
+
+
+def work_of(config: TaskConfig, request: Request, latent: LatentShape | None = None, clips: int = 1) -> Work:
+    """Say what a request computes, with the latent of its largest clip."""
+    size = request.framing.used
+    latent = latent or geometry.latent_shape(size, request.frame_num, config.vae_stride, config.z_dim)
+    return Work(
+        config,
+        size,
+        latent[1],
+        request.steps,
+        2 if any(scale != 1 for scale in request.guidance) else 1,
+        clips,
+        any(given is not None for given in (request.image, request.last_image, request.performance)),
+        bool(request.reuse),
+    )
+
+
+def models_of(config: TaskConfig, checkpoint: Path, runtime: Runtime) -> Models:
+    """Measure the models of a checkpoint, from headers."""
+    text, vae, speech, picture = (
+        part(checkpoint, name) if name else None
+        for name in (
+            config.t5_checkpoint,
+            config.vae_checkpoint,
+            config.speech_checkpoint,
+            config.clip_checkpoint,
+        )
+    )
+    experts = tuple(transformer_bytes(checkpoint / expert, runtime) for expert in config.experts)
+    folders = [checkpoint / expert for expert in config.experts]
+    if not config.uses_lora and runtime.dtype == torch.bfloat16:
+        folders = map(freshest, folders)
+    stored = tuple(map(tensor_bytes, folders))
     sizes = expert_config(checkpoint, config, config.experts[0])
+    source = open_source(text)
+    text_sizes = source.inferred(T5Config.from_state)
+    return Models(
+        experts,
+        stored,
+        sizes,
+        dit_parts(config, sizes, runtime),
+        stored_bytes(text),
+        parts_of(empty(lambda: T5Encoder(text_sizes)), lambda name: config.t5_dtype),
+        stored_bytes(vae),
+        open_vae(VAES[config.z_dim].network, vae)[1],
+        stored_bytes(speech) if speech else 0,
+        stored_bytes(picture) if picture else 0,
+        is_mapped=experts == stored,
+    )
+
+
+def released_models(config: TaskConfig, runtime: Runtime) -> Models:
+    """Measure the released models of a task, without their files."""
+    kind, network = MODELS[config.model_type], VAES[config.z_dim].network
+    sizes, vae = kind.config_class.from_dict(config.architecture()), network.config_class()
+    dit, text = (
+        dit_parts(config, sizes, runtime),
+        parts_of(empty(lambda: T5Encoder(UMT5_XXL)), lambda _: torch.bfloat16),
+    )
+    whole = parts_of(empty(lambda: kind(sizes)), lambda _: torch.float32)
+    count = len(config.experts)
+    return Models(
+        (sum(dit.steps) + dit.rest,) * count,
+        (sum(whole.steps) + whole.rest,) * count,  # files have float32
+        sizes,
+        dit,
+        sum(text.steps) + text.rest,
+        text,
+        sum(t.nbytes for t in empty(lambda: network(vae)).state_dict().values()),
+        vae,
+        RELEASED["speech"] if config.speech_checkpoint else 0,
+        RELEASED["picture"] if config.clip_checkpoint else 0,
+    )
+
+
+def phase_bytes(models: Models, work: Work, runtime: Runtime) -> dict[str, int]:
+    """Expected peak memory in bytes of each phase, as in `expected_bytes`."""
+    parallel, size, on_cpu = runtime.parallel, work.size, runtime.device.type == "cpu"
+    experts = [whole // (parallel.replica_size if parallel.dit_fsdp else 1) for whole in models.experts]
+    text = models.text if runtime.t5_device == runtime.device else 0
+    text //= parallel.replica_size if parallel.t5_fsdp else 1
+    denoise = denoise_of(models, work, runtime)
+    rows = size[1] if runtime.vae_tile else math.ceil(size[1] / parallel.replica_size)
+    how = (runtime.vae_tile, on_cpu, runtime.vae_frames, runtime.vae_dtype)
+    decode = decode_bytes(models.network, (size[0], rows), work.frames, *how)
+    encode = encode_bytes(models.network, size, work.encoded, *how) if work.encoded else 0
+    if models.speech:
+        encode = max(encode, models.speech + SPEECH_WINDOW)
+    encode = max(encode, models.picture)
+    if on_cpu:
+        encode, decode = encode + STARTED, decode + STARTED
+        if not runtime.vae_tile:  # tiles are decoded before the first frame is written
+            decode += size[0] * size[1] * WRITTEN * min(work.frames, LOOK_AHEAD)
+    phases = {"text": 0, "encode": encode, "denoise": denoise, "decode": decode}
+    vae = models.vae * runtime.vae_dtype.itemsize // torch.float32.itemsize
+    if runtime.offload is Offload.NONE or on_cpu:
+        whole = text + sum(experts) + vae + models.speech + models.picture
+        beside = dict.fromkeys(phases, whole)
+    else:
+        if runtime.offload is Offload.BLOCK:
+            experts, text = [streamed_bytes(models.dit, runtime.stay)], min(text, streamed_bytes(models.text_parts))
+        beside = {"text": text, "encode": vae, "denoise": max(experts), "decode": vae}
+    return {phase: beside[phase] + needed for phase, needed in phases.items()}
+
+
+def dit_parts(config: TaskConfig, sizes: WanModelConfig, runtime: Runtime) -> Parts:
+    """Measure a transformer of a task as it works."""
 
     def at_work(name: str) -> torch.dtype:
         return torch.float32 if WanModel.keeps_float32(name) and not runtime.convert_model_dtype else runtime.dtype
@@ -140,10 +236,10 @@ def dit_parts(config: TaskConfig, checkpoint: Path, runtime: Runtime) -> Parts:
     return parts_of(quantise(empty(lambda: MODELS[config.model_type](sizes)), runtime), at_work)
 
 
-def t5_parts(path: Path, dtype: torch.dtype) -> Parts:
-    """Measure a text encoder."""
-    sizes = open_source(path).inferred(T5Config.from_state)
-    return parts_of(empty(lambda: T5Encoder(sizes)), lambda name: dtype)
+def tensor_bytes(path: Path) -> int:
+    """Bytes of the tensors in a folder or file."""
+    source = open_source(path)
+    return sum(math.prod(source.shape(key)) * source.dtype(key).itemsize for key in source.names())
 
 
 def parts_of(model: nn.Module, at_work: Callable[[str], torch.dtype]) -> Parts:
@@ -161,6 +257,17 @@ def streamed_bytes(parts: Parts, stay: int = 0) -> int:
     bound = num_bound(parts.steps, stay)
     left = parts.steps[bound:]
     return parts.rest + sum(parts.steps[:bound]) + min(num_slots(parts.steps), len(left)) * max(left, default=0)
+
+
+def denoise_of(models: Models, work: Work, runtime: Runtime) -> int:
+    """Bytes that denoising takes beside the weights, in one of the processes."""
+    ulysses, dim = runtime.parallel.ulysses_size, models.sizes.dim
+    tokens = math.ceil(work.tokens / ulysses)
+    needed = denoise_bytes(tokens, dim, models.sizes.ffn_dim, runtime.dtype)
+    needed += math.ceil(MODELS[work.config.model_type].extra_bytes * tokens * dim)
+    if work.reuses:
+        needed += work.branches * reuse_bytes(tokens * ulysses, dim, runtime.dtype)
+    return needed
 
 
 def transformer_bytes(folder: Path, runtime: Runtime) -> int:
@@ -188,8 +295,8 @@ def denoise_bytes(num_tokens: int, dim: int, ffn_dim: int, dtype: torch.dtype) -
     It is within 3 % of the counts of the released models.
     """
     half = dtype.itemsize
-    attend = (4 * 4 + 4 * half) * dim  # stream, q or k in float32 around norm and rotation; q, k, v and input
-    feed = (2 * 4 + 2 * half) * dim + 2 * half * ffn_dim  # stream and its sum; input and output; around the activation
+    attend = (3 * 4 + 4 * half) * dim  # stream, q or k in float32 around norm and rotation; q, k, v and input
+    feed = (2 * 4 + 2 * half) * dim + half * ffn_dim  # stream and its sum; input and output; after the fused GELU
     return num_tokens * max(attend, feed)
 
 
@@ -293,6 +400,7 @@ def _collected(vae: VAEConfig, width: int, size: Size, frame_num: int) -> int:
     return width * math.prod(geometry.latent_shape(size, frame_num, vae.stride, 1))
 
 
+@cache
 def _positions(vae: VAEConfig, size: Size, tile: int | None, halo: int) -> int:
     """Positions at the network's full resolution that are computed together: a frame, or the largest tile."""
     sides = [math.ceil(side / stride) for side, stride in zip(size, vae.stride[:0:-1], strict=True)]
@@ -300,3 +408,13 @@ def _positions(vae: VAEConfig, size: Size, tile: int | None, halo: int) -> int:
         columns, rows = tiles(*sides, max(1, tile // vae.stride[1]), halo)
         sides = [max(t.read.stop - t.read.start for t in axis) for axis in (columns, rows)]
     return math.prod(sides) * (vae.stride[1] // vae.patch) ** 2
+
+
+@cache
+def tile_factor(vae: VAEConfig, size: Size, tile: int | None) -> float:
+    """Work of decoding in tiles, with the margins around them, as a multiple of that of whole frames."""
+    if not tile:
+        return 1.0
+    sides = [math.ceil(side / stride) for side, stride in zip(size, vae.stride[:0:-1], strict=True)]
+    axes = tiles(*sides, max(1, tile // vae.stride[1]), vae.decoder_halo)
+    return math.prod(sum(t.read.stop - t.read.start for t in axis) for axis in axes) / math.prod(sides)

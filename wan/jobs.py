@@ -31,6 +31,7 @@ from wan.image2video import WanI2V
 from wan.interrupts import put_off
 from wan.memory import PhaseStats, total_memory
 from wan.pipeline import WanPipeline
+from wan.planner import Plan, summary
 from wan.program import command_line
 from wan.progress import reporter
 from wan.request import MAX_SEED, Request
@@ -70,6 +71,7 @@ class Job:
     stays: bool = False  # the latent, when it is decoded with weights that did not sample it
     keep_clips: bool = False  # each clip also becomes a file
     extension: Extension | None = None  # of the prompt, until it is done
+    plan: Plan | None = None  # of its memory, when something is sampled
 
     def variant(self, number: int) -> "Job":
         """Make the job of one video, 0 <= number < num_videos."""
@@ -297,7 +299,9 @@ def describe(job: Job) -> None:
     have = (total_memory(runtime.device) or math.inf) / 2**30
     how = f"{runtime.dtype_name}, attention {runtime.attention}, offload {runtime.offload.value}"
     log.info("on %s in %s, expected memory about %.1f GiB -> %s", runtime.device, how, gib, job.video)
-    if gib > have:
+    if job.plan is not None and runtime.device.type != "cpu":
+        log.info("plan: %s", summary(job.plan))
+    elif gib > have:
         log.warning("%s has only %.1f GiB; a smaller --size or --frame_num needs less", runtime.device, have)
     if job.num_videos > 1:
         log.info("%d videos with this seed and the following ones: %s ...", job.num_videos, job.variant(0).video)

@@ -25,15 +25,16 @@ from wan.configs import TaskConfig, get_config, is_embedded, nano_checkpoint
 from wan.extension import plan_extension
 from wan.files import check_writable, shown, stored_name, sweep
 from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
-from wan.forecast import resolved
+from wan.forecast import models_of, work_of
 from wan.jobs import PIPELINES, Job
 from wan.modules.attention import check_backend
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.nano.remarks import remarks
 from wan.parallel import Parallel, launched_rank, launched_size, local_rank
+from wan.planner import choose, room_of
 from wan.remarks import without_effect
 from wan.request import Request, check_supported_size, overridden
-from wan.runtime import Runtime, own_device
+from wan.runtime import Offload, Runtime, own_device
 from wan.stored import Stored, read_stored
 from wan.tts import Spoken, speak
 from wan.values import named
@@ -61,11 +62,11 @@ def _plan(args: argparse.Namespace) -> Job:
         if args.enable_tts and not args.resume:
             check_checkpoint(checkpoint, config)  # before anything is spoken
             args.audio = spoken(args)
-        request = _request(args, config, again)
+        request = request_of(args, config, again)
         request.check_parallel(_parallel(args))
     if request.use_relighting_lora:
         config = config.copy(uses_lora=True)
-    runtime = _runtime(args, stored)
+    runtime = runtime_of(args, stored)
     check_backend(runtime.attention, runtime.device, runtime.dtype)
     latent = Path(args.resume) if args.resume else None
     check_checkpoint(checkpoint, config)
@@ -93,7 +94,7 @@ def _plan(args: argparse.Namespace) -> Job:
         _check_kept(job)
         reopened = again.with_inputs if job.samples else again.with_decoding_inputs
         job = replace(job, request=reopened(request, latent.parent))
-    job = replace(job, runtime=resolved(config, checkpoint, job.request, runtime, max(job.clip_shapes)))
+    job = with_plan(job)
     if job.samples:
         if job.extension is None:
             warn_about_texts(job)
@@ -103,6 +104,17 @@ def _plan(args: argparse.Namespace) -> Job:
     if launched_rank() == 0:  # probe files of several processes would get in each other's way
         _check_output(job)
     return job
+
+
+def with_plan(job: Job) -> Job:
+    """Choose the policy of memory. Raises ValueError when no policy fits."""
+    config, runtime = job.config, job.runtime
+    if not job.samples:
+        return replace(job, runtime=replace(runtime, offload=Offload.MODEL)) if runtime.offload is Offload.AUTO else job
+    models = models_of(config, job.checkpoint, runtime)
+    work = work_of(config, job.request, max(job.clip_shapes), len(job.clip_shapes))
+    plan = choose(models, work, runtime, room_of(runtime))
+    return replace(job, runtime=plan.runtime, plan=plan)
 
 
 def _check_output(job: Job) -> None:
@@ -176,7 +188,7 @@ def _say_what_is_repeated(args: argparse.Namespace) -> None:
             log.warning("%s is given %d times; the last one counts", flag, count)
 
 
-def _task_of_images(args: argparse.Namespace) -> str:
+def task_of_images(args: argparse.Namespace) -> str:
     """Choose the task when none is given: image-to-video with an image, else the default."""
     if args.video or args.src_root_path:
         return "animate-14B"
@@ -187,7 +199,7 @@ def _task_of_images(args: argparse.Namespace) -> str:
     return "i2v-A14B"
 
 
-def _runtime(args: argparse.Namespace, stored: dict[str, Any]) -> Runtime:
+def runtime_of(args: argparse.Namespace, stored: dict[str, Any]) -> Runtime:
     flags = flags_of(args, RUN)
     if args.dtype is None:
         flags["dtype"] = stored.get("dtype") or "bf16"
@@ -221,9 +233,9 @@ def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[
     task = stored.get("task", args.task)
     if args.ckpt_dir not in (None, "nano"):
         folder = Path(args.ckpt_dir)
-        released = get_config(task_of(folder, task) or _task_of_images(args))
+        released = get_config(task_of(folder, task) or task_of_images(args))
         return (get_config(released.name, "nano") if _is_nano(folder, released) else released), folder
-    task = task or _task_of_images(args)
+    task = task or task_of_images(args)
     released = get_config(task)
     if args.ckpt_dir is None and stored.get("checkpoint", "nano") != "nano":
         raise ValueError(f"the stored request was made with a {task} checkpoint; give its folder with --ckpt_dir")
@@ -249,7 +261,7 @@ def _is_nano(folder: Path, config: TaskConfig) -> bool:
     return any(described_fields(folder / expert).get("family") == "nano" for expert in config.experts)
 
 
-def _request(args: argparse.Namespace, config: TaskConfig, stored: Stored | None) -> Request:
+def request_of(args: argparse.Namespace, config: TaskConfig, stored: Stored | None) -> Request:
     given = asked(args, config.name)
     if args.preset:
         preset = PRESETS[args.preset]

@@ -252,7 +252,10 @@ class WanModel(nn.Module):
     config_class: ClassVar[type[WanModelConfig]] = WanModelConfig
     block_class: ClassVar[type[WanAttentionBlock]] = WanAttentionBlock
     cross_attention_class: ClassVar[type[WanCrossAttention]] = WanCrossAttention
-    extra_frames: ClassVar[float] = 0  # tokens beside those of a clip, in latent frames: for the forecast of memory
+    # For the forecast of memory: tokens beside those of a clip, in latent frames, and bytes beside those of a token's
+    # values, for each of these.
+    extra_frames: ClassVar[float] = 0
+    extra_bytes: ClassVar[float] = 0
 
     def __init__(self, config: WanModelConfig | str | None = None, **options: Any):
         super().__init__()

@@ -49,6 +49,7 @@ class WanModel_S2V(WanModel):
 
     config_class = S2VModelConfig
     extra_frames = 2.5
+    extra_bytes = 2.4  # what is added to the tokens, and those of reference and history: counted
 
     def __init__(self, config: S2VModelConfig | str | None = None, **options):
         super().__init__(config, **options)
