@@ -83,6 +83,15 @@ def test_reused_blocks_are_counted(caplog):
     assert 4 <= int(match[1]) < 8  # the first step of each expert runs whole, in both branches
 
 
+@pytest.mark.parametrize("threshold", ["0.3", "1"])
+def test_reused_blocks_are_the_same_where_weights_are_streamed(caplog, threshold):
+    caplog.set_level(logging.INFO)
+    resident = made("one", "--sample_steps", "4", "--block_cache", threshold)
+    assert (made("two", "--sample_steps", "4", "--block_cache", threshold, "--offload", "block") == resident).all()
+    counts = [match[0] for match in said(caplog, r"all blocks but the first in \d of 8 model calls")]
+    assert len(counts) in (0, 2) and len(set(counts)) <= 1
+
+
 def test_without_a_threshold_nothing_is_cached():
     assert (made("one", "--sample_steps", "2") == made("two", "--sample_steps", "2", "--block_cache", "0")).all()
 
