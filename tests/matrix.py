@@ -250,7 +250,7 @@ def prepare(rows: list[Row], folder: Path) -> None:
     """Write the files that rows name in the folder of the results."""
     named = {Path(word) for row in rows if not row.lacks for word in row.flags}
     for name, write in MADE.items():
-        if folder / name in named:
+        if folder / name in named and not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write(folder / name)
     for is_vl, name in enumerate(TINY_QWEN):

@@ -1,4 +1,4 @@
-"""What a GPU would do, counted on pretended tensors: small cases may not grow, and the counter itself is right."""
+"""Work of a GPU, counted on pretended tensors: small cases may not grow, and the counter itself is right."""
 
 import math
 from functools import partial

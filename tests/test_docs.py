@@ -140,10 +140,16 @@ def generated(arguments, monkeypatch, capsys):
     if given.resume:
         interrupt(Path(given.resume), monkeypatch)
     before = set(Path().rglob("*.mp4"))
-    frames = ["--frame_num", "5"] if given.last_image else []  # a single one is the first
-    code = cli.main([*arguments, *([] if given.resume else [*QUICKLY, *frames]), "--overwrite"])
+    code = cli.main([*arguments, *([] if given.resume else [*QUICKLY, *frames(given)]), "--overwrite"])
     assert code == cli.DONE, (arguments, capsys.readouterr().err)
     assert set(Path().rglob("*.mp4")) - before or given.save_file or given.from_video, arguments
+
+
+def frames(given):
+    """Return the flag for more than one frame, where one is not enough."""
+    if given.src_root_path or given.video:
+        return ["--frame_num", "33"]  # clips share one
+    return ["--frame_num", "5"] if given.last_image else []  # a single one is the first
 
 
 def interrupt(latent: Path, monkeypatch):
@@ -209,7 +215,8 @@ def made_by_make(words):
     assert done.returncode == 0, done.stderr
     for line in done.stdout.replace("\\\n", " ").splitlines():
         if "generate.py --task" in line:
-            assert cli.main([*shlex.split(line)[2:], *QUICKLY]) == cli.DONE
+            arguments = shlex.split(line)[2:]
+            assert cli.main([*arguments, *QUICKLY, *frames(build_parser().parse_args(arguments))]) == cli.DONE
 
 
 def understood(module, *arguments, monkeypatch, capsys):

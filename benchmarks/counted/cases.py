@@ -1,4 +1,4 @@
-"""What is counted: models of released sizes with pretended weights, from each phase of a run."""
+"""Cases that are counted: models of released sizes with pretended weights, from each phase of a run."""
 
 from __future__ import annotations
 

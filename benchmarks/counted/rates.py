@@ -23,7 +23,7 @@ RATES = {"gemm": (790e12, 60e12), "attention": (700e12, 25e12), "conv": (350e12,
 
 @dataclass(frozen=True)
 class Figures:
-    """What a run of code counts. Seconds are predicted."""
+    """Counts of a run of code. Seconds are predicted."""
 
     launches: int
     flops: dict[str, float]  # by kind

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Setting(NamedTuple):
-    """Where a part runs. `room` are the bytes that it may take; `toy` sizes are for trying the parts out."""
+    """Place where a part runs. `room` are the bytes that it may take; `toy` sizes are for trying the parts out."""
 
     device: torch.device
     room: int
