@@ -1,6 +1,7 @@
 """Policies of memory through whole runs: every task makes the same video, bit for bit."""
 
 import functools
+import re
 import wave
 from dataclasses import replace
 
@@ -172,3 +173,21 @@ def test_the_second_expert_is_read_during_the_last_steps_of_the_first(mapped, mo
     for _ in pipeline.denoise(request, (None, None), pipeline.clip(request, 0, None)):
         seen.append(len(seen))
     assert read == ([] if after is None else [("low_noise_model", after - 1)])
+
+
+@pytest.mark.parametrize(("phase", "flag"), [("denoise", "--offload block"), ("decode", "--vae_frames 1")])
+def test_a_run_out_of_memory_names_phase_figures_and_flag(tmp_path, monkeypatch, capsys, mapped, phase, flag):
+    """A latent that is sampled stays, and the message says how to go on."""
+
+    def fail(self, *given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(WanT2V, phase, fail)
+    flags = [*RUN, "--task", "t2v-A14B", "--size", "64*64", "--frame_num", "5", "--ckpt_dir", str(mapped)]
+    assert cli.main([*flags, "--save_file", str(tmp_path / "a.mp4")]) == cli.FAILED
+    shown = capsys.readouterr().err
+    doing = {"denoise": "denoising", "decode": "decoding"}[phase]
+    assert re.search(
+        rf"failed: out of memory in {doing}, planned [\d.]+ GB, measured [\d.]+ GB until then; try {flag}", shown
+    )
+    assert ("--resume" in shown) == (phase == "decode")

@@ -31,6 +31,7 @@ from wan.interrupts import INTERRUPTED, as_interrupt
 from wan.jobs import PIPELINES, Job, Outcome, describe, make
 from wan.parallel import launched_rank, launched_size, local_rank
 from wan.parser import exit_code
+from wan.planner import out_of_memory
 from wan.planning import plan, warn_about_texts
 from wan.program import OneLine, print_error
 from wan.runtime import own_device
@@ -107,7 +108,7 @@ def agreed(job: Job) -> Job:
 
 def run(job: Job) -> int:
     """Make all videos of this process; return the exit code. A failure after sampling prints how to resume."""
-    outcome = Outcome(job)
+    outcome, pipeline = Outcome(job), None
     try:
         describe(job)
         pipeline = PIPELINES[job.config.name](job.config, job.checkpoint, runtime=job.runtime)
@@ -121,6 +122,8 @@ def run(job: Job) -> int:
             print_error(f"interrupted; {done or 'nothing was written'}")
         return INTERRUPTED
     except Exception as error:  # the outermost frame of the program
+        if pipeline is not None and (phase := getattr(error, "phase", None)):
+            error = torch.OutOfMemoryError(out_of_memory(phase, job.plan, job.runtime, pipeline.phases))
         if is_first_failure(error):
             _report_failure(error)
         if done := outcome.in_words():

@@ -196,6 +196,9 @@ def measured(phases: dict[str, PhaseStats], name: str, device: torch.device) -> 
     start = time.perf_counter()
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        error.phase = name
+        raise
     finally:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, islice
 
@@ -12,6 +12,7 @@ from wan import memory
 from wan.cards import CONVERTED, DISK, PAGEABLE, Card, card_named
 from wan.forecast import RESERVE, Models, Work, phase_bytes, streamed_bytes, tile_factor
 from wan.geometry import format_size, parse_size
+from wan.memory import PhaseStats
 from wan.runtime import CPU, Host, Offload, Runtime
 from wan.streaming import chunks, num_slots
 
@@ -23,6 +24,7 @@ ENCODING = 0.6  # of that, for a pixel that is encoded
 OTHER_DECODING = {8: 5.4e4, 16: 4.5e4}  # bytes of memory traffic for the same
 # Settings of the autoencoder where none is given, the best one first.
 DECODING = ({}, {"vae_frames": 2}, *({"vae_frames": 1, "vae_tile": tile} for tile in (None, 512, 256)))
+PART = {"text": "encode", "encode": "encode", "denoise": "denoise", "decode": "decode"}  # phases as they are measured
 NAMES = {"text": "the text encoder", "encode": "encoding", "denoise": "denoising", "decode": "decoding"}
 
 
@@ -292,3 +294,25 @@ def in_time(seconds: float) -> str:
 def _row(device: int, host: int, disk: int, seconds: float | None) -> str:
     time = "?" if seconds is None else in_time(seconds)
     return f"{in_gb(device):>9} {in_gb(host):>9} {in_gb(disk):>9} {time:>12}"
+
+
+def out_of_memory(phase: str, plan: Plan | None, runtime: Runtime, phases: Mapping[str, PhaseStats]) -> str:
+    """Say what a phase that ran out of memory was to take and had taken, and which flag helps."""
+    planned = [figures.device for name, figures in (plan.phases if plan else {}).items() if phase in (name, PART[name])]
+    taken = phases[phase].peak_bytes if phase in phases else None
+    text = f"out of memory in {NAMES.get(phase, phase)}"
+    text += f", planned {in_gb(max(planned))}" if planned else ""
+    text += f", measured {in_gb(taken)} until then" if taken else ""
+    return f"{text}; {cure(phase, runtime)}"
+
+
+def cure(phase: str, runtime: Runtime) -> str:
+    """Name the flag with which a phase takes less memory."""
+    if phase != "denoise" and runtime.vae_frames != 1:
+        return "try --vae_frames 1"
+    if phase != "denoise" and runtime.vae_tile is None:
+        return "try --vae_tile 512"
+    spread = runtime.parallel.dit_fsdp or runtime.parallel.t5_fsdp
+    if runtime.offload is not Offload.BLOCK and not spread:
+        return "try --offload block"
+    return "try a smaller --size or --frame_num, and end other programs on the device"
