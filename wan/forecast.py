@@ -295,7 +295,7 @@ def denoise_bytes(num_tokens: int, dim: int, ffn_dim: int, dtype: torch.dtype) -
     It is within 3 % of the counts of the released models.
     """
     half = dtype.itemsize
-    attend = (3 * 4 + 4 * half) * dim  # stream, q or k in float32 around norm and rotation; q, k, v and input
+    attend = (3 * 4 + 3 * half) * dim  # stream, q or k in float32 around norm and rotation; input, q and v
     feed = (2 * 4 + 2 * half) * dim + half * ffn_dim  # stream and its sum; input and output; after the fused GELU
     return num_tokens * max(attend, feed)
 

@@ -84,7 +84,7 @@ class WanAnimateModel(WanModel):
     """Transformer of character animation, with the parameter names of the released checkpoint."""
 
     config_class = AnimateModelConfig
-    extra_bytes = 4.4  # the pose, and what cross-attention to the picture adds: counted
+    extra_bytes = 2.4  # the pose, and what cross-attention to the picture adds: counted
 
     def __init__(self, config: AnimateModelConfig | str | None = None, **options):
         super().__init__(config, **options)
