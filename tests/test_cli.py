@@ -294,6 +294,7 @@ def test_the_family_is_read_from_the_config_beside_the_weights(monkeypatch, tmp_
 def test_the_embedded_folder_is_nano_by_any_path(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "read_text", lambda *_: pytest.fail("its config need not say so"))
     monkeypatch.setattr(planning, "check_checkpoint", lambda folder, config: None)
+    monkeypatch.setattr(planning, "with_plan", lambda job: job)
     monkeypatch.setattr(planning, "_warn_about_long_prompts", lambda *_: None)
     (tmp_path / "link").symlink_to(checkpoint)
     for path in (checkpoint, tmp_path / "link", Path("link"), checkpoint / "low_noise_model" / ".."):
@@ -303,6 +304,7 @@ def test_the_embedded_folder_is_nano_by_any_path(checkpoint, monkeypatch, tmp_pa
 def test_a_released_folder_gets_the_released_config(checkpoint, monkeypatch):
     monkeypatch.setattr(planning, "_is_nano", lambda folder, config: False)
     monkeypatch.setattr(planning, "check_checkpoint", lambda folder, config: None)  # a miniature stands in for it
+    monkeypatch.setattr(planning, "with_plan", lambda job: job)
     job = planned("--ckpt_dir", str(checkpoint), "--size", "832x480")
     assert job.request.framing.saved == (832, 480)
     assert (job.request.steps, job.request.shift, job.request.guidance) == (40, 12.0, (3.0, 4.0))
@@ -311,6 +313,7 @@ def test_a_released_folder_gets_the_released_config(checkpoint, monkeypatch):
 def test_a_released_model_without_a_gpu_is_said_to_be_slow(checkpoint, monkeypatch, caplog):
     monkeypatch.setattr(planning, "_is_nano", lambda folder, config: False)
     monkeypatch.setattr(planning, "check_checkpoint", lambda folder, config: None)
+    monkeypatch.setattr(planning, "with_plan", lambda job: job)
     flags = ["--ckpt_dir", str(checkpoint), "--size", "832x480", "--prompt", "a fox"]
     planning.plan(build_parser().parse_args([*flags, "--device", "cpu"]))
     assert "no GPU" not in caplog.text

@@ -119,6 +119,7 @@ def test_tiny_images_are_enlarged():
 def test_commands_written_for_upstream(checkpoints, monkeypatch, command, used, guidance):
     monkeypatch.setattr(planning, "_is_nano", lambda folder, config: False)
     monkeypatch.setattr(planning, "check_checkpoint", lambda folder, config: None)  # miniatures stand in for it
+    monkeypatch.setattr(planning, "with_plan", lambda job: job)
     flags = [*command.split(), "--image", "photo.png", "--prompt", "A cat.", "--base_seed", "1", "--save_file", "a.mp4"]
     folder = checkpoints[flags[1]]
     job = planning.plan(build_parser().parse_args([*flags, "--ckpt_dir", str(folder), "--device", "cpu"]))

@@ -114,7 +114,7 @@ def test_one_frame_is_written_as_a_picture_and_repeated(name, checkpoint, tmp_pa
 def test_more_frames_are_no_picture(capsys):
     assert cli.main(["--prompt", "x", "--device", "cpu", "--save_file", "a.png"]) == cli.WRONG
     error = capsys.readouterr().err
-    assert "a.png is the name of a picture, and 17 frames are asked for; try a.mp4, or --frame_num 1" in error
+    assert "a.png is the name of a picture, and the video has 17 frames; try a.mp4, or --frame_num 1" in error
 
 
 def test_pictures_of_others_hold_no_request(capsys):

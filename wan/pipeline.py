@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,7 +128,6 @@ class WanPipeline:
     def _assemble(self, config: TaskConfig, checkpoint_dir: Path, runtime: Runtime) -> None:
         self.config, self.checkpoint_dir, self.runtime = config, checkpoint_dir, runtime
         self.phases: dict[str, PhaseStats] = {}
-        self.calls: Counter[str] = Counter()  # of the transformers: whole, reused; and steps that are unguided
         self.replica = Replica(runtime.parallel, runtime.device)
         if runtime.offload is Offload.AUTO:  # only a request tells what fits
             one = runtime.parallel.world_size == 1
@@ -217,6 +216,11 @@ class WanPipeline:
 
     # ---- its parts ----
 
+    @cached_property
+    def calls(self) -> Counter[str]:
+        """Numbers of the last run: calls of transformers that were whole and reused, and steps that were unguided."""
+        return Counter()
+
     @staticmethod
     def num_clips(request: Request) -> int:
         """Number of clips of the video."""
@@ -304,7 +308,7 @@ class WanPipeline:
         """
         common = {"sizes": [clip.shape[1:]], "segments": clip.segments, "y": None if clip.y is None else [clip.y]}
         with_zero = torch.tensor([[t, 0] for t in timesteps]).flatten()
-        caches = [BlockCache(request.reuse, self.runtime.dtype) for _ in contexts]
+        caches = [BlockCache(request.reuse, self.runtime.dtype) for _ in contexts] if request.reuse else []
         guided_steps = round(request.guidance_until * len(timesteps))
         last_guided = timesteps[guided_steps - 1] if guided_steps else math.inf
 
@@ -320,14 +324,15 @@ class WanPipeline:
             def prepared(branch: int) -> Prepared:
                 others = (clip.positive, clip.negative)[branch]
                 made = self.weights.use(name).prepare([contexts[branch]], **common, **others)
-                return replace(made, through=caches[branch].run) if request.reuse else made
+                return replace(made, through=caches[branch].run) if caches else made
 
             def forward(by: float, latent: Tensor, t: int, branch: int) -> Tensor:
                 for other in range(2 if ends_early else 0):  # also one that other processes compute until then
                     prepared(other)
-                model, before = self.replica.spread_tokens(self.weights.use(name), by), caches[branch].reused
+                model = self.replica.spread_tokens(self.weights.use(name), by)
+                reused = sum(kept.reused for kept in caches)
                 velocity = model([latent], features()[t], prepared(branch))[0]
-                self.calls["reused" if caches[branch].reused > before else "whole"] += 1
+                self.calls["reused" if sum(kept.reused for kept in caches) > reused else "whole"] += 1
                 return velocity
 
             def at_scale(by: float) -> Velocity:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from wan.checking import expert_config
 from wan.configs import NANO_CONFIGS, nano_checkpoint
 from wan.experts import load_expert
 from wan.forecast import dit_parts, transformer_bytes
@@ -124,5 +125,5 @@ def test_the_forecast_knows_the_bytes(kind):
     assert weights < 0.8 * sum(t.nbytes for t in plain.parameters())
     runtime = Runtime(device, quantize=kind)
     assert transformer_bytes(folder / CONFIG.experts[0], runtime) == pytest.approx(weights, rel=0.02)
-    parts = dit_parts(CONFIG, folder, runtime)
+    parts = dit_parts(CONFIG, expert_config(folder, CONFIG, CONFIG.experts[0]), runtime)
     assert sum(parts.steps) + parts.rest == pytest.approx(weights, rel=0.05)
