@@ -50,7 +50,3 @@ class BlockCache:
     def _is_near(self, first: Tensor) -> bool:
         change, size = (first - self._first).abs().mean(), self._first.abs().mean()
         return bool(change <= self.threshold * size)
-
-    def forget(self) -> None:
-        """Free what is kept."""
-        self._block = self._first = self._others = None
