@@ -7,12 +7,12 @@ from safetensors.torch import save_file
 from wan.checkpoint.lora import Lora
 from wan.checkpoint.source import open_source
 from wan.configs import NANO_CONFIGS
-from wan.experts import load_expert
+from wan.experts import compiles, has_compiler, load_expert
 from wan.modules.attention import log_kernel
 from wan.modules.layers import AdaptedLinear, Linear
 from wan.modules.packed import PackedLinear
 from wan.nano.random import write_random_checkpoint
-from wan.runtime import Offload, Runtime
+from wan.runtime import CPU, Offload, Runtime
 
 CONFIG = NANO_CONFIGS["t2v-A14B"]
 NAME = CONFIG.experts[0]
@@ -55,11 +55,55 @@ def test_types_of_the_weights(folder, monkeypatch, flags):
 def test_every_block_attends_with_the_kernel_that_was_named_and_is_compiled(folder, monkeypatch):
     compiled = []
     monkeypatch.setattr("torch.nn.Module.compile", lambda module, *args, **how: compiled.append(module))
+    monkeypatch.setattr("wan.experts.compiles", lambda device: True)
     model = load(folder, attention="sdpa", compile=True, dtype="fp32")
     assert compiled == list(model.blocks)
     for block in model.blocks:
         assert block.self_attn.attend.keywords == block.cross_attn.attend.keywords == {"backend": "sdpa"}
         assert isinstance(block.self_attn.q, Linear)
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(folder, monkeypatch, caplog):
+    """A compiler may be there and fail: one line says why, and blocks stay as they are."""
+
+    def fail(function):
+        raise RuntimeError("\nno Python.h\nand many more lines")
+
+    monkeypatch.setattr("torch.compile", fail)
+    monkeypatch.setattr("torch.nn.Module.compile", lambda module: pytest.fail("compiled"))
+    compiles.cache_clear()
+    load(folder, compile=True)
+    assert "nothing can be compiled for cpu here" in caplog.text and "no Python.h\n" in caplog.text
+    compiles.cache_clear()
+
+
+def test_what_a_compiler_needs(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", {"gcc": "/usr/bin/gcc"}.get)
+    monkeypatch.setattr("wan.experts.find_spec", lambda name: None)
+    assert has_compiler(CPU) and not has_compiler(torch.device("cuda:0")), "Triton"
+    monkeypatch.setattr("shutil.which", {}.get)
+    assert not has_compiler(CPU)
+
+
+@torch.no_grad()
+def test_blocks_experts_and_prompts_share_one_graph(folder):
+    """It has no breaks, so that a run compiles once."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    x = torch.randn(CONFIG.z_dim, 3, 8, 8)
+    for name in CONFIG.experts:
+        model = load_expert(folder, CONFIG, name, Runtime.from_flags(device="cpu", dtype="fp32"), Offload.NONE)
+        for block in model.blocks:
+            block.compile(backend=backend, fullgraph=True)
+        for length in (3, 9, 5):
+            model([x], torch.tensor([500.0]), [torch.randn(length, model.config.text_dim)], seq_len=48)
+    assert len(graphs) == 1
 
 
 def test_packing_leaves_what_computes_in_float32(folder, monkeypatch):

@@ -76,14 +76,14 @@ def test_misspelt_names(capsys, flag, value, meant):
         (["--t5_cpu", "True"], "--t5_cpu takes no value: given, it is on; leave out 'True'"),
         (["--t5_cpu=1"], "--t5_cpu takes no value: given, it is on; leave out '1'"),
         (["--dit_fsdp", "false"], "--dit_fsdp takes no value: given, it is on; leave out --dit_fsdp false"),
-        (["--compile=no"], "--compile takes no value: given, it is on; leave out --compile no"),
+        (["--overwrite=no"], "--overwrite takes no value: given, it is on; leave out --overwrite no"),
         (["--prompt", "a", "red", "circle"], f"--prompt got only 'a': {QUOTES}--prompt \"a red circle\""),
-        (["--prompt=a", "cat", "--compile"], f"--prompt got only 'a': {QUOTES}--prompt \"a cat\""),
+        (["--prompt=a", "cat", "--overwrite"], f"--prompt got only 'a': {QUOTES}--prompt \"a cat\""),
         (["--image", "my", "cat.jpg"], f"--image got only 'my': {QUOTES}--image \"my cat.jpg\""),
         (["a", "red", "circle"], "no flag stands before 'a'; a prompt is given as --prompt \"a red circle\""),
         (
-            ["--compile", "a", "cat"],
-            "--compile takes no value, and no flag stands before 'a'; a prompt is given as --prompt \"a cat\"",
+            ["--overwrite", "a", "cat"],
+            "--overwrite takes no value, and no flag stands before 'a'; a prompt is given as --prompt \"a cat\"",
         ),
         (["--prompt", "'a", "cat'"], '\' does not hold words together in this shell; write --prompt "a cat"'),
         (
@@ -91,7 +91,7 @@ def test_misspelt_names(capsys, flag, value, meant):
             '\u201c does not hold words together in this shell; write --prompt "a cat"',
         ),
         (["\u2013prompt", "a cat"], "'\u2013prompt' begins with a dash that is no hyphen; type --prompt"),
-        (["--compile", "\u2014size=64*64"], "'\u2014size=64*64' begins with a dash that is no hyphen; type --size"),
+        (["--overwrite", "\u2014size=64*64"], "'\u2014size=64*64' begins with a dash that is no hyphen; type --size"),
         (["--size", "1280", "720"], "--size takes one value, without spaces: --size 1280*720"),
         (["--size", "1280", "x", "720"], "--size takes one value, without spaces: --size 1280x720"),
         (
@@ -110,10 +110,10 @@ def test_misspelt_names(capsys, flag, value, meant):
             "a lone ' ' is no argument; the sign that continues a line must be the last character of it",
         ),
         (
-            ["--compile", "^"],
+            ["--overwrite", "^"],
             "a lone '^' is no argument; the sign that continues a line must be the last character of it",
         ),
-        (["--compile", ""], "an argument is empty; a shell variable that is not set, in quotes, looks like this"),
+        (["--overwrite", ""], "an argument is empty; a shell variable that is not set, in quotes, looks like this"),
         (["-help"], "unrecognized arguments: -help; did you mean --help?"),
     ],
 )

@@ -67,14 +67,18 @@ def test_a14b_at_720p_within_12_gb_and_32_gb_of_host_memory(a14b):
     room = on("RTX 4090", 32, free=12 * 10**9 + RESERVE)
     plan = choose(a14b, HD, ON_CUDA, room)
     assert plan.device < 12 * GB and plan.host < 32 * GB and plan.runtime.host is Host.MAPPED
+    assert plan.runtime.vae_tile is None, "tiles change the video"
     resident = make_plan(a14b, HD, replace(ON_CUDA, offload=Offload.NONE), on("RTX 4090", 999))
     assert plan.phases["denoise"].seconds < 1.05 * resident.phases["denoise"].seconds
 
 
-def test_the_5b_streams_within_8_gb_until_it_decodes(hybrid):
+def test_the_5b_within_8_gb(hybrid):
+    """The goal: the text encoder streams, the autoencoder decodes in fp16."""
     work = work_at("ti2v-5B", "1280*704")
     phases = phase_bytes(hybrid, work, replace(ON_CUDA, offload=Offload.BLOCK))
     assert max(phases["text"], phases["denoise"]) < 4 * GB
+    plan = choose(hybrid, work, ON_CUDA, on("RTX 4060", free=8 * 10**9 + RESERVE))
+    assert plan.device < 8 * GB and plan.runtime.vae_dtype is torch.float16 and plan.runtime.vae_tile is None
 
 
 def test_experts_share_the_host_as_far_as_there_is_room(a14b):
@@ -121,6 +125,26 @@ def test_decoding_settings_are_chosen_only_where_none_are_given(a14b):
     assert choose(a14b, HD, ON_CUDA, on("RTX 4080")).runtime.vae_frames
     asked = replace(ON_CUDA, vae_tile=128)
     assert choose(a14b, HD, asked, on("H200")).runtime.vae_tile == 128
+    small = on("RTX 4070", 32)
+    assert choose(a14b, HD, ON_CUDA, small).runtime.vae_flags == ["--vae_dtype", "fp16"]
+    exact = choose(a14b, HD, replace(ON_CUDA, vae_dtype=torch.float32), small).runtime
+    assert exact.vae_dtype is torch.float32 and exact.vae_tile, "what was given stays"
+    assert choose(a14b, HD, replace(ON_CUDA, vae_frames=1), small).runtime.vae_frames == 1
+
+
+def test_blocks_are_compiled_where_that_repays_itself(a14b):
+    def compiles(work, card="L40S", **changes):
+        room = replace(on(card), can_compile=changes.pop("can_compile", True))
+        return choose(a14b, work, replace(ON_CUDA, **changes), room).runtime.compile
+
+    assert compiles(HD) is True and "blocks are compiled" in choices(choose(a14b, HD, ON_CUDA, on("L40S")))
+    assert compiles(replace(HD, steps=4)) is False, "a short run"
+    assert compiles(HD, can_compile=False) is False
+    assert compiles(HD, compile=False) is False and compiles(replace(HD, steps=4), compile=True) is True
+    unknown = Room(48 * 10**9, 64 * GIB, None, "NVIDIA Something")
+    assert choose(a14b, replace(HD, steps=1000), ON_CUDA, unknown).runtime.compile is True
+    on_cpu = replace(ON_CUDA, device=torch.device("cpu"), offload=Offload.NONE)
+    assert choose(a14b, HD, on_cpu, Room(None, None)).runtime.compile is False
 
 
 def test_spread_parameters_are_not_streamed(a14b):

@@ -177,7 +177,8 @@ FLAGS = [
     Flag(RUN, "dtype", choice([*DTYPES, *DTYPES.values()]), "what the transformer computes in; default: bf16"),
     Flag(RUN, "attention", choice(ATTENTION), "attention kernel; default: auto, the fastest one with exact results "
          "that is installed", default="auto"),
-    Flag(RUN, "compile", SWITCH, "compile the transformer blocks: slow start, faster steps; default: off"),
+    Flag(RUN, "compile", YES_OR_NO, "compile the transformer's blocks, also without a value: slow start, faster steps; "
+         "default: on CUDA, where a run is long enough to repay it"),
     Flag(RUN, "offload", choice(OFFLOAD), "what leaves the GPU while it is not at work. none; model: other models; "
          "block: all but the blocks at work, least memory; default: auto, the fastest of these that fits the GPU"),
     Flag(RUN, "offload_model", YES_OR_NO, "true, also without a value, is --offload model, false --offload none; "
@@ -185,7 +186,8 @@ FLAGS = [
     Flag(RUN, "quantize", choice(QUANTIZED), "store the transformers' matrices in 8 bits: half the memory; norms, "
          "embeddings, time and head stay; other values, so another video; default: off"),
     Flag(RUN, "vae_dtype", choice([*VAE_DTYPES, *VAE_DTYPES.values()]), "type of the autoencoder's convolutions: "
-         "fp16 has half the memory and time, for a GPU, 80 dB or more from fp32; default: fp32, on CUDA by TF32"),
+         "fp16 has half the memory and time, for a GPU, 80 dB or more from fp32; default: fp32, on CUDA by TF32, and fp16 "
+         "where the GPU has too little memory for it"),
     Flag(RUN, "vae_frames", Kind(whole, "N"), f"frames that the autoencoder computes together, "
          f"{', '.join(map(str, VAE_FRAMES))}: fewer need less memory, at the same values; default: {VAE_FRAMES[-1]}"),
     Flag(RUN, "vae_tile", Kind(whole, "PIXELS"), f"encode and decode in tiles of that edge, {MIN_VAE_TILE} or more, "

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,6 +23,8 @@ from wan.modules.model import WanModel, WanSelfAttention
 from wan.modules.packed import can_pack, pack_linears
 from wan.modules.quantised import quantise_linears
 from wan.runtime import CPU, Host, Offload, Runtime
+
+log = logging.getLogger(__name__)
 
 
 def load_expert(
@@ -108,8 +114,26 @@ def choose_kernels(model: WanModel, runtime: Runtime) -> WanModel:
 
 
 def compile_blocks(model: WanModel, runtime: Runtime) -> WanModel:
-    """Let every block be compiled when it first runs, with --compile."""
-    if runtime.compile:
+    """Let every block be compiled when it first runs, with --compile, where this machine can."""
+    if runtime.compile and compiles(runtime.device):
         for block in model.blocks:
             block.compile()
     return model
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Tell whether what torch compiles with seems to be here: a C compiler, and Triton for a GPU."""
+    tools = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
+    return any(map(shutil.which, tools)) and (device.type != "cuda" or find_spec("triton") is not None)
+
+
+@cache
+def compiles(device: torch.device) -> bool:
+    """Compile a sum on a device, and warn when that fails: models then run as they are."""
+    try:
+        torch.compile(torch.add)(torch.ones(8, device=device), 1)
+    except Exception as error:  # compilers, and what they start, have no common class of errors
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        log.warning("nothing can be compiled for %s here, and steps run slower; --compile false: %s", device, reason)
+        return False
+    return True

@@ -205,7 +205,7 @@ def phase_bytes(models: Models, work: Work, runtime: Runtime) -> dict[str, int]:
     text //= parallel.replica_size if parallel.t5_fsdp else 1
     denoise = denoise_of(models, work, runtime)
     rows = size[1] if runtime.vae_tile else math.ceil(size[1] / parallel.replica_size)
-    how = (runtime.vae_tile, on_cpu, runtime.vae_frames, runtime.vae_dtype)
+    how = (runtime.vae_tile, on_cpu, runtime.vae_frames, runtime.conv_dtype)
     decode = decode_bytes(models.network, (size[0], rows), work.frames, *how)
     encode = encode_bytes(models.network, size, work.encoded, *how) if work.encoded else 0
     if models.speech:
@@ -216,7 +216,7 @@ def phase_bytes(models: Models, work: Work, runtime: Runtime) -> dict[str, int]:
         if not runtime.vae_tile:  # tiles are decoded before the first frame is written
             decode += size[0] * size[1] * WRITTEN * min(work.frames, LOOK_AHEAD)
     phases = {"text": 0, "encode": encode, "denoise": denoise, "decode": decode}
-    vae = models.vae * runtime.vae_dtype.itemsize // torch.float32.itemsize
+    vae = models.vae * runtime.conv_dtype.itemsize // torch.float32.itemsize
     if runtime.offload is Offload.NONE or on_cpu:
         whole = text + sum(experts) + vae + models.speech + models.picture
         beside = dict.fromkeys(phases, whole)

@@ -247,7 +247,9 @@ def how_to_resume(job: Job, latent: Path) -> str:
         words += ["--device", str(job.runtime.device)]
     words += job.runtime.vae_flags
     if len(output.kept_clips(latent)) < len(job.clip_shapes):  # the others are to be sampled alike
-        words += ["--attention", job.runtime.attention, *(["--compile"] if job.runtime.compile else [])]
+        words += ["--attention", job.runtime.attention]
+        if job.runtime.compile or job.runtime.device.type == "cuda":
+            words += ["--compile", str(bool(job.runtime.compile)).lower()]
         words += ["--quantize", job.runtime.quantize] if job.runtime.quantize else []
     if not job.metadata:
         words += ["--no_metadata"]

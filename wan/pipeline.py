@@ -413,7 +413,7 @@ class WanPipeline:
             device=self.runtime.device,
             tiling=self.runtime.vae_tile,
             frames_at_once=self.runtime.vae_frames,
-            conv_dtype=self.runtime.vae_dtype,
+            conv_dtype=self.runtime.conv_dtype,
         )
         return self._vae.model
 

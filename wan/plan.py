@@ -29,7 +29,7 @@ from wan.typed import number, one_of
 from wan.values import named
 
 CUDA = torch.device("cuda:0")
-ON_CUDA = Runtime(CUDA, offload=Offload.AUTO, t5_device=CUDA)
+ON_CUDA = Runtime(CUDA, offload=Offload.AUTO, t5_device=CUDA, compile=None)
 # Rows of the table: task, size, with an image.
 CASES = (
     ("t2v-A14B", "832*480", False),
@@ -122,7 +122,8 @@ def work_at(task: str, size: str, has_image: bool = False) -> Work:
 def flags_of_plan(found: Plan) -> str:
     """Write the choices of a plan as flags, and those that have no flag in words."""
     runtime = found.runtime
-    text = f"`{' '.join(['--offload', runtime.offload.value, *runtime.vae_flags])}`"
+    words = ["--offload", runtime.offload.value, *["--compile"] * bool(runtime.compile), *runtime.vae_flags]
+    text = f"`{' '.join(words)}`"
     if runtime.stay:
         text += f", {in_gb(runtime.stay)} of blocks stay"
     return (

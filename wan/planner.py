@@ -9,7 +9,8 @@ from itertools import accumulate, chain, islice
 import torch
 
 from wan import memory
-from wan.cards import CONVERTED, DISK, PAGEABLE, Card, card_named
+from wan.cards import CARDS, CONVERTED, DISK, PAGEABLE, Card, card_named
+from wan.experts import has_compiler
 from wan.forecast import RESERVE, Models, Work, phase_bytes, streamed_bytes, tile_factor
 from wan.geometry import format_size, parse_size
 from wan.memory import PhaseStats
@@ -18,24 +19,35 @@ from wan.streaming import chunks, num_slots
 
 HOST_RESERVE = 4 << 30  # bytes for the system, and for pages of the files that are read
 PROGRAM = 1 << 30  # bytes of the program on the host: its libraries, and the pictures of a video
-OTHER_BYTES = 150  # of memory traffic for each value of the stream and block, beside products and attention: counted
+# Memory traffic in bytes for each value of the stream and block, beside products and attention, counted: of blocks as
+# they are, and of compiled ones.
+OTHER_BYTES = {False: 150, True: 60}
+COMPILING = 60  # seconds at most that a first run compiles
 CONV_FLOPS = {8: 8.4e6, 16: 1.83e7}  # of decoding one pixel of a frame, by latent stride: counted
 ENCODING = 0.6  # of that, for a pixel that is encoded
 OTHER_DECODING = {8: 5.4e4, 16: 4.5e4}  # bytes of memory traffic for the same
-# Settings of the autoencoder where none is given, the best one first.
-DECODING = ({}, {"vae_frames": 2}, *({"vae_frames": 1, "vae_tile": tile} for tile in (None, 512, 256)))
+# Settings of the autoencoder that are not given, the best ones first: the same values, 80 dB from them, those of tiles.
+DECODING = (
+    *({"vae_frames": count} for count in (None, 2, 1)),
+    *({"vae_frames": count, "vae_dtype": torch.float16} for count in (None, 2, 1)),
+    *({"vae_frames": 1, "vae_dtype": torch.float16, "vae_tile": tile} for tile in (512, 256)),
+)
 PART = {"text": "encode", "encode": "encode", "denoise": "denoise", "decode": "decode"}  # phases as they are measured
 NAMES = {"text": "the text encoder", "encode": "encoding", "denoise": "denoising", "decode": "decoding"}
 
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that a run can have on the device and on the host, None where unknown, and the card if it is known."""
+    """Bytes that a run can have on the device and on the host, None where unknown, and the card if it is known.
+
+    `can_compile`: the machine has what torch needs to compile for the device.
+    """
 
     device: int | None
     host: int | None
     card: Card | None = None
     name: str = "the device"
+    can_compile: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,22 +85,33 @@ class Plan:
 def choose(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan:
     """Plan a run. `Offload.AUTO` becomes the fastest policy that fits, and a VAE without settings gets what it needs.
 
-    Raises ValueError with the nearest settings when nothing fits on the device.
+    Blocks are compiled where that is left open and the run is long enough to repay it. Raises ValueError with the nearest settings when nothing fits on the device.
     """
     if runtime.device.type == "cpu" or room.device is None:
         policy = runtime.offload if runtime.offload is not Offload.AUTO else Offload.MODEL
-        return make_plan(models, work, replace(runtime, offload=policy), room)
+        return make_plan(models, work, replace(runtime, offload=policy, compile=bool(runtime.compile)), room)
     for tries in ways(runtime):
         if plans := [plan for way in tries if (plan := fitted(models, work, way, room))]:
             break
     else:
         raise ValueError(refusal(models, work, runtime, room))
     best = min(plans, key=lambda plan: plan.seconds or 0)  # the first one where the card is unknown
+    if runtime.compile is None:
+        best = make_plan(models, work, replace(best.runtime, compile=repays(models, work, best.runtime, room)), room)
     usual = make_plan(models, work, next(ways(runtime))[0], room)
     if usual.device + RESERVE <= room.device or runtime.offload is not Offload.AUTO:
         return best
     needed = f"--offload {usual.runtime.offload.value} takes {in_gb(usual.device)}"
     return replace(best, why=f"{needed}, {room.name} has {in_gb(room.device)} free")
+
+
+def repays(models: Models, work: Work, runtime: Runtime, room: Room) -> bool:
+    """Tell whether compiled blocks save more time in one video than compiling takes, on an unknown card a fast one."""
+    if not room.can_compile:
+        return False
+    room = replace(room, card=room.card or max(CARDS.values(), key=lambda card: card.bandwidth))
+    eager, compiled = (phase_seconds(models, work, replace(runtime, compile=how), room) for how in (False, True))
+    return eager["denoise"] > compiled["denoise"]
 
 
 def room_of(runtime: Runtime) -> Room:
@@ -99,7 +122,7 @@ def room_of(runtime: Runtime) -> Room:
         name = torch.cuda.get_device_name(runtime.device)
         card = card_named(name)
     shared = None if host is None else host // runtime.parallel.world_size
-    return Room(memory.free_memory(runtime.device), shared, card, name)
+    return Room(memory.free_memory(runtime.device), shared, card, name, has_compiler(runtime.device))
 
 
 def ways(runtime: Runtime) -> Iterator[list[Runtime]]:
@@ -108,9 +131,9 @@ def ways(runtime: Runtime) -> Iterator[list[Runtime]]:
     if runtime.offload is Offload.AUTO:
         spread = runtime.parallel.dit_fsdp or runtime.parallel.t5_fsdp
         policies = [Offload.NONE] if spread else [Offload.NONE, Offload.MODEL, Offload.BLOCK]
-    is_free = all(getattr(runtime, name) is None for name in DECODING[-1])
-    for changes in DECODING if is_free else ({},):
-        yield [replace(runtime, offload=policy, **changes) for policy in policies]
+    for changes in DECODING:
+        left = {name: value for name, value in changes.items() if getattr(runtime, name) is None}
+        yield [replace(runtime, offload=policy, **left) for policy in policies]
 
 
 def fitted(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan | None:
@@ -176,7 +199,7 @@ def phase_seconds(models: Models, work: Work, runtime: Runtime, room: Room) -> d
     streams = runtime.offload is Offload.BLOCK
     compute = forward_flops(models, work.tokens) / card.products / count
     compute += 4 * work.tokens**2 * models.sizes.dim * models.sizes.num_layers / card.attention / count
-    compute += OTHER_BYTES * work.tokens * models.sizes.dim * models.sizes.num_layers / card.bandwidth / count
+    compute += OTHER_BYTES[bool(runtime.compile)] * work.tokens * models.sizes.dim * models.sizes.num_layers / card.bandwidth / count
     moved = sum(models.dit.steps) - runtime.stay if streams else 0
     forward = max(compute, moved / card.link)
     if streams and runtime.host is Host.MAPPED:
@@ -191,7 +214,7 @@ def phase_seconds(models: Models, work: Work, runtime: Runtime, room: Room) -> d
     return {
         "text": models.text / DISK + models.text / PAGEABLE,
         "encode": decoding * ENCODING * work.encoded / work.frames,
-        "denoise": loading + work.clips * work.steps * branches * forward,
+        "denoise": loading + COMPILING * bool(runtime.compile) + work.clips * work.steps * branches * forward,
         "decode": work.clips * decoding * tile_factor(models.network, work.size, runtime.vae_tile),
     }
 
@@ -218,7 +241,7 @@ def nearest(models: Models, work: Work, runtime: Runtime, room: Room) -> Iterato
     def fits(other: Work, way: Runtime) -> bool:
         return any(fitted(models, other, found, room) for found in chain(*ways(way)))
 
-    free = replace(runtime, **dict.fromkeys(DECODING[-1]))
+    free = replace(runtime, vae_frames=None, vae_tile=None)
     spread = runtime.parallel.dit_fsdp or runtime.parallel.t5_fsdp
     policies = [runtime.offload] if spread else dict.fromkeys((runtime.offload, Offload.MODEL, Offload.BLOCK))
     for policy in policies:
@@ -279,6 +302,8 @@ def choices(plan: Plan) -> str:
         found.append(f"blocks of {in_gb(runtime.stay)} stay on the device")
     if runtime.host is not Host.ALL:
         found.append({Host.ONE: "one expert in host memory at a time"}.get(runtime.host, "weights stay in their files"))
+    if runtime.compile:
+        found.append("blocks are compiled")
     if runtime.vae_flags:
         found.append(f"decoding with {' '.join(runtime.vae_flags)}")
     return "; ".join(found)

@@ -40,9 +40,10 @@ class Runtime:
     The transformers compute in `dtype`; parameters that need float32 keep it unless `convert_model_dtype`. The text
     encoder works on `t5_device`. `attention` is a backend name of `wan.modules.attention`. `vae_tile` is the edge in
     pixels of the tiles of the autoencoder, None for whole frames; `vae_frames` of `VAE_FRAMES` are computed together
-    (None: as many as it likes), and its convolutions compute in `vae_dtype`. `quantize` names the type of the
-    transformers' weights, of `QUANTIZED`. Under `Offload.BLOCK` the first blocks
-    that `stay` bytes hold stay on the device while their model works.
+    (None: as many as it likes), and its convolutions compute in `vae_dtype` (None: float32, or what a plan chooses where
+    memory is short). `quantize` names the type of the transformers' weights, of `QUANTIZED`. `compile` None means
+    compiled blocks where the plan of a run finds that they repay it, and none without a plan. Under `Offload.BLOCK` the first blocks that `stay` bytes hold stay on the device
+    while their model works.
     """
 
     device: torch.device
@@ -51,11 +52,11 @@ class Runtime:
     offload: Offload = Offload.NONE
     t5_device: torch.device = CPU
     attention: str = "auto"
-    compile: bool = False
+    compile: bool | None = False
     parallel: Parallel = ALONE
     vae_tile: int | None = None
     vae_frames: int | None = None
-    vae_dtype: torch.dtype = torch.float32
+    vae_dtype: torch.dtype | None = None
     quantize: str | None = None
     host: Host = Host.ALL
     stay: int = 0
@@ -66,10 +67,15 @@ class Runtime:
         return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
 
     @property
+    def conv_dtype(self) -> torch.dtype:
+        """Type of the autoencoder's convolutions."""
+        return self.vae_dtype or torch.float32
+
+    @property
     def vae_flags(self) -> list[str]:
         """Flags of the command line that give these settings of the autoencoder."""
         flags = {"--vae_tile": self.vae_tile, "--vae_frames": self.vae_frames}
-        flags["--vae_dtype"] = "fp16" if self.vae_dtype == torch.float16 else None
+        flags["--vae_dtype"] = next((name for name, dtype in VAE_DTYPES.items() if dtype == self.vae_dtype), None)
         return [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
 
     def __post_init__(self) -> None:
@@ -83,7 +89,7 @@ class Runtime:
             near = max([number for number in VAE_FRAMES if number <= self.vae_frames], default=1)
             wanted = ", ".join(map(str, VAE_FRAMES))
             raise ValueError(f"--vae_frames must be one of {wanted}, got {self.vae_frames}; try {near}")
-        if self.vae_dtype not in VAE_DTYPES.values():
+        if self.vae_dtype not in (None, *VAE_DTYPES.values()):
             raise ValueError(f"--vae_dtype must be one of {', '.join(VAE_DTYPES)}, got {self.vae_dtype}")
         if self.quantize not in (None, *QUANTIZED):
             raise ValueError(f"--quantize must be one of {', '.join(QUANTIZED)}, got {quoted(self.quantize)}")
@@ -124,7 +130,7 @@ class Runtime:
         offload_model: bool | None = None,
         t5_cpu: bool = False,
         attention: str = "auto",
-        compile: bool = False,
+        compile: bool | None = None,
         parallel: Parallel = ALONE,
         local_rank: int = 0,
         vae_tile: int | None = None,
@@ -140,8 +146,8 @@ class Runtime:
         dtype = DTYPE_NAMES.get(dtype, dtype)
         if dtype not in DTYPES:
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {quoted(dtype)}")
-        vae_dtype = DTYPE_NAMES.get(vae_dtype, vae_dtype or "fp32")
-        if vae_dtype not in VAE_DTYPES:
+        vae_dtype = DTYPE_NAMES.get(vae_dtype, vae_dtype)
+        if vae_dtype not in (None, *VAE_DTYPES):
             raise ValueError(f"--vae_dtype must be one of {', '.join(VAE_DTYPES)}, got {quoted(vae_dtype)}")
         place = resolve_device(device if parallel.world_size == 1 else own_device(device, local_rank))
         policy = named_policy(offload, offload_model)
@@ -154,11 +160,11 @@ class Runtime:
             offload=policy,
             t5_device=CPU if t5_cpu else place,
             attention=attention,
-            compile=compile,
+            compile=False if compile is None and place.type != "cuda" else compile,
             parallel=parallel,
             vae_tile=vae_tile,
             vae_frames=vae_frames,
-            vae_dtype=VAE_DTYPES[vae_dtype],
+            vae_dtype=VAE_DTYPES.get(vae_dtype),
             quantize=quantize,
         )
 
