@@ -216,11 +216,14 @@ def write_speech(file: Path) -> None:
         out.writeframes(sound.short().numpy().tobytes())
 
 
+EDGES = 64, 64  # of performances, which decide on the size of their video
+
+
 def write_pose(file: Path) -> None:
     """Write two seconds of a white bar that moves over black."""
-    frames = torch.zeros(32, 128, 128, 3, dtype=torch.uint8)
+    frames = torch.zeros(32, *EDGES, 3, dtype=torch.uint8)
     for i, frame in enumerate(frames):
-        frame[32:96, 3 * i : 3 * i + 16] = 255
+        frame[16:48, 1 + i : 9 + i] = 255
     write_video(frames, file, 16)
 
 
@@ -232,7 +235,7 @@ def write_performance(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_pose(folder / "src_pose.mp4")
     shutil.copyfile(folder / "src_pose.mp4", folder / "src_mask.mp4")
-    grey = torch.full((32, 128, 128, 3), 128, dtype=torch.uint8)
+    grey = torch.full((32, *EDGES, 3), 128, dtype=torch.uint8)
     for name in ("src_face.mp4", "src_bg.mp4"):
         write_video(grey, folder / name, 16)
     save_image(grey[0], folder / "src_ref.png")

@@ -186,8 +186,8 @@ FLAGS = [
     Flag(RUN, "quantize", choice(QUANTIZED), "store the transformers' matrices in 8 bits: half the memory; norms, "
          "embeddings, time and head stay; other values, so another video; default: off"),
     Flag(RUN, "vae_dtype", choice([*VAE_DTYPES, *VAE_DTYPES.values()]), "type of the autoencoder's convolutions: "
-         "fp16 has half the memory and time, for a GPU, 80 dB or more from fp32; default: fp32, on CUDA by TF32, and fp16 "
-         "where the GPU has too little memory for it"),
+         "fp16 has half the memory and time, for a GPU, 80 dB or more from fp32; default: fp32, on CUDA by TF32, but "
+         "fp16 where the GPU's memory is short"),
     Flag(RUN, "vae_frames", Kind(whole, "N"), f"frames that the autoencoder computes together, "
          f"{', '.join(map(str, VAE_FRAMES))}: fewer need less memory, at the same values; default: {VAE_FRAMES[-1]}"),
     Flag(RUN, "vae_tile", Kind(whole, "PIXELS"), f"encode and decode in tiles of that edge, {MIN_VAE_TILE} or more, "

@@ -85,7 +85,8 @@ class Plan:
 def choose(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan:
     """Plan a run. `Offload.AUTO` becomes the fastest policy that fits, and a VAE without settings gets what it needs.
 
-    Blocks are compiled where that is left open and the run is long enough to repay it. Raises ValueError with the nearest settings when nothing fits on the device.
+    Blocks are compiled where that is left open and the run is long enough to repay it. Raises ValueError with the
+    nearest settings when nothing fits on the device.
     """
     if runtime.device.type == "cpu" or room.device is None:
         policy = runtime.offload if runtime.offload is not Offload.AUTO else Offload.MODEL
@@ -197,9 +198,9 @@ def phase_seconds(models: Models, work: Work, runtime: Runtime, room: Room) -> d
     """Predicted seconds of each phase, from the rates of the card."""
     card, count = room.card, runtime.parallel.ulysses_size
     streams = runtime.offload is Offload.BLOCK
-    compute = forward_flops(models, work.tokens) / card.products / count
-    compute += 4 * work.tokens**2 * models.sizes.dim * models.sizes.num_layers / card.attention / count
-    compute += OTHER_BYTES[bool(runtime.compile)] * work.tokens * models.sizes.dim * models.sizes.num_layers / card.bandwidth / count
+    values = work.tokens * models.sizes.dim * models.sizes.num_layers
+    compute = forward_flops(models, work.tokens) / card.products + 4 * work.tokens * values / card.attention
+    compute = (compute + OTHER_BYTES[bool(runtime.compile)] * values / card.bandwidth) / count
     moved = sum(models.dit.steps) - runtime.stay if streams else 0
     forward = max(compute, moved / card.link)
     if streams and runtime.host is Host.MAPPED:

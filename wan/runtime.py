@@ -40,10 +40,10 @@ class Runtime:
     The transformers compute in `dtype`; parameters that need float32 keep it unless `convert_model_dtype`. The text
     encoder works on `t5_device`. `attention` is a backend name of `wan.modules.attention`. `vae_tile` is the edge in
     pixels of the tiles of the autoencoder, None for whole frames; `vae_frames` of `VAE_FRAMES` are computed together
-    (None: as many as it likes), and its convolutions compute in `vae_dtype` (None: float32, or what a plan chooses where
-    memory is short). `quantize` names the type of the transformers' weights, of `QUANTIZED`. `compile` None means
-    compiled blocks where the plan of a run finds that they repay it, and none without a plan. Under `Offload.BLOCK` the first blocks that `stay` bytes hold stay on the device
-    while their model works.
+    (None: as many as it likes), and its convolutions compute in `vae_dtype` (None: float32, or what a plan chooses
+    where memory is short). `quantize` names the type of the transformers' weights, of `QUANTIZED`. `compile` None means
+    compiled blocks where the plan of a run finds that they repay it, and none without a plan. Under `Offload.BLOCK` the
+    first blocks that `stay` bytes hold stay on the device while their model works.
     """
 
     device: torch.device
