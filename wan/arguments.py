@@ -250,6 +250,8 @@ FLAGS = [
          None, ANIMATE),
     Flag(MAKE, "person", Kind(person, "N|X,Y"), "with --video: which person, by number from left to right or by a "
          "point of the first frame; default: the largest", None, ANIMATE),
+    Flag(MAKE, "smooth", NUMBER, "with --video: average key points over so many seconds, as 0.05, against trembling; "
+         "default: 0", None, ANIMATE),
     Flag(MAKE, "masks", FILE, "with --video: your own masks, a video that is white where the person is; default: SAM 2",
          None, ANIMATE),
     Flag(MAKE, "pose_backend", choice(POSE_BACKENDS), "with --video: what finds the person; default: auto, the "

@@ -11,7 +11,7 @@ from wan.utils.solvers import make_solver
 
 # Flags that change the sampling of a latent, and nothing after it.
 # Flags of preprocessing a video.
-OF_PREPROCESSING = {"retarget_flag", "person", "masks", "pose_backend", "keep_inputs"}
+OF_PREPROCESSING = {"retarget_flag", "person", "masks", "pose_backend", "keep_inputs", "smooth"}
 SAMPLING_ONLY = ("dtype", "attention", "compile", "t5_cpu", "convert_model_dtype", "quantize", "t5_fsdp", "dit_fsdp",
                  "progress")  # fmt: skip
 

@@ -11,17 +11,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wan.choices import POSE_BACKENDS
 from wan.configs import TaskConfig
 from wan.distributed.util import broadcast_text, get_rank
 from wan.files import shown
 from wan.geometry import parse_size
-from wan.inputs import Picture, file_digest
+from wan.inputs import file_digest
 from wan.modules.animate.preprocess.backends import Networks, open_networks
-from wan.modules.animate.preprocess.source import SOURCE_RATE, Driving
-from wan.modules.animate.preprocess.stage import Plan, Settings, Stage
+from wan.modules.animate.preprocess.plan import Plan, Settings
+from wan.modules.animate.preprocess.source import SOURCE_RATE
+from wan.modules.animate.preprocess.stage import Stage
 from wan.performance import DESCRIPTION, Performance
 from wan.request import Request
 from wan.runtime import own_device
@@ -35,6 +34,7 @@ NAMES = {
     "refer_path": "--image",
     "save_path": "--keep_inputs",
     "resolution_area": "--size",
+    "smooth": "--smooth",
 }  # of the stage's settings
 
 
@@ -48,17 +48,14 @@ def performed(
     """
     settings = settings_of(args, config)
     settings.check()
-    driving = Driving.of(settings.video, settings.fps)
-    picture = Picture.of(settings.picture, "image")
-    plan = Plan(settings, driving, np.asarray(picture.pixels))
-    plan.check()
-    expected = Performance(None, plan.pose_size, len(driving), driving.rate, "")
+    plan = Plan.of(settings)
+    expected = Performance(None, plan.pose_size, len(plan.driving), plan.driving.rate, "")
     Request.create(config, **given | {"performance": expected})
     folder = settings.folder
     if get_rank() == 0:
         own = args_of_networks(args, checkpoint)
         networks = open_networks(own, settings)
-        folder = folder_of(settings, driving, picture, networks, own)
+        folder = folder_of(plan, networks, own)
         if folder != settings.folder and is_whole(folder, settings.replaces):
             log.info("the performance is prepared already: %s", shown(folder))
         else:
@@ -95,6 +92,7 @@ def settings_of(args: argparse.Namespace, config: TaskConfig) -> Settings:
         replaces=args.replace_flag,
         person=args.person,
         as_upstream=args.as_upstream,
+        smooth=args.smooth or 0.0,
         preview=bool(args.keep_inputs),
         overwrite=args.overwrite,
     )
@@ -113,13 +111,12 @@ def args_of_networks(args: argparse.Namespace, checkpoint: Path) -> argparse.Nam
     )
 
 
-def folder_of(
-    settings: Settings, driving: Driving, picture: Picture, networks: Networks, args: argparse.Namespace
-) -> Path:
+def folder_of(plan: Plan, networks: Networks, args: argparse.Namespace) -> Path:
     """Name the folder: that of --keep_inputs, or one in the cache for inputs, settings and networks."""
+    settings = plan.settings
     values = {name: str(value) for name, value in asdict(settings).items() if name not in NO_DIFFERENCE}
     masks = file_digest(args.masks) if args.masks and settings.replaces else None
-    made_from = [driving.film.sha256, picture.sha256, networks.identity, masks, sorted(values.items())]
+    made_from = [plan.driving.film.sha256, plan.character.sha256, networks.identity, masks, sorted(values.items())]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
     return settings.folder if settings.folder != cache_folder() else settings.folder / key
 

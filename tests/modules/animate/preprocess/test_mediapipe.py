@@ -25,8 +25,9 @@ from wan.modules.animate.preprocess.mediapipe_points import (
     cause,
     whole_body,
 )
+from wan.modules.animate.preprocess.plan import Settings
 from wan.modules.animate.preprocess.source import Driving
-from wan.modules.animate.preprocess.stage import Settings, Stage
+from wan.modules.animate.preprocess.stage import Stage
 from wan.modules.animate.preprocess.track import estimate
 from wan.performance import Performance
 

@@ -14,7 +14,8 @@ from wan.configs.nano import CHECKPOINTS
 from wan.media import read_video, write_video
 from wan.modules.animate.preprocess import pose
 from wan.modules.animate.preprocess.networks import CPU, GPU, Network
-from wan.modules.animate.preprocess.stage import Settings, Stage
+from wan.modules.animate.preprocess.plan import Settings
+from wan.modules.animate.preprocess.stage import Stage
 from wan.modules.animate.preprocess.whole_body import DETECTOR, POSE, WholeBody
 from wan.nano.puppets import MARKERS
 from wan.nano.standins import all_points, write_pose_estimator

@@ -13,12 +13,15 @@ import pytest
 from tests.modules.animate.preprocess.fake import GREEN, RED, ByColour, Squares, film, picture, scene, walk
 from tests.recorded import write_lossless, write_wav
 from wan import media
+from wan.inputs import file_digest
 from wan.modules.animate.preprocess import source
 from wan.modules.animate.preprocess.people import Follower
+from wan.modules.animate.preprocess.plan import Settings
 from wan.modules.animate.preprocess.source import Driving
-from wan.modules.animate.preprocess.stage import Settings, Stage
+from wan.modules.animate.preprocess.stage import Stage
 from wan.modules.animate.preprocess.track import Track, between, estimate
 from wan.performance import Performance
+from wan.version import VERSION
 
 AREA = 80 * 64
 
@@ -51,9 +54,40 @@ def test_the_folder_is_a_performance_of_the_length_and_rate(inputs, tmp_path, fl
     assert made.footage.face.film.size == (512, 512)
     assert made.size == ((80, 48) if flags.get("replaces") else (80, 64)) or made.size[0] % 16 == made.size[1] % 16 == 0
     assert media.written(tmp_path / "out" / "preview.mp4")[0] == 12
-    described = json.loads((tmp_path / "out" / "meta.json").read_text())
-    assert described["missing"] == [] and described["rate"] == "30" and len(described["faces"]) == 12
+    found = described(tmp_path / "out")
+    assert found["missing"] == [] and found["rate"] == "30" and len(found["faces"]) == 12
     assert (tmp_path / "out" / "src_ref.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def described(folder):
+    return json.loads((folder / "meta.json").read_text())
+
+
+def test_the_description_tells_how_the_folder_was_made(tmp_path, inputs, monkeypatch):
+    """Rate, source, sizes, numbers, boxes, confidences and warnings of the run, and the versions of what ran."""
+    import safetensors
+    import torch
+
+    monkeypatch.setattr(Squares, "packages", ("torch",))
+    monkeypatch.setattr(ByColour, "packages", ("safetensors", "torch"))
+    inputs["video"] = str(walk(tmp_path / "gaps.mp4", 10, absent=(4,), rate=25))
+    run(inputs, tmp_path / "out", replaces=True, fps=Fraction(50, 3), start=0.08)
+    found = described(tmp_path / "out")
+    assert found["rate"] == "50/3" == str(Performance.of(tmp_path / "out").rate)
+    assert found["frames"] == [2, 4, 5, 6, 8] and found["missing"] == [1] and len(found["boxes"]) == 5
+    assert found["source"] == {"path": "../gaps.mp4", "sha256": file_digest(inputs["video"]), "size": "96*64"}
+    assert found["picture"] == {"path": "../p.png", "sha256": file_digest(inputs["picture"])}
+    assert found["sizes"] == {"pose": "80*48", "frame": "80*48", "face": "512*512"}
+    assert all(0.89 < share <= 0.9 for share in found["confidence"])
+    assert found["settings"]["fps"] == "50/3" and found["settings"]["smooth"] == 0
+    of_torch, of_tensors = str(torch.__version__), safetensors.__version__
+    assert found["versions"] == {"wan": VERSION, "torch": of_torch, "safetensors": of_tensors}
+    lost, masked = found["warnings"]
+    assert lost.startswith("in 1 frames the person was not found") and masked.startswith(
+        "in 1 frames the person had no"
+    )
+    run(inputs, tmp_path / "out", replaces=True, fps=Fraction(50, 3), start=0.08)
+    assert described(tmp_path / "out") == found, "also when the points are those of an earlier run"
 
 
 def test_masks_come_back_as_they_were_and_the_background_is_black_there(inputs, tmp_path):
@@ -84,6 +118,65 @@ def test_points_are_estimated_once(inputs, tmp_path):
     assert other.calls == 6
 
 
+class Slow(ByColour):
+    """Masks that a network finds, which is counted."""
+
+    identity, calls = "slow", 0
+
+    def masks(self, frames, clicks):
+        for mask in super().masks(frames, clicks):
+            self.calls += 1
+            yield mask
+
+
+def test_other_options_of_masks_run_no_network_again(inputs, tmp_path):
+    def run_with(folder="out", **changes):
+        settings, estimator, slow = (
+            Settings(**inputs, folder=tmp_path / folder, area=AREA, replaces=True, **changes),
+            Squares(),
+            Slow(),
+        )
+        Stage(settings, estimator, "squares", slow).run()
+        return slow.calls, estimator.calls
+
+    assert run_with() == (12, 12)
+    assert run_with(iterations=1, w_len=3) == (0, 0)
+    again = (tmp_path / "out" / "src_mask.mp4").read_bytes()
+    run_with("fresh", iterations=1, w_len=3)
+    assert again == (tmp_path / "fresh" / "src_mask.mp4").read_bytes()
+    assert run_with(fps=15) == (6, 6), "of other frames there are other masks"
+    kept = tmp_path / "out" / "person.mp4"
+    kept.write_bytes(kept.read_bytes()[:-300])
+    assert run_with(fps=15) == (6, 0)
+
+
+def test_other_options_of_retargeting_run_no_network_again(inputs, tmp_path):
+    first, _ = run(inputs, tmp_path / "out", retargets=True)
+    again, _ = run(inputs, tmp_path / "out", retargets=True, preview=True)
+    assert (first.calls, again.calls) == (13, 0)
+    picture(tmp_path / "q.png", (90, 60))
+    other, _ = run(inputs | {"picture": str(tmp_path / "q.png")}, tmp_path / "out", retargets=True, overwrite=True)
+    assert other.calls == 1
+
+
+def test_files_of_an_earlier_run_of_another_kind_do_not_stay(inputs, tmp_path):
+    run(inputs, tmp_path / "out", replaces=True, preview=True)
+    (tmp_path / "out" / "own.txt").write_text("mine")
+    run(inputs, tmp_path / "out")
+    names = {"src_pose.mp4", "src_face.mp4", "src_ref.png", "meta.json", "keypoints.safetensors", "own.txt"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+@pytest.mark.parametrize(("field", "name"), [("video", "src_pose.mp4"), ("picture", "src_ref.png")])
+def test_an_input_that_would_be_overwritten_is_refused(inputs, tmp_path, field, name):
+    (tmp_path / "out").mkdir()
+    own = Path(inputs[field]).rename(tmp_path / "out" / name)
+    before = own.read_bytes()
+    with pytest.raises(ValueError, match=rf"{name} is one of the files that are written; copy it elsewhere, or choose"):
+        run(inputs | {field: str(own)}, tmp_path / "out", overwrite=True)
+    assert own.read_bytes() == before
+
+
 def test_a_run_that_fails_leaves_nothing_that_looks_finished(inputs, tmp_path, monkeypatch):
     run(inputs, tmp_path / "whole")
     monkeypatch.setattr("wan.modules.animate.preprocess.stage.face_picture", lambda *_: 1 / 0)
@@ -103,7 +196,7 @@ def test_a_run_that_fails_leaves_nothing_that_looks_finished(inputs, tmp_path, m
 def test_frames_without_the_person_are_interpolated_and_listed(tmp_path, inputs):
     inputs["video"] = str(walk(tmp_path / "gaps.mp4", absent=(0, 4, 5, 11)))
     run(inputs, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "meta.json").read_text())["missing"] == [0, 4, 5, 11]
+    assert described(tmp_path / "out")["missing"] == [0, 4, 5, 11]
 
 
 def test_a_video_without_people_is_refused(tmp_path, inputs):
@@ -114,11 +207,10 @@ def test_a_video_without_people_is_refused(tmp_path, inputs):
 
 def test_the_mask_of_the_frame_before_serves_where_one_vanishes(tmp_path, inputs):
     inputs["video"] = str(walk(tmp_path / "gaps.mp4", absent=(6,)))
-    _, stage = run(inputs, tmp_path / "out", replaces=True)
+    run(inputs, tmp_path / "out", replaces=True)
     masks = Performance.of(tmp_path / "out").footage.mask.take(range(12))
-    assert np.array_equal(masks[6], masks[5]) and any(
-        "1 frames the person had no mask" in text for text in stage.warnings
-    )
+    assert np.array_equal(masks[6], masks[5])
+    assert any("1 frames the person had no mask" in text for text in described(tmp_path / "out")["warnings"])
 
 
 def test_frames_before_the_first_mask_get_it(tmp_path, inputs):
@@ -236,6 +328,8 @@ def test_a_folder_of_another_performance_is_refused(tmp_path, inputs):
         ({"iterations": -1}, "iterations must be 0 or more"),
         ({"edits": True}, "use_flux needs retarget_flag"),
         ({"person": 0}, "person counts from 1"),
+        ({"smooth": -0.1}, "smooth must be 0 to 1 second, got -0.1; try 0.1"),
+        ({"smooth": float("nan")}, "smooth must be a finite number"),
     ],
 )
 def test_values_that_cannot_be(inputs, tmp_path, changes, text):
@@ -272,8 +366,8 @@ def test_a_damaged_sound_is_named_and_left_out(tmp_path, inputs, monkeypatch, ca
 
     monkeypatch.setattr(media, "sound_chunks", damaged)
     run(inputs, tmp_path / "out")
-    described = json.loads((tmp_path / "out" / "meta.json").read_text())
-    assert described["sound"] is None and "v.mp4 is not a sound that can be read" in described["warnings"][0]
+    found = described(tmp_path / "out")
+    assert found["sound"] is None and "v.mp4 is not a sound that can be read" in found["warnings"][0]
     assert "the sound of the video cannot be used" in caplog.text
 
 
@@ -330,7 +424,7 @@ def test_a_person_is_chosen_by_a_point_of_the_video_whatever_size_is_made(inputs
     frames = [scene((20, 40, 60, RED), (200, 40, 60, GREEN), size=(288, 192))] * 2
     inputs["video"] = str(film(tmp_path / "two.mp4", frames))
     run(inputs, tmp_path / "out", replaces=replaces, person=(230.0, 70.0))
-    x1, _, x2, _, _ = np.array(json.loads((tmp_path / "out" / "meta.json").read_text())["boxes"][0])
+    x1, _, x2, _, _ = np.array(described(tmp_path / "out")["boxes"][0])
     width = 80 if replaces else 288  # the frames of a replacement have the size that is made
     assert (x1 + x2) / 2 / width == pytest.approx(230 / 288, abs=0.05)
 

@@ -14,10 +14,12 @@ import torch
 from wan import media
 from wan.files import shown
 from wan.inputs import Film
+from wan.modules.animate.preprocess.masks import Clicks
+from wan.modules.animate.preprocess.plan import Settings
 from wan.modules.animate.preprocess.sam2 import check_sam2, load_sam2
-from wan.modules.animate.preprocess.segment import Clicks, Sam2
+from wan.modules.animate.preprocess.segment import Sam2
 from wan.modules.animate.preprocess.source import Driving
-from wan.modules.animate.preprocess.stage import Editor, Segmenter, Settings
+from wan.modules.animate.preprocess.stage import Editor, Segmenter
 from wan.modules.animate.preprocess.track import Estimator
 from wan.modules.animate.preprocess.whole_body import DETECTOR, POSE, WholeBody
 from wan.values import called
@@ -117,6 +119,9 @@ def open_segmenter(args: Namespace, settings: Settings, backend: str) -> Segment
 class OwnMasks:
     """Masks of a video, white where the person is: of the frames that are taken, or of all frames of the source."""
 
+    packages = ()
+    identity = ""
+
     def __init__(self, path: str, driving: Driving):
         self.film = Film.of(path, "masks")
         if self.film.frames == len(driving):
@@ -151,9 +156,12 @@ def scaled(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 class LoadedLater:
     """SAM 2 of a file, which is loaded when masks are made and freed after the last one."""
 
+    packages = ("transformers",)
+
     def __init__(self, path: Path, as_upstream: bool = False):
         self.path, self.as_upstream = path, as_upstream
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.identity = f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
 
     def describe(self) -> str:
         return f"masks: SAM 2 of {shown(self.path)} on {self.device}"

@@ -23,6 +23,8 @@ LICENCE = "FLUX.1-dev Non-Commercial License"
 class FluxEditor:
     """Editor with the weights of a folder, loaded at the first picture."""
 
+    packages = ("diffusers",)
+
     def __init__(self, folder: Path, device: str | None = None, seed: int = 0):
         """Check package and folder. Raises ValueError and FileNotFoundError."""
         diffusers = _diffusers()

@@ -14,6 +14,7 @@ from wan.modules.animate.preprocess.joints import CERTAIN
 
 CHUNK = 400  # frames that are segmented together, as upstream
 FAR = 1e4  # shares of a frame; nothing lies farther outside
+Clicks = tuple[np.ndarray, np.ndarray]  # places int32 [n, 2] in pixels, and labels int32 [n], 1 or 0
 CLICKED = (0, 1, 2, 5, 8, 11, 10, 13)  # nose, neck, shoulders, hips, ankles
 
 
@@ -75,9 +76,7 @@ def key_frames(count: int) -> list[int]:
     return list(range(0, count, count // 4 if count > 4 else count))
 
 
-def clicks(
-    body: np.ndarray, size: Size, others: Sequence[np.ndarray] = (), as_upstream: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def clicks(body: np.ndarray, size: Size, others: Sequence[np.ndarray] = (), as_upstream: bool = False) -> Clicks:
     """Choose the clicks for a body [20, 3] in shares of the frame: places int32 [n, 2], and labels, 1 or 0.
 
     Joints in the frame that are certain are clicked. The chests of `others`, boxes in pixels, get a label 0, unless the

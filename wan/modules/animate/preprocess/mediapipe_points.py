@@ -48,6 +48,8 @@ class MediaPipe:
     Raises ValueError naming the cause when the package cannot be imported.
     """
 
+    packages = ("mediapipe",)
+
     def __init__(self) -> None:
         self.solutions = solutions()
         self.begin()
@@ -77,8 +79,11 @@ class MediaPipe:
 class MediaPipeMasks:
     """Segmenter by MediaPipe's mask of the figure. Raises ValueError as `MediaPipe` does."""
 
+    packages = ("mediapipe",)
+
     def __init__(self) -> None:
         self.solutions = solutions()
+        self.identity = self.describe()
 
     def describe(self) -> str:
         """Name the package and its version, and the device."""

@@ -15,8 +15,9 @@ import logging
 from wan.choices import POSE_BACKENDS
 from wan.files import shown
 from wan.modules.animate.preprocess.backends import open_networks
+from wan.modules.animate.preprocess.plan import Settings
 from wan.modules.animate.preprocess.source import SOURCE_RATE
-from wan.modules.animate.preprocess.stage import Settings, Stage
+from wan.modules.animate.preprocess.stage import Stage
 from wan.parser import Parser, exit_code
 from wan.program import OneLine
 from wan.typed import number, one_of, parsed, path, person, whole
@@ -30,7 +31,8 @@ FLAGS = {  # fields of settings -> flags
     "retarget_flag": "--retarget_flag",
     "replace_flag": "--replace_flag",
     **{
-        name: f"--{name}" for name in ("use_flux", "iterations", "k", "w_len", "h_len", "fps", "start", "len", "person")
+        name: f"--{name}"
+        for name in ("use_flux", "iterations", "k", "w_len", "h_len", "fps", "start", "len", "person", "smooth")
     },
 }
 
@@ -108,6 +110,13 @@ def build_parser() -> Parser:
         metavar="FILE",
         help="the ONNX file of the pose network; default: that of --ckpt_path",
     )
+    add(
+        "--smooth",
+        type=number,
+        metavar="S",
+        default=0.0,
+        help="average key points over time against trembling, with a deviation of so many seconds, as 0.05; default: 0",
+    )
     add("--preview", action="store_true", help="also write preview.mp4: frames, key points, faces, masks; default: off")
     add("--overwrite", action="store_true", help="replace the files of another run in --save_path; default: refuse")
     add(
@@ -153,6 +162,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         h_len=args.h_len,
         person=args.person,
         as_upstream=args.as_upstream,
+        smooth=args.smooth,
         preview=args.preview,
         overwrite=args.overwrite,
     )

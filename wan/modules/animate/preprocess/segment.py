@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
 from wan.geometry import Size
-from wan.modules.animate.preprocess.masks import CHUNK as UPSTREAM_CHUNK, key_frames
+from wan.modules.animate.preprocess.masks import CHUNK as UPSTREAM_CHUNK, Clicks, key_frames
 from wan.modules.animate.preprocess.sam2 import session_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green and blue
@@ -20,8 +20,6 @@ LARGEST_HOLE = 8  # pixels of the coarse mask; larger holes are part of the pict
 FILLED = 0.1  # logit of a filled hole
 CHUNK = 100  # frames that are segmented together
 MEMORY = 32  # frames; the model looks back on at most 16
-
-Clicks = tuple[np.ndarray, np.ndarray]  # places int32 [n, 2] in pixels, and labels int32 [n], 1 or 0
 
 
 class Sam2:

@@ -2,123 +2,65 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from fractions import Fraction
-from itertools import islice, repeat
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from wan import media
-from wan.files import atomic_file, check_writable, parse_json, shown, sweep
-from wan.geometry import Size, format_size
-from wan.inputs import SPEECH_RATE, Picture, file_digest
+from wan.files import atomic_file, check_writable, shown, sweep
 from wan.letterbox import letterbox
-from wan.modules.animate.preprocess import masks, skeleton
+from wan.modules.animate.preprocess import folder as folders, masks, skeleton
 from wan.modules.animate.preprocess.editing import instruction
-from wan.modules.animate.preprocess.frames import resize_to_area, size_of_area
+from wan.modules.animate.preprocess.folder import CHARACTER, EDITED, PERSON, POINTS, PREVIEW
 from wan.modules.animate.preprocess.joints import CERTAIN
-from wan.modules.animate.preprocess.keypoints import FACE_SIDE, Figure, face_picture
+from wan.modules.animate.preprocess.keypoints import Figure, face_picture
+from wan.modules.animate.preprocess.masks import Clicks
 from wan.modules.animate.preprocess.people import Choice
+from wan.modules.animate.preprocess.plan import Plan, Settings
 from wan.modules.animate.preprocess.preview import Preview
 from wan.modules.animate.preprocess.retarget import Pair, Retargeting, is_frontal
-from wan.modules.animate.preprocess.source import Driving
-from wan.modules.animate.preprocess.track import FILE as POINTS_FILE, Estimator, Track, estimate, face_parts
-from wan.performance import BACKGROUND, DESCRIPTION, FACE, MASK, POSE, REFERENCE
+from wan.modules.animate.preprocess.smoothing import smoothed
+from wan.modules.animate.preprocess.track import Estimator, Track, estimate, face_parts, listed
+from wan.performance import BACKGROUND, DESCRIPTION, FACE, MASK, POSE, REFERENCE, WHITE
 from wan.values import called
-from wan.version import VERSION
 
 log = logging.getLogger(__name__)
 
 FAST = {"preset": "superfast"}  # coding takes most of the time
 EXACT = {"crf": "0", "preset": "superfast"}  # black and white come back as they are
 WAITING = 2  # frames that wait to be coded
-LONGEST_SIDE, MOST_PIXELS = 16_384, 8192 * 4352  # of H.264
-PREVIEW = "preview.mp4"
-EDITED = ("refer_edit.png", "tpl_edit.png")
-OURS = (POSE, FACE, REFERENCE, BACKGROUND, MASK, DESCRIPTION, POINTS_FILE, PREVIEW, *EDITED)
 
 
 class Segmenter(Protocol):
     """Network, or file, that finds the masks of the person."""
 
+    identity: str  # changes with the network; "" for masks that an earlier run need not keep
+    packages: Sequence[str]  # that run it
+
     def describe(self) -> str:
         """Name it in a line."""
 
-    def masks(
-        self, frames: Iterator[np.ndarray], clicks: Callable[[int], tuple[np.ndarray, np.ndarray]]
-    ) -> Iterator[np.ndarray]:
+    def masks(self, frames: Iterator[np.ndarray], clicks: Callable[[int], Clicks]) -> Iterator[np.ndarray]:
         """Yield the mask of each frame, uint8 [H, W] of 0 and 1; `clicks` gives places and labels for a frame."""
 
 
 class Editor(Protocol):
     """Network that changes pictures by instructions."""
 
+    packages: Sequence[str]  # that run it
+
     def edit(self, picture: np.ndarray, kind: str) -> np.ndarray:
         """Change a picture, uint8 [h, w, 3], by a kind of `editing.INSTRUCTIONS`; the result may have another size."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the stage, as the flags of the command say. `area` is in pixels."""
-
-    video: str
-    picture: str
-    folder: Path
-    area: int = 1280 * 720
-    fps: Fraction | int = 30
-    start: float = 0.0
-    length: float | None = None
-    retargets: bool = False
-    edits: bool = False
-    replaces: bool = False
-    iterations: int = 3
-    k: int = 7
-    w_len: int = 1
-    h_len: int = 1
-    person: Choice = None
-    as_upstream: bool = False
-    preview: bool = False
-    overwrite: bool = False
-
-    def check(self) -> None:
-        """Raise ValueError for values that cannot be, and log those that have no effect."""
-        for name, value in (("k", self.k), ("w_len", self.w_len), ("h_len", self.h_len)):
-            if value < 1:
-                raise ValueError(f"{called(name)} must be at least 1, got {value}; try {getattr(Settings, name)}")
-        if self.iterations < 0:
-            raise ValueError(f"{called('iterations')} must be 0 or more, got {self.iterations}; try 3")
-        if self.area < 16 * 16:
-            raise ValueError(f"{called('resolution_area')} has {self.area} pixels; try 1280 720")
-        if isinstance(self.person, int) and self.person < 1:
-            raise ValueError(f"{called('person')} counts from 1, from left to right, got {self.person}")
-        if self.edits and not self.retargets:
-            raise ValueError(f"{called('use_flux')} needs {called('retarget_flag')}; add it, or leave it out")
-        if self.retargets and self.replaces:
-            log.warning(
-                "%s has no effect with %s: the character stands where the person stands",
-                called("retarget_flag"),
-                called("replace_flag"),
-            )
-        if not self.replaces:
-            changed = [
-                name for name in ("iterations", "k", "w_len", "h_len") if getattr(self, name) != getattr(Settings, name)
-            ]
-            if changed:
-                names = ", ".join(map(called, changed))
-                log.warning("%s has no effect without %s", names, called("replace_flag"))
-
-    @property
-    def has_retargeting(self) -> bool:
-        return self.retargets and not self.replaces
 
 
 @dataclass
@@ -130,41 +72,68 @@ class Stage:
     networks: str = ""
     segmenter: Segmenter | None = None
     editor: Editor | None = None
-    warnings: list[str] = field(default_factory=list)
 
     def run(self) -> Path:
         """Write the folder; returns it. Raises ValueError, OSError; the folder then has nothing that looks finished."""
         settings = self.settings
-        driving = Driving.of(settings.video, settings.fps, settings.start, settings.length, settings.as_upstream)
-        picture = Picture.of(settings.picture, "refer_path")
-        plan = Plan(settings, driving, np.asarray(picture.pixels))
-        plan.check()
-        check_folder(settings.folder, driving, picture, settings.overwrite)
-        check_writable(settings.folder / DESCRIPTION, overwrite=True, other=called("save_path"))
-        sweep(settings.folder)
-        log.info("%s", self.estimator.describe())
-        log.info(
-            "%s: %s of %s at %s fps", shown(settings.video), len(driving), driving.film.frames, float(driving.rate)
-        )
-        track = self.track(plan)
-        figures = track.figures(plan.size)
-        if not any((figure.body[:, 2] >= CERTAIN).any() for figure in figures):
-            raise ValueError(
-                f"no joint of the person is certain in any of the {len(figures)} frames, and nothing would be drawn; "
-                "choose a video in which the person is larger or clearer"
-            )
-        retargeting = self.retargeting(plan, figures) if settings.has_retargeting else None
-        self.write(plan, track, figures, poses(plan, figures, retargeting), picture)
+        with folders.heard() as warnings:
+            plan = Plan.of(settings)
+            driving = plan.driving
+            folders.check_folder(settings.folder, driving, plan.character, settings.overwrite)
+            check_writable(settings.folder / DESCRIPTION, overwrite=True, other=called("save_path"))
+            sweep(settings.folder)
+            for part in (self.estimator, self.segmenter):
+                if part is not None:
+                    log.info("%s", part.describe())
+            numbers = len(driving), driving.film.frames, float(driving.rate)
+            log.info("%s: %s of %s frames at %g fps", shown(settings.video), *numbers)
+            track = self.track(plan)
+            figures = track.figures(plan.size)
+            if settings.smooth:
+                figures = smoothed(figures, settings.smooth, float(driving.rate))
+            if not any((figure.body[:, 2] >= CERTAIN).any() for figure in figures):
+                raise ValueError(
+                    f"no joint of the person is certain in any of the {len(figures)} frames, and nothing would be "
+                    "drawn; choose a video in which the person is larger or clearer"
+                )
+            made = {POSE, FACE, REFERENCE, *((BACKGROUND, MASK) if settings.replaces else ())}
+            folders.clear(settings.folder, made - {POSE})
+            retargeting = self.retargeting(plan, figures) if settings.has_retargeting else None
+            self.write(plan, track, figures, poses(plan, figures, retargeting), warnings)
         return settings.folder
+
+    @property
+    def packages(self) -> list[str]:
+        """List the packages that run networks."""
+        parts = (part for part in (self.estimator, self.segmenter, self.editor) if part is not None)
+        return list(dict.fromkeys(package for part in parts for package in part.packages))
+
+    def key(self, plan: Plan, *more: Any) -> str:
+        """Recognise what the networks find in the video."""
+        driving, size = plan.driving, plan.size if self.settings.replaces else None
+        return self.recognised(driving.film.sha256, driving.numbers, plan.person, size, *more)
+
+    def recognised(self, *made_from: Any) -> str:
+        versions = [folders.version(package) for package in self.packages]
+        values = [*made_from, self.networks, self.settings.as_upstream, versions]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     def track(self, plan: Plan) -> Track:
         """Find the points of the person in all frames, or read those that an earlier run kept."""
-        settings, path = self.settings, self.settings.folder / POINTS_FILE
-        values = [plan.driving.film.sha256, plan.driving.numbers, self.networks, settings.person, settings.as_upstream]
-        key = json.dumps([*values, plan.size if settings.replaces else None])
-        track = Track.load(path, key, len(plan.driving))
+        track = self.kept(POINTS, self.key(plan), len(plan.driving), plan.frames, plan.person)
+        if track.missing and not self.settings.as_upstream:
+            numbers = len(track.missing), listed(track.missing)
+            log.warning("in %d frames the person was not found, and is placed between others: %s", *numbers)
+        return track
+
+    def kept(
+        self, name: str, key: str, count: int, frames: Callable[[], Iterable[np.ndarray]], person: Choice = None
+    ) -> Track:
+        """Find the points of a person in frames, or read those that an earlier run kept under this name and key."""
+        path = self.settings.folder / name
+        track = Track.load(path, key, count)
         if track is None:
-            track = estimate(plan.frames(), self.estimator, plan.person, settings.as_upstream)
+            track = estimate(frames(), self.estimator, person, self.settings.as_upstream)
             track.save(path, key)
         else:
             log.info("the key points of an earlier run are used: %s", shown(path))
@@ -172,14 +141,15 @@ class Stage:
 
     def retargeting(self, plan: Plan, figures: list[Figure]) -> Retargeting:
         """Compare the figures of the first frame and of the character, perhaps in edited pictures."""
-        character = self.figure_of(plan.picture)
+        key = self.recognised(plan.character.sha256, plan.pose_size)
+        [character] = self.kept(CHARACTER, key, 1, lambda: [plan.picture]).figures(plan.pose_size)
         pair = Pair(figures[0].body, plan.size, character.body, plan.pose_size)
         people = {"person in the first frame": (pair.first, plan.size), "character": (pair.character, plan.pose_size)}
         for who, (body, size) in people.items():
             if not is_frontal(body, size):
-                flag = called("retarget_flag")
-                self.warn(
-                    f"the {who} does not face the camera, so that limbs seem short; try another part, or no {flag}"
+                values = who, called("retarget_flag")
+                log.warning(
+                    "the %s does not face the camera, so that limbs seem short; try another part, or no %s", *values
                 )
         edited = None
         if self.settings.edits:
@@ -191,38 +161,35 @@ class Stage:
                 size = original.shape[1::-1]
                 changed = letterbox(self.editor.edit(original, instruction(bodies, size)), *reversed(size))
                 media.save_image(changed, self.settings.folder / name)
-                drawn.append(self.figure_of(changed).body)
+                [figure] = estimate([changed], self.estimator, as_upstream=self.settings.as_upstream).figures(size)
+                drawn.append(figure.body)
             edited = Pair(drawn[1], plan.size, drawn[0], plan.pose_size)
         return Retargeting(pair, edited, self.settings.as_upstream)
 
-    def figure_of(self, picture: np.ndarray) -> Figure:
-        """Find the figure of a picture. Raises ValueError when nobody is in it."""
-        track = estimate([picture], self.estimator, as_upstream=self.settings.as_upstream)
-        return track.figures(picture.shape[1::-1])[0]
-
     def write(
-        self, plan: Plan, track: Track, figures: list[Figure], poses: Iterator[np.ndarray], picture: Picture
+        self, plan: Plan, track: Track, figures: list[Figure], poses: Iterator[np.ndarray], warnings: list[str]
     ) -> None:
-        """Write all files of the folder; the pose video and the description appear last."""
-        settings, folder, rate = self.settings, self.settings.folder, plan.driving.rate
+        """Write all files of the folder; the description appears when the others are there, and the pose video last."""
+        settings, folder, count = self.settings, self.settings.folder, len(plan.driving)
         parts = list(face_parts(figures, plan.size, settings.as_upstream))
-        for name in (DESCRIPTION, POSE):  # what is there is not finished any more
-            (folder / name).unlink(missing_ok=True)
         with atomic_file(folder / REFERENCE, overwrite=True) as temporary:
-            picture.pixels.save(temporary, "PNG")
-        with ExitStack() as files:
+            plan.character.pixels.save(temporary, "PNG")
+        with ExitStack() as last, ExitStack() as files:
 
-            def opened(name: str, options: dict[str, str]) -> Callable[[np.ndarray], None]:
-                add = files.enter_context(media.video_writer(folder / name, rate, overwrite=True, **options))
-                return files.enter_context(behind(add))
+            def opened(name: str, options: dict[str, str], stack: ExitStack = files) -> Callable[[np.ndarray], None]:
+                writer = media.video_writer(folder / name, plan.driving.rate, overwrite=True, **options)
+                return stack.enter_context(behind(stack.enter_context(writer)))
 
-            add_pose, add_face = opened(POSE, FAST), opened(FACE, FAST)
+            add_pose, add_face = opened(POSE, FAST, last), opened(FACE, FAST)
+            description = last.enter_context(atomic_file(folder / DESCRIPTION, overwrite=True))
             if settings.replaces:
                 add_background, add_mask = opened(BACKGROUND, FAST), opened(MASK, EXACT)
             add_preview = opened(PREVIEW, FAST) if settings.preview else None
-            found = self.masks(plan, track, figures) if settings.replaces else repeat(None)
+            found = files.enter_context(
+                closing(self.masks(plan, track, figures) if settings.replaces else nothing(count))
+            )
             # masks come first, because their end has something to say
-            for mask, frame, pose, part, figure in zip(found, plan.frames(), poses, parts, figures):
+            for mask, frame, pose, part, figure in zip(found, plan.frames(), poses, parts, figures, strict=True):
                 face = face_picture(frame, part)
                 add_pose(pose)
                 add_face(face)
@@ -231,18 +198,16 @@ class Stage:
                     add_mask(mask * np.uint8(255))
                 if add_preview is not None:
                     add_preview(Preview.of(frame, figure, face, pose, mask))
-        self.describe(plan, track, parts)
+            files.close()
+            values = folders.describe(plan, track, parts, self.networks, self.packages, warnings)
+            description.write_text(json.dumps(values), "utf-8")  # ASCII: names may have bytes of no letter
 
     def masks(self, plan: Plan, track: Track, figures: list[Figure]) -> Iterator[np.ndarray]:
         """Yield the grown masks of all frames; where the person vanishes, that of the frame before, else the first."""
         settings = self.settings
-
-        def clicks(number: int) -> tuple[np.ndarray, np.ndarray]:
-            return masks.clicks(figures[number].body, plan.size, track.others[number], settings.as_upstream)
-
         growth = settings.iterations, settings.k, settings.w_len, settings.h_len
         before, empty = None, []
-        for number, mask in enumerate(self.segmenter.masks(plan.frames(), clicks)):
+        for number, mask in enumerate(self.person(plan, track, figures)):
             if not mask.any():
                 empty.append(number)
                 if before is not None:
@@ -253,115 +218,37 @@ class Stage:
         if before is None:
             raise ValueError("the masks of all frames are empty: nobody would be replaced; try --masks with your own")
         if empty:
-            self.warn(
-                f"in {len(empty)} frames the person had no mask, and that of the frame before it, or the first one, is "
-                f"used: {listed(empty)}"
+            log.warning(
+                "in %d frames the person had no mask, and that of the frame before it, or the first one, is used: %s",
+                len(empty),
+                listed(empty),
             )
 
-    def describe(self, plan: Plan, track: Track, parts: list[Any]) -> None:
-        """Write the description: what the folder was made from, and how."""
-        settings, driving = self.settings, plan.driving
-        source = seen_from(settings.folder, settings.video)
-        sound = {"path": source, "start": driving.start, "length": driving.length}
-        values = {
-            "rate": str(driving.rate),
-            "source": {
-                "path": source,
-                "sha256": driving.film.sha256,
-                "size": format_size(driving.size),
-            },
-            "picture": {"path": seen_from(settings.folder, settings.picture), "sha256": file_digest(settings.picture)},
-            "sound": sound if self.has_sound(driving) else None,
-            "sizes": {
-                "pose": format_size(plan.pose_size),
-                "frame": format_size(plan.size),
-                "face": format_size((FACE_SIDE, FACE_SIDE)),
-            },
-            "settings": {
-                name: value for name, value in asdict(settings).items() if name not in ("video", "picture", "folder")
-            }
-            | {"fps": str(settings.fps)},
-            "frames": list(driving.numbers),
-            "boxes": np.round(track.boxes.astype(float), 2).tolist(),
-            "faces": [list(map(int, part)) for part in parts],
-            "confidence": np.round(np.nanmean(track.points[:, :17, 2], axis=1).astype(float), 3).tolist(),
-            "missing": track.missing,
-            "warnings": self.warnings,
-            "networks": self.networks,
-            "versions": {"wan": VERSION},
-        }
-        with atomic_file(settings.folder / DESCRIPTION, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(values), "utf-8")  # ASCII: names may have bytes of no letter
+    def person(self, plan: Plan, track: Track, figures: list[Figure]) -> Iterator[np.ndarray]:
+        """Yield the masks that the segmenter finds, or those that an earlier run kept."""
+        segmenter, path = self.segmenter, self.settings.folder / PERSON
 
-    def has_sound(self, driving: Driving) -> bool:
-        """Tell whether the part of the video that is used has a sound. One that is damaged is named in a warning."""
-        path = driving.film.path
-        if not media.has_sound(path):
-            return False
-        try:
-            return sum(map(len, media.sound_chunks(path, SPEECH_RATE))) > driving.start * SPEECH_RATE
-        except (ValueError, OSError) as error:
-            self.warn(f"the sound of the video cannot be used, and the folder names none: {shown(error)}")
-            return False
+        def clicks(number: int) -> Clicks:
+            return masks.clicks(figures[number].body, plan.size, track.others[number], self.settings.as_upstream)
 
-    def warn(self, text: str) -> None:
-        """Log a warning, and keep it for the description."""
-        log.warning("%s", text)
-        self.warnings.append(text)
+        if not segmenter.identity:
+            yield from segmenter.masks(plan.frames(), clicks)
+            return
+        key = self.key(plan, segmenter.identity, self.settings.smooth)
+        if folders.has_masks(path, key, len(plan.driving)):
+            log.info("the masks of an earlier run are used: %s", shown(path))
+            yield from ((frame[..., 0] >= WHITE).astype(np.uint8) for _, frame in media.upright_frames(path))
+            return
+        tags = {folders.KEY: key}
+        with media.video_writer(path, plan.driving.rate, tags, overwrite=True, **EXACT) as add, behind(add) as add_mask:
+            for mask in segmenter.masks(plan.frames(), clicks):
+                add_mask(mask * np.uint8(255))
+                yield mask
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Sizes of a run: the picture gets the area that was asked, and in replacement the frames do."""
-
-    settings: Settings
-    driving: Driving
-    original: np.ndarray
-
-    def check(self) -> None:
-        """Refuse sizes that no video can have, and a person outside the video. Raises ValueError."""
-        width, height = self.pose_size
-        person, within = self.settings.person, self.driving.size
-        if isinstance(person, tuple) and not all(0 <= place < side for place, side in zip(person, within, strict=True)):
-            raise ValueError(
-                f"{called('person')} is a point of the first frame, which has {format_size(within)} pixels, got "
-                f"{person[0]:g},{person[1]:g}"
-            )
-        if max(width, height) > LONGEST_SIDE or width * height > MOST_PIXELS:
-            raise ValueError(
-                f"a video of {format_size((width, height))} cannot be written: H.264 has at most {LONGEST_SIDE} pixels "
-                f"in a side, and {MOST_PIXELS} in all; choose a smaller {called('resolution_area')}, or crop "
-                f"{called('video_path' if self.settings.replaces else 'refer_path')}"
-            )
-
-    @property
-    def person(self) -> Choice:
-        """Choice of the person, a point in pixels of `size`; the user gives it in those of the video."""
-        person = self.settings.person
-        if not isinstance(person, tuple):
-            return person
-        x, y = (place * new / old for place, new, old in zip(person, self.size, self.driving.size, strict=True))
-        return x, y
-
-    @property
-    def picture(self) -> np.ndarray:
-        """Picture of the character in the size of the pose video, uint8 [H, W, 3]."""
-        return resize_to_area(self.original, self.settings.area)
-
-    @property
-    def size(self) -> Size:
-        """Size of the frames."""
-        return size_of_area(self.driving.size, self.settings.area) if self.settings.replaces else self.driving.size
-
-    @property
-    def pose_size(self) -> Size:
-        """Size of the pose video, and of the video that is made."""
-        return self.size if self.settings.replaces else size_of_area(self.original.shape[1::-1], self.settings.area)
-
-    def frames(self) -> Iterator[np.ndarray]:
-        """Decode the frames, uint8 [H, W, 3]."""
-        for frame in self.driving.frames():
-            yield resize_to_area(frame, self.settings.area) if self.settings.replaces else frame
+def nothing(count: int) -> Iterator[None]:
+    """Yield None so many times."""
+    yield from [None] * count
 
 
 @contextmanager
@@ -393,34 +280,3 @@ def poses(plan: Plan, figures: list[Figure], retargeting: Retargeting | None) ->
         whole = figure.scaled(plan.size)
         drawing = skeleton.draw(whole.body, (whole.left_hand, whole.right_hand), plan.size)
         yield letterbox(drawing, *reversed(plan.pose_size))
-
-
-def check_folder(folder: Path, driving: Driving, picture: Picture, overwrite: bool) -> None:
-    """Refuse a folder that holds the performance of other inputs. Raises ValueError and FileExistsError."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{shown(folder)} is a file; choose another {called('save_path')}")
-    if overwrite or not any((folder / name).exists() for name in OURS):
-        return
-    try:
-        before = parse_json((folder / DESCRIPTION).read_text("utf-8"))
-        made_from = before["source"]["sha256"], before["picture"]["sha256"]
-    except FileNotFoundError:
-        if not (folder / POSE).exists():  # of a run that was killed
-            return
-        made_from = None
-    except (ValueError, OSError, KeyError, TypeError):
-        made_from = None
-    if made_from != (driving.film.sha256, picture.sha256):
-        raise FileExistsError(
-            f"{shown(folder)} holds the performance of another video or picture; choose another {called('save_path')}, "
-            "or replace it with --overwrite"
-        )
-
-
-def seen_from(folder: Path, path: str) -> str:
-    """Write a path as it is seen from a folder."""
-    return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
-
-
-def listed(numbers: list[int], most: int = 12) -> str:
-    return ", ".join(map(str, numbers[:most])) + ", ..." * (len(numbers) > most)

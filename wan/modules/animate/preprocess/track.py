@@ -30,6 +30,8 @@ BATCH = 8  # frames that the networks get at once
 class Estimator(Protocol):
     """Networks that find people and their points."""
 
+    packages: Sequence[str]  # that run them
+
     def describe(self) -> str:
         """Name the networks and the device that really runs them, in a line."""
 
@@ -119,10 +121,12 @@ def estimate(
         who = "nobody" if choice is None else "not the person who was chosen"
         cure = "choose another part" + f", or another {called('person')}" * (choice is not None)
         raise ValueError(f"there is {who} in any of the {len(track.boxes)} frames that were tried; {cure}")
-    if missing := track.missing:
-        numbers = ", ".join(map(str, missing[:MANY])) + ", ..." * (len(missing) > MANY)
-        log.warning("in %d frames the person was not found, and is placed between others: %s", len(missing), numbers)
     return Track(between(track.points), track.boxes, track.others)
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """List the first `MANY` numbers."""
+    return ", ".join(map(str, numbers[:MANY])) + ", ..." * (len(numbers) > MANY)
 
 
 def batched(frames: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:

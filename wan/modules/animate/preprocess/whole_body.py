@@ -20,6 +20,8 @@ class WholeBody:
     and FileNotFoundError naming the file.
     """
 
+    packages = ("onnxruntime",)
+
     def __init__(
         self,
         folder: str | Path,
