@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from benchmarks import clips, common
+from benchmarks.gpu.runner import Outcome
 from wan.jobs import PIPELINES
 from wan.parser import exit_code
 
-NAMES = ("dit", "vae", "t5", "load", "parallel", "s2v", "animate", "preprocess", "counted")
+NAMES = ("all", "dit", "vae", "t5", "load", "parallel", "s2v", "animate", "preprocess", "counted")
 
 
 def run(name, *arguments):
@@ -57,6 +58,7 @@ def test_wrong_arguments_are_one_line(name, wrong, text, capsys):
 @pytest.mark.parametrize(
     ("typed", "text"),
     [
+        ("all --rows foo", "--rows foo: there are t2v-A14B nano, "),
         ("dit --cases 1536 foo", "--cases foo: on cpu there are 1536, 3072, 5120"),
         ("dit --device tpu", "'tpu' is not a device"),
         ("vae --vae 2.3", "invalid choice: '2.3'"),
@@ -128,3 +130,21 @@ def test_requests_have_the_clips_that_were_asked_for(name, count, tmp_path):
     module = importlib.import_module(f"benchmarks.{name}")
     request = module.request(count, tmp_path)
     assert PIPELINES[request.task].num_clips(request) == count
+
+
+def test_a_row_of_the_whole_table(capsys, tmp_path):
+    """It is a process that makes a video; the table has its seconds."""
+    assert run("all", "--device", "cpu", "--rows", "t2v-A14B nano", "--save", "a.md") == 0
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("| t2v-A14B nano"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:3] == ["64x64, 17 frames, 20 steps", "bf16"] and all(float(cell) >= 0 for cell in cells[3:9])
+    assert (tmp_path / "results" / "a.md").read_text() == out.rstrip() + "\n"
+
+
+def test_a_row_that_fails_is_a_note(capsys, monkeypatch):
+    from benchmarks import all as whole
+
+    monkeypatch.setattr(whole, "run_apart", lambda name, *_: Outcome(name, "failed", lines=("killed by SIGKILL",)))
+    assert run("all", "--device", "cpu", "--rows", "VAE 2.1") == 0
+    assert "- VAE 2.1 failed: killed by SIGKILL" in capsys.readouterr().out
