@@ -70,6 +70,22 @@ def test_a_released_file_is_loaded_strictly(model, tmp_path):
         sam2.load_sam2(path, config=tiny_config())
 
 
+def test_weights_are_bfloat16_on_gpus_that_compute_with_it(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert {sam2.precision(device) for device in ("cpu", "cuda", torch.device("cuda:1"))} == {torch.float32}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert sam2.precision("cuda:1") == torch.bfloat16 and sam2.precision("cpu") == torch.float32
+    torch.save(sam2.released_state(model), tmp_path / "sam2.pt")
+    monkeypatch.setattr(sam2, "precision", lambda device: torch.bfloat16)
+    loaded = sam2.load_sam2(tmp_path / "sam2.pt", config=tiny_config())
+    tensors = (*loaded.parameters(), *loaded.buffers())
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.bfloat16}
+    carried = np.zeros((40, 60), np.uint8)
+    carried[10:30, 20:40] = 1
+    first, *others = segment(loaded, frames_of(6), {0: CLICK, 3: CLICK}, before=carried)
+    assert len(others) == 5 and (first != carried).mean() < 0.1
+
+
 def test_every_frame_has_a_mask_and_clicks_matter(model):
     frames = frames_of(6)
     masks = [*segment(model, frames, {0: CLICK, 3: CLICK})]

@@ -16,7 +16,7 @@ from wan.files import shown
 from wan.inputs import Film
 from wan.modules.animate.preprocess.masks import Clicks
 from wan.modules.animate.preprocess.plan import Settings
-from wan.modules.animate.preprocess.sam2 import check_sam2, load_sam2
+from wan.modules.animate.preprocess.sam2 import check_sam2, load_sam2, precision
 from wan.modules.animate.preprocess.segment import Sam2
 from wan.modules.animate.preprocess.source import Driving
 from wan.modules.animate.preprocess.stage import Editor, Segmenter
@@ -161,10 +161,11 @@ class LoadedLater:
     def __init__(self, path: Path, as_upstream: bool = False):
         self.path, self.as_upstream = path, as_upstream
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.identity = f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        self.identity = f"{self.device} {path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
 
     def describe(self) -> str:
-        return f"masks: SAM 2 of {shown(self.path)} on {self.device}"
+        dtype = str(precision(self.device)).removeprefix("torch.")
+        return f"masks: SAM 2 of {shown(self.path)} on {self.device} in {dtype}"
 
     def masks(self, frames: Iterator[np.ndarray], clicks: Callable[[int], Clicks]) -> Iterator[np.ndarray]:
         """Yield the mask of each frame, uint8 [H, W]."""

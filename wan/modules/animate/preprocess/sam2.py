@@ -129,10 +129,19 @@ class Sam2Source(TensorSource):
 
 
 def load_sam2(path: str | Path, device: torch.device | str = "cpu", config: Any = None) -> nn.Module:
-    """Load a released file, strictly, in float32. Raises ValueError and FileNotFoundError naming the file."""
-    config = config or config_of()
+    """Load a released file, strictly, in the precision of the device.
+
+    Raises ValueError and FileNotFoundError naming the file.
+    """
+    config, dtype = config or config_of(), precision(device)
     source = open_sam2(path, config)
-    return load_module(lambda: model_of(config), source, dtype=torch.float32, device=device).to(device)
+    return load_module(lambda: model_of(config), source, dtype=dtype, device=device).to(device, dtype)
+
+
+def precision(device: torch.device | str) -> torch.dtype:
+    """Choose bfloat16 on GPUs that compute with it, else float32."""
+    has_bf16 = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def check_sam2(path: str | Path) -> None:
