@@ -43,7 +43,7 @@ LAYERS = [
     (0, ["wan.interrupts"]),
     (0, ["wan.lazy", "wan.media", "wan.output", "wan.parallel", "wan.parser", "wan.program", "wan.runtime"]),
     (0, ["wan.progress", "wan.choices", "wan.clips", "wan.conditioning", "wan.typed", "wan.values", "wan.version"]),
-    (0, ["wan.cards", "wan.colours", "wan.inputs", "wan.letterbox", "wan.performance", "wan.pose"]),
+    (0, ["wan.cards", "wan.colours", "wan.containers", "wan.inputs", "wan.letterbox", "wan.performance", "wan.pose"]),
     (0, ["wan.utils", "wan.utils.flow", "wan.utils.fm_solvers*", "wan.utils.solvers", "wan.utils.system_prompt"]),
 ]
 

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from wan import images
+from wan.containers import is_cut_off
 from wan.files import atomic_file, disk_named, no_file, shown
 from wan.values import called, real
 
 log = logging.getLogger(__name__)
 
+LONGEST_SIDE, MOST_PIXELS, LARGEST = 16_384, 8192 * 4352, "8192*4352"  # of H.264; larger ones are not decoded either
 CRF = 10  # nearly lossless to the eye; equal to upstream's quality setting
 MAX_FPS = 999_999  # players count time in microseconds
 BT709 = 1  # the number of BT.709 in the colour tables of H.264 (primaries, transfer and matrix alike)
@@ -49,6 +51,7 @@ CONTAINERS = (
 
 CONTENT = (errno.EINVAL, errno.EPERM, errno.EIO)  # what FFmpeg says of a damaged file; Python itself reads it
 
+LIMITS = {"max_pixels": str(MOST_PIXELS)}  # of decoders
 PICTURE_MARKS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"WEBP")
 
 Rate = int | Fraction  # frames per second
@@ -159,16 +162,17 @@ def frame_times(path: str | Path) -> tuple[list[Fraction], Fraction]:
     Headers of packets are read, no frame is decoded. Raises FileNotFoundError, and ValueError without frames, and for
     a file that is cut off: what is left of it would pass for a shorter video.
     """
+    cure = "copy it again, or convert what is left"
     with _open(path) as container:
         stream = _first(container.streams.video, path, "video")
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         tracks, packets = [stream, *container.streams.audio], []
         for packet in container.demux(tracks):
             if packet.is_corrupt:
-                raise ValueError(
-                    f"{shown(path)} is cut off after {len(packets)} frames: copy it again, or convert what is left"
-                )
+                raise ValueError(f"{shown(path)} is cut off after {len(packets)} frames: {cure}")
             packets += [packet] if packet.stream_index == stream.index and _is_shown(packet) else []
+        if is_cut_off(path):
+            raise ValueError(f"{shown(path)} is cut off after {len(packets)} frames: {cure}")
         if not packets:
             raise ValueError(f"{shown(path)} has no frames; name a video that has")
         if any(packet.pts is None for packet in packets):
@@ -347,16 +351,28 @@ def _open(path: str | Path, what: str = "video", better: str = "mp4") -> Iterato
         if kind is None:
             raise ValueError(f"{name} is not a {what} that can be read; convert it to {better}")
         try:
-            container = av.open(file, format=kind, metadata_errors="replace", options={"protocol_whitelist": "none"})
+            options = {"protocol_whitelist": "none", **LIMITS}
+            container = av.open(file, format=kind, metadata_errors="replace", options=options)
             with container:
+                _refuse_huge(container, name)
                 yield container
         except av.error.FFmpegError as error:
             if isinstance(error, OSError) and error.errno not in CONTENT:  # the disk or the rights
                 raise
-            cure = f"it may be incomplete: copy it again, or convert it to {better}"
+            larger = f", or its frames are larger than {LARGEST}" if error.errno == errno.EINVAL else ""
+            cure = f"it may be incomplete{larger}: copy it again, or convert it to {better}"
             raise ValueError(
                 f"{name} is not a {what} that can be read ({shown(error.strerror, 100)}); {cure}"
             ) from None
+
+
+def _refuse_huge(container: Any, name: str) -> None:
+    """Refuse large frames, and let the decoders refuse those whose size the header does not tell."""
+    for context in (stream.codec_context for stream in container.streams.video if stream.codec_context is not None):
+        if context.width * context.height > MOST_PIXELS:
+            size = f"{context.width}*{context.height}"
+            raise ValueError(f"{name} has frames of {size} pixels, and at most {LARGEST} are read; scale it down")
+        context.options = LIMITS
 
 
 def _first(streams: Sequence[Any], path: str | Path, kind: str, better: str = "mp4") -> Any:

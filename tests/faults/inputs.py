@@ -7,6 +7,7 @@ from random import Random
 from tests.faults import texts
 from tests.faults.base import SMALL, Base
 from tests.faults.checkpoints import config, diffusers, pickled, place, shards, tensors, tokenizer
+from tests.faults.drivings import driving
 from tests.faults.recordings import latent, picture, request, sound, video
 from tests.faults.scene import Input, Scene
 from tests.faults.trainings import trained, training
@@ -52,4 +53,5 @@ WORDS = (
 KINDS: tuple[Callable[[Scene], Input], ...] = (
     config, tensors, pickled, picture, request, latent, tokenizer, video, shards, diffusers,
     config, tensors, pickled, picture, request, flags, training, sound, place, trained,
+    driving, driving,
 )  # fmt: skip

@@ -20,7 +20,7 @@ def picture(scene: Scene) -> Input:
     suffix = rng.choice(sorted(scene.base.pictures))
     name = "image" + (suffix if rng.random() < 0.7 else rng.choice((".png", ".jpg", ".eps", ".mp4", "", ".tif")))
     scene.replace(scene.folder / name, scene.base.pictures[suffix])
-    what = scene.spoil(scene.folder / name, _faulty_png if suffix.endswith("png") else damage.bytewise, special=0.4)
+    what = scene.spoil(scene.folder / name, faulty_png if suffix.endswith("png") else damage.bytewise, special=0.4)
     task = rng.choice(("i2v-A14B", "i2v-A14B", "ti2v-5B"))
     flags = ("--last_image" if task == "i2v-A14B" and rng.random() < 0.3 else "--image", str(scene.folder / name))
     return Input(f"{suffix}: {what}", (name, "an image of"), sample_flags(task, scene.base.folder / task, *flags))
@@ -29,7 +29,7 @@ def picture(scene: Scene) -> Input:
 BOMB = zlib.compress(b"\0" * 50_000_000)
 
 
-def _faulty_png(rng: Random, data: bytes) -> tuple[str, bytes]:
+def faulty_png(rng: Random, data: bytes) -> tuple[str, bytes]:
     """Change, leave out or add a chunk of a PNG, with a right checksum."""
     chunks, at = [], 8
     while at < len(data):
@@ -68,12 +68,12 @@ def video(scene: Scene) -> Input:
     rng, task = scene.rng, draw_task(scene.rng)
     name = rng.choice(("v.mp4", "v.mp4", "v.mkv", "v.m3u8", "v"))
     scene.replace(scene.folder / name, scene.base.video(task).read_bytes())
-    what = scene.spoil(scene.folder / name, _faulty_mp4, special=0.5)
+    what = scene.spoil(scene.folder / name, faulty_mp4, special=0.5)
     ckpt = str(scene.base.folder / task)
     return Input(what, (name, ckpt), ("--from_video", str(scene.folder / name), "--ckpt_dir", ckpt))
 
 
-def _faulty_mp4(rng: Random, data: bytes) -> tuple[str, bytes]:
+def faulty_mp4(rng: Random, data: bytes) -> tuple[str, bytes]:
     """Change the size or the type of a box, or a few bytes within it."""
     kind = rng.choice([kind for kind in BOXES if kind in data])
     at = data.index(kind)

@@ -54,13 +54,13 @@ def check_folder(folder: Path, driving: Driving, picture: Picture, overwrite: bo
         return
     try:
         before = parse_json((folder / DESCRIPTION).read_text("utf-8"))
-        made_from = before["source"]["sha256"], before["picture"]["sha256"]
+        made_from, what = (before["source"]["sha256"], before["picture"]["sha256"]), "of another video or picture"
     except (ValueError, OSError, KeyError, TypeError):
-        made_from = None
+        made_from, what = None, f"of an unknown video and picture ({DESCRIPTION} is missing or damaged)"
     if made_from != (driving.film.sha256, picture.sha256):
         raise FileExistsError(
-            f"{shown(folder)} holds the performance of another video or picture; choose another {called('save_path')}, "
-            "or replace it with --overwrite"
+            f"{shown(folder)} holds the performance {what}; choose another {called('save_path')}, or replace it with "
+            "--overwrite"
         )
 
 

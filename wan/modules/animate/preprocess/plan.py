@@ -12,14 +12,13 @@ import numpy as np
 
 from wan.geometry import Size, format_size
 from wan.inputs import Picture
+from wan.media import LONGEST_SIDE, MOST_PIXELS
 from wan.modules.animate.preprocess.frames import resize_to_area, size_of_area
 from wan.modules.animate.preprocess.people import Choice
 from wan.modules.animate.preprocess.source import Driving
 from wan.values import called, real
 
 log = logging.getLogger(__name__)
-
-LONGEST_SIDE, MOST_PIXELS = 16_384, 8192 * 4352  # of H.264
 
 
 @dataclass(frozen=True)
