@@ -326,7 +326,7 @@ def test_too_little_room_is_refused_before_sampling(stub, monkeypatch, capsys): 
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.WRONG
-    assert "has 0.0 MB left, and this run writes about" in capsys.readouterr().err and stub.steps_seen == 0
+    assert "has 1.0 kB left, and " in capsys.readouterr().err and stub.steps_seen == 0
 
 
 def test_a_limit_of_file_sizes_is_refused_before_sampling(stub, monkeypatch, capsys):  # noqa: F811

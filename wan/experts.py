@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from wan.checking import MODELS, expert_config, expert_lora
+from wan.checkpoint.loading import load_module
 from wan.checkpoint.lora import Lora
-from wan.checkpoint.repacked import freshest
+from wan.checkpoint.repacked import freshest, open_copy, place_of
 from wan.configs import TaskConfig
 from wan.distributed.replica import Shard
 from wan.modules.attention import attention, log_kernel, resolve_backend
@@ -43,19 +44,33 @@ def load_expert(
     weights.
     """
     stays = shard is not None or offload is Offload.NONE
-    device = runtime.device if stays and runtime.quantize is None else CPU
     sizes = expert_config(checkpoint_dir, config, name)
     lora = expert_lora(checkpoint_dir, config, name)
-    dtype, folder = None if stored_types(runtime) else runtime.dtype, Path(checkpoint_dir, name)
-    if lora is None and runtime.dtype == torch.bfloat16:  # a LoRA is merged before values are rounded
-        folder = freshest(folder)
-    model = MODELS[config.model_type].from_pretrained(
-        folder, None, dtype, device, shard=shard, config=sizes, change=lora and lora.merge
-    )
+    dtype, part = None if stored_types(runtime) else runtime.dtype, Path(checkpoint_dir, name)
+    # a LoRA is merged before values are rounded
+    folder = freshest(part, runtime.quantize) if lora is None and runtime.dtype == torch.bfloat16 else part
+    if is_quantised := runtime.quantize is not None and folder == place_of(part, runtime.quantize):
+        model = load_quantised(folder, lambda: MODELS[config.model_type](sizes), runtime)
+    else:
+        device = runtime.device if stays and runtime.quantize is None else CPU
+        model = MODELS[config.model_type].from_pretrained(
+            folder, None, dtype, device, shard=shard, config=sizes, change=lora and lora.merge
+        )
     model = adapt(model, beside)
-    for step in (convert, quantise, pack, choose_kernels, compile_blocks):
+    for step in (pack, choose_kernels, compile_blocks) if is_quantised else STEPS:
         model = step(model, runtime)
     return model.to(runtime.device) if stays and runtime.quantize else model
+
+
+def load_quantised(place: Path, factory: Callable[[], WanModel], runtime: Runtime) -> WanModel:
+    """Load the copy that `repack --dtype` wrote: what `convert` and `quantise` would make of the original."""
+    rounds = runtime.dtype if runtime.convert_model_dtype else None
+    return load_module(
+        lambda: quantise(factory().to(runtime.dtype), runtime),
+        open_copy(place),
+        dtype=rounds,
+        keep_float32=lambda name: rounds is not None and name.endswith(".scale"),
+    )
 
 
 def stored_types(runtime: Runtime) -> Callable[[str], torch.dtype] | None:
@@ -137,3 +152,6 @@ def compiles(device: torch.device) -> bool:
         log.warning("nothing can be compiled for %s here, and steps run slower; --compile false: %s", device, reason)
         return False
     return True
+
+
+STEPS = (convert, quantise, pack, choose_kernels, compile_blocks)

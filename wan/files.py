@@ -113,7 +113,6 @@ def check_writable(
         _probe(_partial(path.parent))
         if not os.path.lexists(path):
             _probe(path)  # its name may be too long, or have characters that this file system refuses
-        free = shutil.disk_usage(path.parent).free
     except OSError as error:
         raise ValueError(f"cannot write to {path} ({error.strerror}); choose another {other}") from None
     largest = _file_size_limit()
@@ -122,11 +121,24 @@ def check_writable(
             f"files may have at most {largest} bytes here (ulimit -f), and this run writes about {needed}; "
             "raise that limit"
         )
+    check_room(path.parent, needed, "are to be written", "make room, or choose another --output_dir")
+
+
+def check_room(folder: Path, needed: int, what: str, cure: str) -> int:
+    """Return the bytes that are left where a folder is or will be. Raises ValueError when `needed` are more.
+
+    what: continues "40 GB ...", such as "are to be written".
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(there).free
     if free < needed:
-        raise ValueError(
-            f"{path.parent} has {free / 1e6:.1f} MB left, and this run writes about {needed / 1e6:.1f} MB; make room, "
-            "or choose another --output_dir"
-        )
+        raise ValueError(f"{shown(there.absolute())} has {in_units(free)} left, and {in_units(needed)} {what}; {cure}")
+    return free
+
+
+def in_units(size: int) -> str:
+    """Write a number of bytes: `28.9 GB`, `3.2 MB`, `0.5 kB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from wan.checking import MODELS, VAES, expert_config
 from wan.checkpoint.formats import released_names
 from wan.checkpoint.layout import part, stored_bytes
 from wan.checkpoint.loading import empty
-from wan.checkpoint.repacked import freshest
+from wan.checkpoint.repacked import freshest, open_copy
 from wan.checkpoint.source import open_source
 from wan.configs import TaskConfig
 from wan.experts import quantise
@@ -150,19 +150,22 @@ def models_of(config: TaskConfig, checkpoint: Path, runtime: Runtime) -> Models:
             config.clip_checkpoint,
         )
     )
-    experts = tuple(transformer_bytes(checkpoint / expert, runtime) for expert in config.experts)
     folders = [checkpoint / expert for expert in config.experts]
-    if not config.uses_lora and runtime.dtype == torch.bfloat16:
-        folders = map(freshest, folders)
-    stored = tuple(map(tensor_bytes, folders))
     sizes = expert_config(checkpoint, config, config.experts[0])
+    dit = dit_parts(config, sizes, runtime)
+    experts = (sum(dit.steps) + dit.rest,) * len(folders)
+    if runtime.quantize is None:
+        experts = tuple(transformer_bytes(folder, runtime) for folder in folders)
+    if not config.uses_lora and runtime.dtype == torch.bfloat16:
+        folders = [freshest(folder, runtime.quantize) for folder in folders]
+    stored = tuple(map(tensor_bytes, folders))
     source = open_source(text)
     text_sizes = source.inferred(T5Config.from_state)
     return Models(
         experts,
         stored,
         sizes,
-        dit_parts(config, sizes, runtime),
+        dit,
         stored_bytes(text),
         parts_of(empty(lambda: T5Encoder(text_sizes)), lambda name: config.t5_dtype),
         stored_bytes(vae),
@@ -237,8 +240,8 @@ def dit_parts(config: TaskConfig, sizes: WanModelConfig, runtime: Runtime) -> Pa
 
 
 def tensor_bytes(path: Path) -> int:
-    """Bytes of the tensors in a folder or file."""
-    source = open_source(path)
+    """Bytes of the tensors in a folder."""
+    source = open_copy(path)
     return sum(math.prod(source.shape(key)) * source.dtype(key).itemsize for key in source.names())
 
 
@@ -274,14 +277,12 @@ def transformer_bytes(folder: Path, runtime: Runtime) -> int:
     """Bytes of the weights of a loaded expert: some stay float32 unless everything is converted."""
     source = open_source(folder)
 
-    def width(name: str, shape: tuple[int, ...]) -> int:
-        if runtime.quantize and name.startswith("blocks.") and name.endswith("weight") and len(shape) == 2:
-            return 1
+    def width(name: str) -> int:
         kept = WanModel.keeps_float32(name) and not runtime.convert_model_dtype
         return torch.float32.itemsize if kept else runtime.dtype.itemsize
 
     shapes = {name: source.shape(key) for name, key in released_names(source.names())[0].items()}
-    return sum(math.prod(shape) * width(name, shape) for name, shape in shapes.items())
+    return sum(math.prod(shape) * width(name) for name, shape in shapes.items())
 
 
 def reuse_bytes(tokens: int, dim: int, dtype: torch.dtype) -> int:

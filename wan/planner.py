@@ -175,10 +175,11 @@ def make_plan(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan:
 def host_bytes(models: Models, work: Work, runtime: Runtime) -> dict[str, int]:
     """Bytes that each phase allocates and pins on the host. What is mapped from files is cache, and does not count."""
     streams = runtime.offload is Offload.BLOCK
+    converts = runtime.quantize is not None and not models.is_mapped  # which is done where it is loaded
     ring = (num_slots(models.dit.steps) + 1) * [max(models.dit.steps, default=0)]
     if runtime.offload is Offload.NONE and runtime.device != CPU:
         kept = 0  # read straight into the device
-    elif (runtime.host is Host.MAPPED and runtime.quantize is None) or (models.is_mapped and not streams):
+    elif (runtime.host is Host.MAPPED and not converts) or (models.is_mapped and not streams):
         kept = sum(size for size, _ in chunks(ring)) if streams else 0
     else:
         pinned = sum(size for size, _ in chunks(models.dit.steps)) - sum(models.dit.steps) if streams else 0

@@ -1,18 +1,28 @@
 """Repacked checkpoints: the same videos from mapped files of half the size, whole or not at all, never stale."""
 
+import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.test_experts import write_lora
 from wan import cli, media
 from wan.checkpoint import repack as program, repacked
 from wan.checkpoint.repacked import INDEX, freshest
 from wan.checkpoint.source import open_source
+from wan.choices import QUANTIZED
+from wan.configs import NANO_CONFIGS
+from wan.experts import load_expert
+from wan.forecast import models_of, work_of
 from wan.modules.model import WanModel
+from wan.modules.quantised import QuantisedLinear
 from wan.nano.random import write_random_checkpoint
 from wan.parser import exit_code
+from wan.planner import host_bytes
+from wan.request import Request
+from wan.runtime import Host, Offload, Runtime
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +38,8 @@ def folder(original, tmp_path):
     return shutil.copytree(original, tmp_path / "ckpt")
 
 
-def repack(folder):
-    return exit_code(lambda: program.main([str(folder)]), "repack")
+def repack(folder, *flags):
+    return exit_code(lambda: program.main([str(folder), *flags]), "repack")
 
 
 def video(folder, path):
@@ -138,3 +148,106 @@ def test_a_folder_without_models_is_refused(tmp_path, capsys):
     assert repack(tmp_path) == 2
     assert "has no transformer and no text encoder" in capsys.readouterr().err
     assert repack(tmp_path / "nothing") == 2
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(folder, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 2000))
+    assert repack(folder) == 2
+    error = capsys.readouterr().err
+    match = re.search(rf"{folder} has 2.0 kB left, and ([\d.]+) kB are to be written; make room there", error)
+    assert match and not [path for path in folder.rglob("*") if "repacked" in path.name]
+    monkeypatch.undo()
+    assert repack(folder) == 0
+    written = [path for path in folder.rglob("*.safetensors") if "repacked" in str(path)]
+    assert sum(path.stat().st_size for path in written) == pytest.approx(1000 * float(match[1]), rel=0.2)
+    (written[0].parent / INDEX).unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    assert repack(folder) == 0, "only the index is missing"
+
+
+KINDS = pytest.mark.parametrize("kind", QUANTIZED)
+TASKS = pytest.mark.parametrize("task", ["t2v-A14B", "s2v-14B", "animate-14B"])
+
+
+def load(folder, kind, task="t2v-A14B", config=None, beside=None, **flags):
+    config = config or NANO_CONFIGS[task]
+    runtime = Runtime.from_flags(device="cpu", quantize=kind, **flags)
+    return load_expert(folder, config, config.experts[-1], runtime, Offload.NONE, beside=beside)
+
+
+def tensors_of(model):
+    return dict((*model.named_parameters(), *model.named_buffers()))
+
+
+def assert_same(one, other):
+    one, other = tensors_of(one), tensors_of(other)
+    assert list(one) == list(other)
+    assert [name for name in one if not repacked.same_bits(one[name], other[name])] == []
+
+
+@KINDS
+@TASKS
+@pytest.mark.parametrize("flags", [{}, {"convert_model_dtype": True}], ids=["", "all bf16"])
+def test_matrices_of_8_bits_are_those_that_are_made_at_load(tmp_path, task, kind, flags):
+    folder = write_random_checkpoint(tmp_path, task)
+    expected = load(folder, kind, task, **flags)
+    assert repack(folder, "--dtype", kind) == 0
+    part = folder / NANO_CONFIGS[task].experts[-1]
+    place = part / f"repacked-{kind}"
+    assert freshest(part, kind) == place and freshest(part) == part
+    found = load(folder, kind, task, **flags)
+    assert_same(found, expected)
+    layers = [[m for m in model.modules() if isinstance(m, QuantisedLinear)] for model in (found, expected)]
+    assert [layer.dtype for layer in layers[0]] == [layer.dtype for layer in layers[1]] != []
+    taken = tensors_of(found).values()
+    if not flags:  # views of the files
+        assert len({t.untyped_storage().data_ptr() for t in taken}) == len({*place.glob("*.safetensors")})
+
+
+@KINDS
+def test_other_runs_ignore_them(folder, kind, caplog):
+    other = next(name for name in QUANTIZED if name != kind)
+    before = [load(folder, other), load(folder, None), load(folder, kind, dtype="fp32")]
+    assert repack(folder, "--dtype", kind) == 0
+    for model, how in zip(before, ({"kind": other}, {"kind": None}, {"kind": kind, "dtype": "fp32"}), strict=True):
+        assert_same(load(folder, **how), model)
+    assert repack(folder) == 0, "both copies may be there"
+    part = folder / "low_noise_model"
+    assert freshest(part, other) == part / "repacked" and freshest(part, kind) == part / f"repacked-{kind}"
+    assert_same(load(folder, other), before[0])
+    assert "ignored" not in caplog.text
+
+
+def test_a_lora_is_applied_to_8_bits_as_without_the_copy(folder, tmp_path):
+    lora = write_lora(tmp_path / "lora.safetensors", load(folder, None, dtype="fp32"))
+    config = NANO_CONFIGS["t2v-A14B"].copy(lora_checkpoint=str(tmp_path / "lora.safetensors"), uses_lora=True)
+    how = [{"beside": lora}, {"config": config}]
+    expected = [load(folder, "fp8", **options) for options in how]
+    assert repack(folder, "--dtype", "fp8") == 0
+    for model, options in zip(expected, how, strict=True):
+        assert_same(load(folder, "fp8", **options), model)
+
+
+@KINDS
+def test_the_plan_counts_8_bits_as_mapped(folder, kind):
+    """Nothing is quantised in memory, so weights may stay in their files while they stream."""
+    config = NANO_CONFIGS["t2v-A14B"]
+    runtime = Runtime(torch.device("cuda"), quantize=kind, offload=Offload.BLOCK, host=Host.MAPPED)
+    work = work_of(config, Request.create(config, prompt="a cat"))
+    before = models_of(config, folder, runtime)
+    assert repack(folder, "--dtype", kind) == 0
+    after = models_of(config, folder, runtime)
+    weights = sum(tensor.nbytes for tensor in tensors_of(load(folder, kind)).values())
+    assert after.experts == before.experts == after.stored == (weights,) * 2
+    assert after.is_mapped and not before.is_mapped
+    assert host_bytes(after, work, runtime)["denoise"] < host_bytes(before, work, runtime)["denoise"]
+
+
+def test_8_bits_of_a_model_of_no_task_are_refused(folder, capsys):
+    part = folder / "low_noise_model"
+    [file] = part.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["vace_patch_embedding.weight"] = torch.zeros(1)
+    save_file(tensors, file)
+    assert repack(folder, "--dtype", "fp8") == 2
+    assert "VACE" in capsys.readouterr().err

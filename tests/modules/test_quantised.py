@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from wan.checking import expert_config
 from wan.configs import NANO_CONFIGS, nano_checkpoint
 from wan.experts import load_expert
-from wan.forecast import dit_parts, transformer_bytes
+from wan.forecast import dit_parts
 from wan.modules import quantised
 from wan.modules.layers import AdaptedLinear, Linear
 from wan.modules.quantised import TYPES, QuantisedLinear, quantise
@@ -124,6 +124,5 @@ def test_the_forecast_knows_the_bytes(kind):
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert weights < 0.8 * sum(t.nbytes for t in plain.parameters())
     runtime = Runtime(device, quantize=kind)
-    assert transformer_bytes(folder / CONFIG.experts[0], runtime) == pytest.approx(weights, rel=0.02)
     parts = dit_parts(CONFIG, expert_config(folder, CONFIG, CONFIG.experts[0]), runtime)
-    assert sum(parts.steps) + parts.rest == pytest.approx(weights, rel=0.05)
+    assert sum(parts.steps) + parts.rest == weights

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from wan.checkpoint.layout import check_folder, part_of, parts, repository
 from wan.choices import HUBS
 from wan.configs import WAN_CONFIGS, TaskConfig, get_config
-from wan.files import disk_named, shown
+from wan.files import check_room, disk_named, in_units, shown
 from wan.interrupts import INTERRUPTED
 from wan.parallel import launched_size
 from wan.parser import Parser, exit_code
@@ -259,14 +259,8 @@ def _check_room(absent: list[Remote], files: list[Remote], place: Path, overwrit
                 f"{shown(found)} is not the released file; move it away, or give --overwrite to replace it"
             )
     rest = sum(file.size for file in absent) - _bytes_in(place / UNFINISHED)
-    there = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
-    log.info("%s of %s to download, %.1f GB free", _size(absent), _size(files), free / 1e9)
-    if free < rest:
-        raise ValueError(
-            f"{shown(there.absolute())} has {free / 1e9:.1f} GB left, and {rest / 1e9:.1f} GB are to be downloaded; "
-            "make room, or choose another --ckpt_dir"
-        )
+    free = check_room(place, rest, "are to be downloaded", "make room, or choose another --ckpt_dir")
+    log.info("%s of %s to download, %s free", _size(absent), _size(files), in_units(free))
 
 
 # ---- the transfer ----
@@ -327,8 +321,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _size(files: list[Remote]) -> str:
-    size = sum(file.size for file in files)
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+    return in_units(sum(file.size for file in files))
 
 
 if __name__ == "__main__":

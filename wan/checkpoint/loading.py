@@ -67,7 +67,7 @@ def load_module(
 
     def target_dtype(name: str) -> torch.dtype:
         kept = source.dtype(stored[name])
-        if not kept.is_floating_point:
+        if not kept.is_floating_point or kept.itemsize == 1:  # 8 bits mean something by their scales alone
             return kept
         return torch.float32 if keep_float32 is not None and keep_float32(name) else dtype or kept
 
@@ -173,8 +173,8 @@ def match_names(module: nn.Module, source: TensorSource) -> dict[str, str]:
     shapes = {name: source.shape(key) for name, key in stored.items()}
     both = wanted.keys() & shapes.keys()
     misshapen = [name for name in wanted if name in both and wanted[name] != shapes[name]]
-    floating = {name for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
-    wrong = [n for n in wanted if n in both & floating and source.dtype(stored[n]) not in READABLE]
+    types = {name: tensor.dtype for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    wrong = [n for n in types if n in both and source.dtype(stored[n]) not in (*READABLE, types[n])]
     problems = [
         *problem("missing", (name for name in wanted if name not in shapes)),
         *problem("unexpected", (name for name in shapes if name not in wanted)),

@@ -1,7 +1,8 @@
 """Repacked weights beside the files that they were made from: stored in the types in which a model works.
 
 They stay views of their files when they are loaded, and half as much is read. The copy of a folder `model` is
-`model/repacked`, that of a file `t5.pth` is `t5.repacked`. It belongs to the content of the files, not to their names.
+`model/repacked`, that of a file `t5.pth` is `t5.repacked`; with matrices in 8 bits `model/repacked-fp8`. It belongs to
+the content of the files, not to their names.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, groupby
 from pathlib import Path
 
 import torch
@@ -20,17 +23,19 @@ from torch import Tensor
 from wan.checkpoint.fingerprint import sample
 from wan.checkpoint.layout import weight_files
 from wan.checkpoint.loading import STEM
-from wan.checkpoint.source import INDEX_SUFFIX, TensorSource, open_source
-from wan.files import atomic_file, read_json
+from wan.checkpoint.source import INDEX_SUFFIX, TensorSource, folder_shards, open_source
+from wan.choices import QUANTIZED
+from wan.files import atomic_file, check_room, read_json
 
 log = logging.getLogger(__name__)
 INDEX = f"{STEM}{INDEX_SUFFIX}"
 MAX_INDEX_BYTES = 16_000_000
+NAMES = {kind: "repacked" if kind is None else f"repacked-{kind}" for kind in (None, *QUANTIZED)}  # by --quantize
 
 
-def place_of(path: Path) -> Path:
-    """Folder of the repacked copy of a model folder or weight file."""
-    return path / "repacked" if path.is_dir() else path.with_suffix(".repacked")
+def place_of(path: Path, kind: str | None = None) -> Path:
+    """Folder of the repacked copy of a model folder or weight file; `kind` of `QUANTIZED`: with matrices in 8 bits."""
+    return path / NAMES[kind] if path.is_dir() else path.with_suffix(f".{NAMES[kind]}")
 
 
 def identity(path: Path) -> str:
@@ -38,44 +43,102 @@ def identity(path: Path) -> str:
     return hashlib.sha256(b"".join(map(sample, weight_files(path)))).hexdigest()[:16]
 
 
-def freshest(path: Path) -> Path:
-    """Return the place of the repacked copy of a part if it is complete and of these weights, else the part itself."""
-    place = place_of(path)
-    if not (place / INDEX).is_file():
-        return path
-    index = read_json(place / INDEX, MAX_INDEX_BYTES)
-    metadata = index.get("metadata") if isinstance(index, dict) else None
-    if isinstance(metadata, dict) and metadata.get("made_of") == identity(path):
-        return place
-    log.warning("%s is ignored: it was made of other weights than those beside it; repack again, or remove it", place)
+def freshest(path: Path, kind: str | None = None) -> Path:
+    """Return the place of a repacked copy of a part that is complete and of these weights, else the part itself.
+
+    A copy with matrices in 8 bits of `kind` comes first, then that with whole ones.
+    """
+    for place in dict.fromkeys((place_of(path, kind), place_of(path))):
+        if not (place / INDEX).is_file():
+            continue
+        index = read_json(place / INDEX, MAX_INDEX_BYTES)
+        metadata = index.get("metadata") if isinstance(index, dict) else None
+        if isinstance(metadata, dict) and metadata.get("made_of") == identity(path):
+            return place
+        log.warning(
+            "%s is ignored: it was made of other weights than those beside it; repack again, or remove it", place
+        )
     return path
 
 
-def repack(source: TensorSource, names: Mapping[str, str], dtypes: Mapping[str, torch.dtype], path: Path) -> Path:
-    """Write the tensors of a part, `names` in the model -> names in `source`, in the order of blocks and in `dtypes`.
+def open_copy(place: Path) -> TensorSource:
+    """Open a folder that `freshest` returned; in a copy matrices may have 8 bits, which are refused elsewhere."""
+    return TensorSource(folder_shards(place), str(place))
 
-    There is a file for each block, which appears when it was read again and has the right values. Files of an earlier
-    run that ended early are kept. The index is written last. Returns the folder.
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy of a part that is to be written.
+
+    `names` in the model -> names in `source`; make(name, tensor) turns a stored tensor into those of the copy, by name.
     """
-    place, made_of = place_of(path), identity(path)
-    place.mkdir(exist_ok=True)
-    groups = [list(group) for _, group in groupby(sorted(names, key=_block), _block)]
-    files = [f"{STEM}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
-    for file, group in zip(files, groups, strict=True):
-        wanted = {"made_of": made_of, "types": ",".join(str(dtypes[name]) for name in group)}
-        if not _is_done(place / file, group, wanted):
-            tensors = {name: source.get(names[name]).to(dtypes[name]).contiguous() for name in group}
-            _write(place / file, tensors, wanted)
-    index = {
-        "metadata": {"made_of": made_of},
-        "weight_map": {name: file for file, group in zip(files, groups, strict=True) for name in group},
-    }
-    with atomic_file(place / INDEX, overwrite=True) as partial:
-        partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    for stale in place.glob(f"{STEM}-*.safetensors"):
-        if stale.name not in files:
-            stale.unlink()
-    return place
+
+    path: Path
+    place: Path
+    source: TensorSource
+    names: Mapping[str, str]
+    make: Callable[[str, Tensor], Mapping[str, Tensor]]
+
+    @cached_property
+    def files(self) -> dict[str, list[str]]:
+        """Files of the copy, one for each block, with the names in the model of what they are made of."""
+        groups = [list(group) for _, group in groupby(sorted(self.names, key=_block), _block)]
+        return {f"{STEM}-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, start=1)}
+
+    @cached_property
+    def expected(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors of each file, without values."""
+
+        def read(key: str) -> Tensor:
+            return torch.empty(self.source.shape(key), dtype=self.source.dtype(key), device="meta")
+
+        return {file: self.tensors(group, read) for file, group in self.files.items()}
+
+    @cached_property
+    def made_of(self) -> str:
+        return identity(self.path)
+
+    def tensors(self, group: Iterable[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        made = (self.make(name, read(self.names[name])) for name in group)
+        return dict(chain.from_iterable(tensors.items() for tensors in made))
+
+    def metadata(self, file: str) -> dict[str, str]:
+        types = ",".join(str(tensor.dtype) for tensor in self.expected[file].values())
+        return {"made_of": self.made_of, "types": types}
+
+    def missing(self) -> list[str]:
+        """Files that an earlier run, which may have ended early, has not written."""
+        return [f for f, tensors in self.expected.items() if not _is_done(self.place / f, tensors, self.metadata(f))]
+
+    def write(self) -> None:
+        """Write what is missing, in the order of blocks; then the index.
+
+        A file appears when it was read again and has the right values.
+        """
+        self.place.mkdir(exist_ok=True)
+        for file in self.missing():
+            _write(self.place / file, self.tensors(self.files[file], self.source.get), self.metadata(file))
+        index = {
+            "metadata": {"made_of": self.made_of},
+            "weight_map": {name: file for file, tensors in self.expected.items() for name in tensors},
+        }
+        with atomic_file(self.place / INDEX, overwrite=True) as partial:
+            partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        for stale in self.place.glob(f"{STEM}-*.safetensors"):
+            if stale.name not in self.files:
+                stale.unlink()
+
+
+def check_disk(copies: Iterable[Copy]) -> None:
+    """Raise ValueError, before anything is written, when a disk has no room for what is missing of the copies."""
+    needed: dict[int, tuple[Path, int]] = {}  # by disk
+    for copy in copies:
+        folder = copy.place.parent
+        size = sum(tensor.nbytes for file in copy.missing() for tensor in copy.expected[file].values())
+        disk = folder.stat().st_dev
+        needed[disk] = folder, needed.get(disk, (folder, 0))[1] + size
+    for folder, size in needed.values():
+        check_room(folder, size, "are to be written", "make room there")
 
 
 def _block(name: str) -> tuple[int, str]:
@@ -84,7 +147,7 @@ def _block(name: str) -> tuple[int, str]:
     return (int(match[1]), match[0]) if match else (-1, "")
 
 
-def _is_done(file: Path, names: list[str], metadata: Mapping[str, str]) -> bool:
+def _is_done(file: Path, names: Iterable[str], metadata: Mapping[str, str]) -> bool:
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -127,8 +190,9 @@ def working_types(
 
 def models(folder: Path) -> Iterator[tuple[Path, TensorSource]]:
     """Yield the weights in a folder: itself, the folders in it, and the weight files that are no model's shards."""
-    for path in (folder, *sorted(child for child in folder.iterdir() if child.is_dir() and child.name != "repacked")):
-        if path.suffix == ".repacked":
+    copies = set(NAMES.values())
+    for path in (folder, *sorted(child for child in folder.iterdir() if child.is_dir())):
+        if path != folder and copies & {path.name, path.suffix.removeprefix(".")}:
             continue
         try:
             yield path, open_source(path)

@@ -32,14 +32,19 @@ class QuantisedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, kind: torch.dtype):
         super().__init__()
-        weight, scale = quantise(linear.weight.detach(), kind, torch.bfloat16)
         self.dtype = linear.weight.dtype
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale[:, 0])  # [out], float32
+        for name, tensor in stored(linear.weight.detach(), kind).items():
+            self.register_buffer(name, tensor)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return product(x.to(self.dtype), self.weight, self.scale, self.bias)
+
+
+def stored(weight: Tensor, kind: torch.dtype) -> dict[str, Tensor]:
+    """Make the buffers of a `QuantisedLinear`: `weight` [out, in] in `kind`, and `scale` [out], float32."""
+    values, scale = quantise(weight, kind, torch.bfloat16)
+    return {"weight": values, "scale": scale[:, 0].contiguous()}
 
 
 def quantise(x: Tensor, kind: torch.dtype, scale_type: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
