@@ -20,9 +20,10 @@ from wan.media import read_video
 from wan.memory import Weights
 from wan.nano.random import write_random_checkpoint
 from wan.parallel import Parallel
+from wan.planning import plan
 from wan.request import Request
 from wan.runtime import Host, Offload, Runtime
-from wan.streaming import Streamed
+from wan.streaming import Lane, Streamed
 from wan.text2video import WanT2V
 
 CPU = torch.device("cpu")
@@ -79,6 +80,20 @@ def test_streamed_blocks_make_the_same_video(tmp_path, inputs, lane, task):
     assert torch.equal(make("--offload", "block"), make()) and lane.sent
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_branches_that_go_together_make_the_same_video_from_half_the_copies(tmp_path, inputs, lane, monkeypatch, task):
+    def plan_together(args):
+        job = plan(args)
+        return replace(job, runtime=replace(job.runtime, together=True))
+
+    flags = [*inputs[1][task], "--dtype", "fp32", "--sample_guide_scale", "3", "--overwrite"]
+    make = functools.partial(frames, tmp_path, inputs[0], task, flags, "--offload", "block")
+    expected, copies = make(), len(lane.sent)
+    monkeypatch.setattr("wan.cli.plan", plan_together)
+    assert torch.equal(make(), expected)
+    assert 0 < len(lane.sent) - copies <= 0.6 * copies
+
+
 def test_every_policy_makes_the_same_video(tmp_path, inputs):
     make = functools.partial(frames, tmp_path, inputs[0], "t2v-A14B", inputs[1]["t2v-A14B"])
     expected = make()
@@ -129,24 +144,50 @@ def test_a_merged_lora_streams_and_so_does_one_beside(mapped, lane, tmp_path, mo
         weights.done("a")
 
 
-def in_several(folder, **runtime):
-    parallel = Parallel(2, ulysses_size=2)
-    pipeline = WanT2V(CONFIG, folder, runtime=Runtime(CPU, torch.float32, parallel=parallel, **runtime))
+def in_several(folder, parallel, dtype=torch.float32, then=None, **runtime):
+    """Sample a latent; return it, and the bytes of host memory that hold blocks of the last expert, in this process."""
+    pipeline = WanT2V(CONFIG, folder, runtime=Runtime(CPU, dtype, parallel=parallel, **runtime))
     request = Request.create(CONFIG, prompt="a red circle", size=(32, 32), frame_num=5, steps=2, seed=1)
-    return sample(pipeline, request)
+    latent = sample(pipeline, request)
+    if then is not None:
+        pipeline.weights.set_offload(then)
+        return sample(pipeline, request), 0
+    stream = pipeline.weights._streams.get(CONFIG.experts[0])
+    return latent, sum(flat.nbytes for flat in stream.kept.flats.values()) if stream and stream.kept else 0
 
 
-def streaming_with_others(folder):
-    """Compare the results of two processes that share the tokens: with resident blocks, and with one slot."""
-    from wan import streaming
+def streaming_with_others(folder, parallel):
+    """Compare the latents of processes that share the work: with resident blocks, and with one slot.
 
-    expected = in_several(folder)
+    Return which agree bit for bit, and this process' share of the host memory that blocks take in one process.
+    """
+    from wan import experts, streaming
+
+    experts.can_pack = lambda *device: False
     streaming.num_slots = lambda sizes: 1
-    return bool(torch.equal(in_several(folder, offload=Offload.BLOCK), expected))
+    block = {"offload": Offload.BLOCK}
+    ways = [block, block | {"stay": 30_000}, block | {"host": Host.ONE}, block | {"host": Host.MAPPED}]
+    ways += [block | {"then": Offload.NONE}]
+    ways += [block | {"together": True}] if parallel.cfg_size == 1 else []
+    half = {"dtype": torch.bfloat16}
+    cases = [({}, way) for way in ways]
+    cases += [(half, block), (half | {"convert_model_dtype": True}, block), (half | {"quantize": "int8"}, block)]
+    same, expected = [], {}
+    for how, way in cases:
+        if str(how) not in expected:
+            expected[str(how)] = in_several(folder, parallel, **how)[0]
+        same.append(bool(torch.equal(in_several(folder, parallel, **how, **way)[0], expected[str(how)])))
+    alone = Streamed(load_expert(folder, CONFIG, CONFIG.experts[0], Runtime(CPU), Offload.NONE), Lane(CPU))
+    whole = sum(flat.nbytes for flat in alone.kept.flats.values())
+    return same, in_several(folder, parallel, **half, **block)[1] / whole
 
 
-def test_streams_while_processes_share_the_tokens(mapped):
-    assert launch(2, streaming_with_others, mapped) == [True, True]
+@pytest.mark.parametrize(("count", "ulysses", "cfg"), [(2, 2, 1), (4, 4, 1), (2, 1, 2), (4, 2, 2)])
+def test_streams_while_processes_share_the_work(mapped, count, ulysses, cfg):
+    """Those that share the tokens share the host memory, too."""
+    for same, share in launch(count, streaming_with_others, mapped, Parallel(count, cfg, ulysses)):
+        assert same == [True] * len(same) != []
+        assert share == pytest.approx(1 / ulysses, rel=0.05)
 
 
 def test_a_shared_run_of_steps_streams_below(mapped, lane):

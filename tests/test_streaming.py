@@ -60,6 +60,32 @@ def test_streamed_equals_resident(monkeypatch, keeps, seed):
 
 
 @pytest.mark.parametrize("keeps", [True, False], ids=["pinned", "ring"])
+@pytest.mark.parametrize("seed", range(3))
+def test_branches_go_together_through_each_block(monkeypatch, keeps, seed):
+    """Bit for bit as one after the other, with half the copies."""
+    draw = random.Random(seed)
+    model = deep(draw.randint(4, 7))
+    x, t, context = CASES[draw.choice(list(CASES))]
+    prepared, features = model._prepare_call(x, t, context)
+    both = [prepared, model._prepare_call(x, t, [states + 1 for states in context])[0]]
+    expected = [model(x, features, branch) for branch in both]
+    lane = LateLane(seed)
+    checked_filling(monkeypatch, lane)
+    streamed, copies = Streamed(model, lane, keeps), []
+    with lane:
+        streamed.start(draw.choice((0, step_bytes(model)[0])))
+        for run in (lambda: [model(x, features, each) for each in both], lambda: model.branches(x, features, both)):
+            before = len(lane.sent)
+            for _ in range(3):
+                for found, wanted in zip(run(), expected, strict=True):
+                    assert all(map(torch.equal, found, wanted))
+            copies.append(len(lane.sent) - before)
+        streamed.stop()
+    assert copies[1] > 0
+    assert abs(copies[0] - 2 * copies[1]) <= 2 * streamed.count, "some are of the blocks that come next"
+
+
+@pytest.mark.parametrize("keeps", [True, False], ids=["pinned", "ring"])
 def test_steps_may_be_left_out_and_repeated(keeps):
     """A cache of steps runs some of them, in the order that it likes."""
     model, (x, t, context) = deep(4), CASES["even"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 GB = 10**9
+BY_HOST = 0.8  # share of the link to the host that cards without a link of their own have to each other
 
 
 class Card(NamedTuple):
     """Memory in bytes, and rates a second: FLOPs of bf16 products, of attention and of TF32 convolutions, bytes of its
-    memory and of its link to the host."""
+    memory, of its link to the host, and to other cards of the machine."""
 
     memory: int
     products: float
@@ -17,17 +18,27 @@ class Card(NamedTuple):
     convolutions: float
     bandwidth: float
     link: float
+    peers: float
 
 
-def _card(gib: float, products: float, attention: float, convolutions: float, bandwidth: float, link: float) -> Card:
-    return Card(int(gib * 2**30), products * 1e12, attention * 1e12, convolutions * 1e12, bandwidth * 1e12, link * 1e9)
+def _card(
+    gib: float,
+    products: float,
+    attention: float,
+    convolutions: float,
+    bandwidth: float,
+    link: float,
+    peers: float | None = None,
+) -> Card:
+    rates = (products * 1e12, attention * 1e12, convolutions * 1e12, bandwidth * 1e12, link * 1e9)
+    return Card(int(gib * 2**30), *rates, (peers or BY_HOST * link) * 1e9)
 
 
 # By a part of the name that the driver gives; the longest one that fits counts.
 CARDS = {
-    "H200": _card(140, 790, 700, 150, 4.3, 50),
-    "H100": _card(79.6, 730, 650, 140, 2.9, 50),
-    "A100": _card(79.2, 250, 190, 70, 1.7, 25),
+    "H200": _card(140, 790, 700, 150, 4.3, 50, 350),
+    "H100": _card(79.6, 730, 650, 140, 2.9, 50, 350),
+    "A100": _card(79.2, 250, 190, 70, 1.7, 25, 230),
     "L40S": _card(44.4, 200, 160, 60, 0.75, 25),
     "RTX 5090": _card(31.4, 150, 150, 60, 1.5, 50),
     "RTX 4090": _card(23.6, 110, 110, 45, 0.9, 25),

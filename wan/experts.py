@@ -78,7 +78,8 @@ def stored_types(runtime: Runtime) -> Callable[[str], torch.dtype] | None:
 
     Then nothing is converted before it goes to the device, and the weights stay views of the mapped files.
     """
-    if runtime.host is not Host.MAPPED or runtime.offload is Offload.NONE or runtime.quantize:
+    stays_stored = runtime.host is Host.MAPPED or runtime.spreads_blocks
+    if not stays_stored or runtime.offload is Offload.NONE or runtime.quantize:
         return None
 
     def at_work(name: str) -> torch.dtype:

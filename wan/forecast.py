@@ -24,7 +24,7 @@ from wan.geometry import LatentShape, Size
 from wan.images import kept_bytes
 from wan.modules.block_cache import SAMPLED
 from wan.modules.model import WanModel, WanModelConfig
-from wan.modules.quantised import LARGEST
+from wan.modules.quantised import QuantisedLinear
 from wan.modules.t5 import UMT5_XXL, T5Config, T5Encoder
 from wan.modules.vae import LATENTS_AT_ONCE, PIXEL_CHANNELS, VAEConfig, tiles
 from wan.modules.vae_blocks import FRAMES_AT_ONCE, HISTORY
@@ -249,7 +249,8 @@ def parts_of(model: nn.Module, at_work: Callable[[str], torch.dtype]) -> Parts:
     """Measure a model; `at_work` tells the types of its weights."""
     steps = streamed_weights(model).values()
     tensors = dict(chain(model.named_parameters(), model.named_buffers()))
-    types = {name: t.dtype if t.dtype in LARGEST else at_work(name) for name, t in tensors.items()}
+    quantised = {b for m in model.modules() if isinstance(m, QuantisedLinear) for b in m.buffers(recurse=False)}
+    types = {name: t.dtype if t in quantised else at_work(name) for name, t in tensors.items()}
     whole = sum(tensor.numel() * types[name].itemsize for name, tensor in tensors.items())
     sizes = [Unit(list(step.values()), [types[name] for name in step]).nbytes for step in steps]
     return Parts(sizes, whole - sum(sizes))
@@ -268,6 +269,8 @@ def denoise_of(models: Models, work: Work, runtime: Runtime) -> int:
     tokens = math.ceil(work.tokens / ulysses)
     needed = denoise_bytes(tokens, dim, models.sizes.ffn_dim, runtime.dtype)
     needed += math.ceil(MODELS[work.config.model_type].extra_bytes * tokens * dim)
+    if runtime.together:
+        needed += tokens * dim * torch.float32.itemsize  # the stream of the other branch
     if work.reuses:
         needed += work.branches * reuse_bytes(tokens * ulysses, dim, runtime.dtype)
     return needed

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from wan.runtime import Host, Offload
 from wan.streaming import Streamed, make_lane
@@ -40,9 +41,16 @@ class PhaseStats:
 class Weights:
     """Models of one pipeline by name. Each is loaded on first use, and is on the device as the policy allows."""
 
-    def __init__(self, device: torch.device, offload: Offload, host: Host = Host.ALL, stay: int = 0):
-        """`host` and `stay` are those of a `Runtime`."""
-        self.device, self.host, self.stay = device, host, stay
+    def __init__(
+        self,
+        device: torch.device,
+        offload: Offload,
+        host: Host = Host.ALL,
+        stay: int = 0,
+        group: ProcessGroup | None = None,
+    ):
+        """`host` and `stay` are those of a `Runtime`; the processes of `group` share the host memory of blocks."""
+        self.device, self.host, self.stay, self.group = device, host, stay, group
         self.offload = Offload.NONE
         self._loaders: dict[str, Loader] = {}
         self._modules: dict[str, nn.Module] = {}
@@ -59,6 +67,8 @@ class Weights:
         if self.offload is not before and Offload.BLOCK in (before, self.offload):
             for name in list(self._there):
                 self._leave(name)
+            for name in [name for name, stream in self._streams.items() if stream.is_spread]:
+                self.drop(name)  # its weights are whole nowhere: they are read again
 
     def add(
         self,
@@ -144,7 +154,8 @@ class Weights:
         if self.offload is not Offload.BLOCK or not hasattr(module, "trunk"):
             return None
         _, types, keeps = self._loaders[name]
-        return self._streams.get(name) or Streamed(module, make_lane(self.device), keeps, types)
+        group = self.group if keeps else None
+        return self._streams.get(name) or Streamed(module, make_lane(self.device), keeps, types, group)
 
     def _enter(self, name: str, module: nn.Module) -> None:
         stream, types = self._streamed(name, module), self._loaders[name].types

@@ -41,7 +41,7 @@ from wan.modules.vae2_2 import Wan2_2_VAE
 from wan.parallel import ALONE, Parallel
 from wan.request import Request
 from wan.runtime import Offload, Runtime
-from wan.sampling import Velocity, denoise, guided, make_solver, switch_at
+from wan.sampling import Velocity, denoise, guided, in_one_call, make_solver, switch_at
 from wan.utils.flow import FlowScheduler
 from wan.values import called, named
 
@@ -132,7 +132,8 @@ class WanPipeline:
         if runtime.offload is Offload.AUTO:  # only a request tells what fits
             one = runtime.parallel.world_size == 1
             self.runtime = runtime = replace(runtime, offload=Offload.MODEL if one else Offload.NONE)
-        self.weights = Weights(runtime.device, runtime.offload, runtime.host, runtime.stay)
+        group = self.replica.group_of_weights() if runtime.spreads_blocks else None
+        self.weights = Weights(runtime.device, runtime.offload, runtime.host, runtime.stay, group)
         types = stored_types(runtime)
         for expert in config.experts:
             self.weights.add(expert, partial(self._load_expert, expert), types, keeps=True)
@@ -326,17 +327,21 @@ class WanPipeline:
                 made = self.weights.use(name).prepare([contexts[branch]], **common, **others)
                 return replace(made, through=caches[branch].run) if caches else made
 
-            def forward(by: float, latent: Tensor, t: int, branch: int) -> Tensor:
+            def forward(by: float, latent: Tensor, t: int, branch: int | tuple[int, ...]) -> Tensor | list[Tensor]:
                 for other in range(2 if ends_early else 0):  # also one that other processes compute until then
                     prepared(other)
                 model = self.replica.spread_tokens(self.weights.use(name), by)
+                if isinstance(branch, tuple):
+                    self.calls["whole"] += len(branch)
+                    return [found[0] for found in model.branches([latent], features()[t], list(map(prepared, branch)))]
                 reused = sum(kept.reused for kept in caches)
                 velocity = model([latent], features()[t], prepared(branch))[0]
                 self.calls["reused" if sum(kept.reused for kept in caches) > reused else "whole"] += 1
                 return velocity
 
             def at_scale(by: float) -> Velocity:
-                return guided(partial(forward, by), 0, 1, by, self.replica.pair())
+                pair = in_one_call if self.runtime.together and not caches else self.replica.pair()
+                return guided(partial(forward, by), 0, 1, by, pair)
 
             def alone(latent: Tensor, t: int) -> Tensor:
                 self.calls["unguided"] += 1

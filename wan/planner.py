@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, islice
@@ -10,6 +11,7 @@ import torch
 
 from wan import memory
 from wan.cards import CARDS, CONVERTED, DISK, PAGEABLE, Card, card_named
+from wan.distributed.util import least
 from wan.experts import has_compiler
 from wan.forecast import RESERVE, Models, Work, phase_bytes, streamed_bytes, tile_factor
 from wan.geometry import format_size, parse_size
@@ -91,7 +93,7 @@ def choose(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan:
     if runtime.device.type == "cpu" or room.device is None:
         policy = runtime.offload if runtime.offload is not Offload.AUTO else Offload.MODEL
         return make_plan(models, work, replace(runtime, offload=policy, compile=bool(runtime.compile)), room)
-    for tries in ways(runtime):
+    for tries in ways(work, runtime):
         if plans := [plan for way in tries if (plan := fitted(models, work, way, room))]:
             break
     else:
@@ -99,7 +101,7 @@ def choose(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan:
     best = min(plans, key=lambda plan: plan.seconds or 0)  # the first one where the card is unknown
     if runtime.compile is None:
         best = make_plan(models, work, replace(best.runtime, compile=repays(models, work, best.runtime, room)), room)
-    usual = make_plan(models, work, next(ways(runtime))[0], room)
+    usual = make_plan(models, work, next(ways(work, runtime))[0], room)
     if usual.device + RESERVE <= room.device or runtime.offload is not Offload.AUTO:
         return best
     needed = f"--offload {usual.runtime.offload.value} takes {in_gb(usual.device)}"
@@ -116,25 +118,34 @@ def repays(models: Models, work: Work, runtime: Runtime, room: Room) -> bool:
 
 
 def room_of(runtime: Runtime) -> Room:
-    """Ask the device and the host what a run can have; processes of one machine share the host."""
+    """Ask the device and the host what a run can have; processes of one machine share the host.
+
+    All processes get what the one with the least has, so that they make the same plan.
+    """
     host, name = memory.total_memory(CPU), str(runtime.device)
     card = None
     if runtime.device.type == "cuda":
         name = torch.cuda.get_device_name(runtime.device)
         card = card_named(name)
-    shared = None if host is None else host // runtime.parallel.world_size
-    return Room(memory.free_memory(runtime.device), shared, card, name, has_compiler(runtime.device))
+    free = memory.free_memory(runtime.device)
+    if runtime.parallel.world_size > 1 and None not in (free, host):
+        on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", runtime.parallel.world_size))
+        free, host = (least(size, runtime.device) for size in (free, host // on_machine))
+    return Room(free, host, card, name, has_compiler(runtime.device))
 
 
-def ways(runtime: Runtime) -> Iterator[list[Runtime]]:
+def ways(work: Work, runtime: Runtime) -> Iterator[list[Runtime]]:
     """Yield the runtimes that may be chosen instead of this one: the policies for each way to decode, best first."""
     policies = [runtime.offload]
     if runtime.offload is Offload.AUTO:
         spread = runtime.parallel.dit_fsdp or runtime.parallel.t5_fsdp
         policies = [Offload.NONE] if spread else [Offload.NONE, Offload.MODEL, Offload.BLOCK]
+    pairs = work.branches == 2 and runtime.parallel.cfg_size == 1 and not work.reuses
     for changes in DECODING:
         left = {name: value for name, value in changes.items() if getattr(runtime, name) is None}
-        yield [replace(runtime, offload=policy, **left) for policy in policies]
+        found = [replace(runtime, offload=policy, **left) for policy in policies]
+        streams = [replace(way, together=True) for way in found if way.offload is Offload.BLOCK and pairs]
+        yield [*found, *streams]  # if it takes as long, one after the other
 
 
 def fitted(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan | None:
@@ -182,8 +193,15 @@ def host_bytes(models: Models, work: Work, runtime: Runtime) -> dict[str, int]:
     elif (runtime.host is Host.MAPPED and not converts) or (models.is_mapped and not streams):
         kept = sum(size for size, _ in chunks(ring)) if streams else 0
     else:
-        pinned = sum(size for size, _ in chunks(models.dit.steps)) - sum(models.dit.steps) if streams else 0
-        kept = (max(models.experts) + pinned) * (1 if runtime.host is Host.ONE else len(models.experts))
+        kept = max(models.experts)
+        if streams:
+            parts = [
+                size // (runtime.parallel.ulysses_size if runtime.spreads_blocks else 1) for size in models.dit.steps
+            ]
+            kept += sum(size for size, _ in chunks(parts)) - sum(models.dit.steps)
+        kept *= 1 if runtime.host is Host.ONE else len(models.experts)
+        if runtime.spreads_blocks and converts:  # before it is spread
+            kept += max(models.experts)
     text = models.text if runtime.t5_device != runtime.device else 0
     if streams:
         text = sum(size for size, _ in chunks(3 * [max(models.text_parts.steps, default=0)]))
@@ -202,23 +220,37 @@ def phase_seconds(models: Models, work: Work, runtime: Runtime, room: Room) -> d
     values = work.tokens * models.sizes.dim * models.sizes.num_layers
     compute = forward_flops(models, work.tokens) / card.products + 4 * work.tokens * values / card.attention
     compute = (compute + OTHER_BYTES[bool(runtime.compile)] * values / card.bandwidth) / count
+    compute += exchanged_bytes(models, work.tokens, count) / card.peers
     moved = sum(models.dit.steps) - runtime.stay if streams else 0
-    forward = max(compute, moved / card.link)
+    branches = work.branches / (2 if runtime.parallel.cfg_size == 2 and work.branches == 2 else 1)
+    passes = 1 if runtime.together else branches
+    compute *= branches / passes
+    forward = max(compute, copy_seconds(moved, runtime, card))
     if streams and runtime.host is Host.MAPPED:
         share = moved / max(1, sum(models.dit.steps))
         cached = room.host is not None and sum(models.stored) < room.host - HOST_RESERVE
         rate = CONVERTED if cached else min(DISK, CONVERTED)
         forward = max(forward, share * max(models.stored) / rate)
-    branches = work.branches / (2 if runtime.parallel.cfg_size == 2 and work.branches == 2 else 1)
     loading = sum(models.stored) / DISK + sum(models.experts) / PAGEABLE * (runtime.offload is not Offload.NONE)
     pixels, stride = pixels_of(work) / runtime.parallel.replica_size, models.network.stride[1]
     decoding = pixels * (CONV_FLOPS[stride] / card.convolutions + OTHER_DECODING[stride] / card.bandwidth)
     return {
         "text": models.text / DISK + models.text / PAGEABLE,
         "encode": decoding * ENCODING * work.encoded / work.frames,
-        "denoise": loading + COMPILING * bool(runtime.compile) + work.clips * work.steps * branches * forward,
+        "denoise": loading + COMPILING * bool(runtime.compile) + work.clips * work.steps * passes * forward,
         "decode": work.clips * decoding * tile_factor(models.network, work.size, runtime.vae_tile),
     }
+
+
+def exchanged_bytes(models: Models, tokens: int, count: int) -> float:
+    """Bytes that each of `count` processes sends in a forward: q, k and v before attention, and its result."""
+    return 4 * 2 * tokens / count * (count - 1) / count * models.sizes.dim * models.sizes.num_layers
+
+
+def copy_seconds(size: int, runtime: Runtime, card: Card) -> float:
+    """Seconds in which weights come from the host, or the part of each process, and the others from other cards."""
+    count = runtime.parallel.ulysses_size if runtime.spreads_blocks else 1
+    return size / count / card.link + size * (count - 1) / count / card.peers
 
 
 def forward_flops(models: Models, tokens: int) -> float:
@@ -229,7 +261,7 @@ def forward_flops(models: Models, tokens: int) -> float:
 
 def refusal(models: Models, work: Work, runtime: Runtime, room: Room) -> str:
     """Write the error for a run that does not fit, with the nearest settings that do."""
-    phases = phase_bytes(models, work, list(ways(runtime))[-1][-1])
+    phases = phase_bytes(models, work, replace(list(ways(work, runtime))[-1][-1], together=False))
     phase = max(phases, key=phases.get)
     found = list(islice(nearest(models, work, runtime, room), 3))
     cure = f"what fits: {', or '.join(found)}" if found else "no size and length of this task fits it"
@@ -241,7 +273,7 @@ def nearest(models: Models, work: Work, runtime: Runtime, room: Room) -> Iterato
     """Yield flags with which a run fits, those first that keep the video."""
 
     def fits(other: Work, way: Runtime) -> bool:
-        return any(fitted(models, other, found, room) for found in chain(*ways(way)))
+        return any(fitted(models, other, found, room) for found in chain(*ways(other, way)))
 
     free = replace(runtime, vae_frames=None, vae_tile=None)
     spread = runtime.parallel.dit_fsdp or runtime.parallel.t5_fsdp
@@ -300,6 +332,8 @@ def summary(plan: Plan) -> str:
 def choices(plan: Plan) -> str:
     """Say what was chosen, and why."""
     runtime, found = plan.runtime, [plan.why] * bool(plan.why)
+    if runtime.together:
+        found.append("both branches of guidance go through a block together")
     if runtime.stay:
         found.append(f"blocks of {in_gb(runtime.stay)} stay on the device")
     if runtime.host is not Host.ALL:

@@ -43,7 +43,8 @@ class Runtime:
     (None: as many as it likes), and its convolutions compute in `vae_dtype` (None: float32, or what a plan chooses
     where memory is short). `quantize` names the type of the transformers' weights, of `QUANTIZED`. `compile` None means
     compiled blocks where the plan of a run finds that they repay it, and none without a plan. Under `Offload.BLOCK` the
-    first blocks that `stay` bytes hold stay on the device while their model works.
+    first blocks that `stay` bytes hold stay on the device while their model works, and with `together` each of the
+    others works on both branches of guidance before it leaves.
     """
 
     device: torch.device
@@ -60,6 +61,12 @@ class Runtime:
     quantize: str | None = None
     host: Host = Host.ALL
     stay: int = 0
+    together: bool = False
+
+    @property
+    def spreads_blocks(self) -> bool:
+        """Tell whether each process keeps a part of every block in host memory, which are gathered on the device."""
+        return self.offload is Offload.BLOCK and self.parallel.ulysses_size > 1 and self.host is not Host.MAPPED
 
     @property
     def dtype_name(self) -> str:
@@ -108,6 +115,8 @@ class Runtime:
                 f"--offload block moves whole blocks, {' and '.join(flags)} keeps a part of each; leave "
                 f"{'it' if len(flags) == 1 else 'them'} out, --offload block and --ulysses_size work together"
             )
+        if self.together and (self.offload is not Offload.BLOCK or self.parallel.cfg_size == 2):
+            raise ValueError("branches of guidance go together through blocks that one process streams")
         if self.parallel.t5_fsdp and self.t5_device != self.device:
             raise ValueError("--t5_cpu and --t5_fsdp are two ways to make room for the text encoder; drop one")
 

@@ -36,6 +36,11 @@ def one_after_the_other(branch: Branch, cond: Condition, uncond: Condition) -> t
     return branch(cond), branch(uncond)
 
 
+def in_one_call(branch: Branch, cond: Condition, uncond: Condition) -> tuple[Tensor, Tensor]:
+    """Give the model both conditions at once, as a pair."""
+    return branch((cond, uncond))
+
+
 def guided(
     model: Callable[[Tensor, int, Condition], Tensor],
     cond: Condition,

@@ -15,7 +15,9 @@ from itertools import accumulate, islice
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from wan.modules.model import Step
 
@@ -41,6 +43,10 @@ class Lane:
     def copy(self, target: Tensor, source: Tensor, after: Event) -> Event:
         """Copy to the device when `after` has happened; return the event of its end."""
         target.copy_(source)
+
+    def gather(self, target: Tensor, part: Tensor, after: Event, group: ProcessGroup) -> Event:
+        """Do as `copy`, with the part of each process of a group, in order."""
+        dist.all_gather_into_tensor(target, part, group)
 
     def mark(self) -> Event:
         """Return the event of the end of the work that was given to the device so far."""
@@ -68,6 +74,14 @@ class CudaLane(Lane):
             target.copy_(source, non_blocking=True)
             return self.stream.record_event()
 
+    def gather(self, target: Tensor, part: Tensor, after: Event, group: ProcessGroup) -> Event:
+        own = target.chunk(group.size())[group.rank()]
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(after)
+            own.copy_(part, non_blocking=True)
+            dist.all_gather_into_tensor(target, own, group)
+            return self.stream.record_event()
+
     def mark(self) -> Event:
         return torch.cuda.current_stream(self.device).record_event()
 
@@ -86,11 +100,13 @@ def make_lane(device: torch.device) -> Lane:
 class Unit:
     """Weights of a step: `home` is their data on the host, and in a flat buffer each has its place and type."""
 
-    def __init__(self, tensors: Sequence[Tensor], types: Sequence[torch.dtype]):
+    def __init__(self, tensors: Sequence[Tensor], types: Sequence[torch.dtype], parts: int = 1):
+        """parts: number of equal parts that the buffer can be cut into."""
         self.tensors, self.types = tensors, types
         self.home = [tensor.data for tensor in tensors]
         sizes = [home.numel() * dtype.itemsize for home, dtype in zip(self.home, types, strict=True)]
-        *self.starts, self.nbytes = accumulate((-(-size // ALIGN) * ALIGN for size in sizes), initial=0)
+        *self.starts, used = accumulate((-(-size // ALIGN) * ALIGN for size in sizes), initial=0)
+        self.nbytes = -(-used // (parts * ALIGN)) * parts * ALIGN
         self.stops = [start + size for start, size in zip(self.starts, sizes, strict=True)]
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -124,21 +140,40 @@ class Kept:
         """Begin to bring a unit into pinned memory."""
 
     def has(self, unit: Unit) -> bool:
-        """Tell whether `take` returns at once."""
+        """Tell whether `send` returns at once."""
         return True
 
-    def take(self, unit: Unit) -> Tensor:
-        """Return the bytes of a unit that was asked for."""
-        return self.flats[unit]
-
-    def sent(self, flat: Tensor, event: Event) -> None:
-        """Note the end of the copy from the bytes that were taken."""
+    def send(self, unit: Unit, lane: Lane, target: Tensor, after: Event) -> Event:
+        """Copy the bytes of a unit that was asked for to the device; see `Lane.copy`."""
+        return lane.copy(target, self.flats[unit], after)
 
     def drop(self, unit: Unit) -> None:
         """Forget a unit that was asked for and not taken."""
 
     def close(self) -> None:
         """End the use of the device's copies."""
+
+
+class Spread(Kept):
+    """Pinned memory of several processes: each holds a part of all units, which are gathered on the device.
+
+    Between their steps no process has the weights as a whole.
+    """
+
+    def __init__(self, units: Sequence[Unit], lane: Lane, group: ProcessGroup):
+        self.flats, self.group = {}, group
+        whole = torch.empty(max((unit.nbytes for unit in units), default=0), dtype=torch.uint8)
+        parts = pinned(lane, [unit.nbytes // group.size() for unit in units])
+        for unit, part in zip(units, parts, strict=True):
+            unit.fill(whole)
+            part.copy_(whole[: unit.nbytes].chunk(group.size())[group.rank()])
+            pairs = zip(unit.home, unit.types, strict=True)
+            unit.home = [torch.empty((), dtype=dtype).expand(home.shape) for home, dtype in pairs]  # of no use
+            unit.bind(unit.home)
+            self.flats[unit] = part
+
+    def send(self, unit: Unit, lane: Lane, target: Tensor, after: Event) -> Event:
+        return lane.gather(target, self.flats[unit], after, self.group)
 
 
 class Ring(Kept):
@@ -162,13 +197,12 @@ class Ring(Kept):
     def has(self, unit: Unit) -> bool:
         return self.asked[unit][1].done()
 
-    def take(self, unit: Unit) -> Tensor:
+    def send(self, unit: Unit, lane: Lane, target: Tensor, after: Event) -> Event:
         flat, filled = self.asked.pop(unit)
         filled.result()
-        return flat
-
-    def sent(self, flat: Tensor, event: Event) -> None:
+        event = lane.copy(target, flat[: len(target)], after)
         self.free.append((flat, event))
+        return event
 
     def drop(self, unit: Unit) -> None:
         self.free.append((self.asked.pop(unit)[0], None))  # the reader fills one after the other
@@ -232,19 +266,28 @@ class Streamed:
         lane: Lane,
         keeps: bool = True,
         types: Callable[[str], torch.dtype] | None = None,
+        group: ProcessGroup | None = None,
     ):
-        """keeps: hold the weights in pinned memory, not where they are; types: of the weights at work, by name."""
+        """keeps: hold the weights in pinned memory, not where they are; types: of the weights at work, by name.
+
+        group: processes that run the same steps, each of which then holds a part.
+        """
         self.lane = lane
         found = streamed_weights(model)
         self.names = {name for weights in found.values() for name in weights}
         self.units = {
-            modules: Unit(list(weights.values()), [types(n) if types else t.dtype for n, t in weights.items()])
+            modules: Unit(
+                list(weights.values()),
+                [types(n) if types else t.dtype for n, t in weights.items()],
+                group.size() if group else 1,
+            )
             for modules, weights in found.items()
         }
         sizes = [unit.nbytes for unit in self.units.values()]
         self.count = num_slots(sizes)
-        self.kept = Kept(list(self.units.values()), lane) if keeps else None
-        self.shelf: Kept | Ring | None = None
+        units = list(self.units.values())
+        self.kept = (Spread(units, lane, group) if group else Kept(units, lane)) if keeps else None
+        self.shelf: Kept | None = None
         self.order: list[Unit] = []
         self.slots: list[Slot] = []
         run = getattr(model.run_blocks, "single", model.run_blocks)  # below what divides the tokens
@@ -262,13 +305,25 @@ class Streamed:
         units = list(self.units.values())
         bound = num_bound([unit.nbytes for unit in units], stay)
         for unit in units[:bound]:
-            pairs = zip(unit.home, unit.types, strict=True)
-            unit.bind([home.to(self.lane.device, dtype, non_blocking=True) for home, dtype in pairs])
+            unit.bind(self._placed(unit))
         self.order = units[bound:]
         largest = max((unit.nbytes for unit in self.order), default=0)
         count = min(self.count, len(self.order))
         self.slots = [Slot(self.lane.slot(largest), self.lane.mark()) for _ in range(count)]
         self.shelf = self.kept or Ring(self.lane, [largest] * (count + 1))
+
+    @property
+    def is_spread(self) -> bool:
+        return isinstance(self.kept, Spread)
+
+    def _placed(self, unit: Unit) -> list[Tensor]:
+        """Make weights of a unit that stay on the device."""
+        if self.is_spread:
+            flat = self.lane.slot(unit.nbytes)
+            self.lane.wait(self.kept.send(unit, self.lane, flat, self.lane.mark()))
+            return unit.views(flat)
+        pairs = zip(unit.home, unit.types, strict=True)
+        return [home.to(self.lane.device, dtype, non_blocking=True) for home, dtype in pairs]
 
     def stop(self) -> None:
         """Give the memory on the device back; the weights are at home then."""
@@ -318,10 +373,8 @@ class Streamed:
         return have[unit]
 
     def _send(self, slot: Slot) -> None:
-        flat = self.shelf.take(slot.unit)
-        count = slot.unit.nbytes
-        slot.ready, slot.is_sent = self.lane.copy(slot.flat[:count], flat[:count], slot.free), True
-        self.shelf.sent(flat, slot.ready)
+        target = slot.flat[: slot.unit.nbytes]
+        slot.ready, slot.is_sent = self.shelf.send(slot.unit, self.lane, target, slot.free), True
 
 
 def streamed_weights(model: nn.Module) -> dict[tuple[nn.Module, ...], dict[str, Tensor]]:

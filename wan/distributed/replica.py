@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from wan.distributed.bands import decode_in_bands
 from wan.distributed.fsdp import spread_parameters
 from wan.distributed.sequence_parallel import parallelize
-from wan.distributed.util import all_gather, broadcast_int, broadcast_tensor, get_rank
+from wan.distributed.util import WAIT, all_gather, broadcast_int, broadcast_tensor, get_rank
 from wan.modules.model import WanModel
 from wan.modules.vae_wrapper import VideoVAE
 from wan.parallel import Parallel
@@ -53,6 +54,7 @@ class Replica:
         if parallel.replica_size > 1:
             self.mesh = make_mesh(device.type, parallel.cfg_size, parallel.ulysses_size)
         self.spreads_dit, self.spreads_t5 = parallel.dit_fsdp, parallel.t5_fsdp
+        self.ulysses_size = parallel.ulysses_size
 
     @property
     def is_first(self) -> bool:
@@ -67,6 +69,13 @@ class Replica:
     @property
     def shard_t5(self) -> Shard | None:
         return partial(spread_parameters, mesh=self.mesh.fsdp) if self.spreads_t5 else None
+
+    def group_of_weights(self) -> ProcessGroup:
+        """Make another group of the processes that share the tokens of a branch; all processes must call it.
+
+        Messages of one group wait for each other, and weights are on their way while tokens are exchanged.
+        """
+        return dist.new_subgroups(self.ulysses_size, timeout=WAIT)[0]  # neighbouring ranks, as in the mesh
 
     def pair(self) -> Pair:
         """Return the function that computes the two branches of guidance."""

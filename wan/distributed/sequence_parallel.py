@@ -51,10 +51,17 @@ def sp_dit_forward(self: WanModel, *inputs: Any, **named: Any) -> list[Tensor]:
 def sharded(run: RunBlocks, group: ProcessGroup) -> RunBlocks:
     """Wrap `run`: it gets this rank's share of the tokens, and the results of all ranks are gathered."""
 
-    def run_shard(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tokens:
-        x = run_shard.single(steps, shard(tokens, group.rank(), group.size()), cond).x
-        whole = all_gather(x, group).transpose(0, 1).flatten(1, 2)  # [P, B, l, C] -> [B, P * l, C]
+    def own(tokens: Tokens) -> Tokens:
+        return shard(tokens, group.rank(), group.size())
+
+    def gathered(part: Tokens, tokens: Tokens) -> Tokens:
+        whole = all_gather(part.x, group).transpose(0, 1).flatten(1, 2)  # [P, B, l, C] -> [B, P * l, C]
         return tokens._replace(x=whole[:, : tokens.x.shape[1]])
+
+    def run_shard(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tokens:
+        if isinstance(tokens, list):  # of branches
+            return list(map(gathered, run_shard.single(steps, list(map(own, tokens)), cond), tokens))
+        return gathered(run_shard.single(steps, own(tokens), cond), tokens)
 
     run_shard.single, run_shard.group = run, group
     return run_shard

@@ -135,6 +135,15 @@ def broadcast_int(value: int, device: torch.device | str = "cpu", group: Process
     return int(_from_first(torch.tensor([value], dtype=torch.int64, device=device), group))
 
 
+def least(value: int, device: torch.device | str = "cpu") -> int:
+    """Return the least `value` of all processes on every one."""
+    if get_world_size() == 1:
+        return value
+    found = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    return int(found)
+
+
 def broadcast_text(text: str, device: torch.device | str = "cpu", group: ProcessGroup | None = None) -> str:
     """Return the `text` of the first rank on every rank; it is sent as bytes."""
     if get_world_size() == 1:

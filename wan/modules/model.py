@@ -105,6 +105,17 @@ def run_blocks(steps: Iterable[Step], tokens: Tokens, cond: Conditioning) -> Tok
     return tokens
 
 
+def of_branches(step: Step) -> Step:
+    """Let a step take lists of tokens and of conditions, one of each branch of guidance; it changes the first list."""
+
+    def run(tokens: list[Tokens], conds: list[Conditioning]) -> list[Tokens]:
+        for index, cond in enumerate(conds):
+            tokens[index] = step.run(tokens[index], cond)
+        return tokens
+
+    return Step(run, step.modules)
+
+
 def by_frame(fn: Callable[[Tensor, slice], Tensor], tokens: Tokens, tokens_per_frame: int, num_frames: int) -> Tensor:
     """Replace the first `num_frames` frames, of N tokens each, in `tokens.x` by fn(x [B, f, N, C], frames).
 
@@ -294,9 +305,23 @@ class WanModel(nn.Module):
             prepared, features = context, t[: context.num_timesteps]
         else:
             prepared, features = self._prepare_call(x, t, context, seq_len, y=y)
-        tokens, cond = self.embed(x, features, prepared)
-        run = partial(prepared.through, self.run_blocks) if prepared.through else self.run_blocks
-        return self.unembed(run(self.trunk(), tokens, cond), prepared.sizes)
+        return self.branches(x, features, [prepared])[0]
+
+    def branches(self, x: Sequence[Tensor], features: Tensor, prepared: Sequence[Prepared]) -> list[list[Tensor]]:
+        """Predict what `forward` does, under each of several conditions.
+
+        Every step of the trunk works on all of them before the next one: its weights may be there for a moment only.
+        """
+        inputs = [self.embed(x, features[: branch.num_timesteps], branch) for branch in prepared]
+        if len(inputs) == 1:
+            [(tokens, cond)], through = inputs, prepared[0].through
+            run = partial(through, self.run_blocks) if through else self.run_blocks
+            done = [run(self.trunk(), tokens, cond)]
+        else:
+            tokens, conds = (list(values) for values in zip(*inputs, strict=True))
+            del inputs
+            done = self.run_blocks(list(map(of_branches, self.trunk())), tokens, conds)
+        return [self.unembed(tokens, branch.sizes) for tokens, branch in zip(done, prepared, strict=True)]
 
     def prepare(
         self,
