@@ -100,6 +100,54 @@ def test_a_slow_link_and_a_slow_disk_are_predicted(a14b):
     assert mapped > 1.1 * usual, "57 GB are read for each forward"
 
 
+def test_branches_go_together_where_copies_do_not_hide_and_there_is_room(a14b):
+    room = on("RTX 4090", 999)
+    slow = replace(room, card=room.card._replace(link=1e8))
+    assert not choose(a14b, SD, ON_CUDA, room).runtime.together
+    found = choose(a14b, SD, ON_CUDA, slow)
+    assert found.runtime.together and "both branches of guidance go through a block together" in summary(found)
+    alone = fitted(a14b, SD, replace(ON_CUDA, offload=Offload.BLOCK), slow)
+    assert found.seconds < 0.7 * alone.seconds
+    stream = 4 * SD.tokens * a14b.sizes.dim
+    one, both = (denoise_of(a14b, SD, replace(found.runtime, together=flag)) for flag in (False, True))
+    assert both - one == stream
+    tight = replace(slow, device=fitted(a14b, SD, replace(ON_CUDA, offload=Offload.BLOCK), slow).device + RESERVE)
+    for other in (replace(SD, branches=1), replace(SD, reuses=True)):
+        assert not choose(a14b, other, ON_CUDA, tight).runtime.together
+    least = phase_bytes(a14b, HD, replace(ON_CUDA, offload=Offload.BLOCK, vae_frames=1, vae_tile=256))["denoise"]
+    full = choose(a14b, HD, ON_CUDA, replace(slow, device=least + RESERVE))
+    assert full.runtime.offload is Offload.BLOCK and not full.runtime.together
+    halves = replace(ON_CUDA, parallel=Parallel(2, cfg_size=2))
+    assert not choose(a14b, SD, halves, slow).runtime.together
+
+
+def test_processes_that_share_tokens_share_the_host(a14b):
+    streams = replace(ON_CUDA, offload=Offload.BLOCK)
+    alone, two, four, halves = (
+        host_bytes(a14b, HD, replace(streams, parallel=Parallel(n, cfg, n // cfg)))["denoise"]
+        for n, cfg in ((1, 1), (2, 1), (4, 1), (2, 2))
+    )
+    assert halves == alone
+    for count, size in ((2, two), (4, four)):
+        blocks = sum(a14b.dit.steps) * len(a14b.experts)
+        assert alone - size == pytest.approx(blocks * (1 - 1 / count), rel=0.1)
+    mapped = replace(streams, host=Host.MAPPED)
+    one, two = (host_bytes(a14b, HD, replace(mapped, parallel=Parallel(n, 1, n)))["denoise"] for n in (1, 2))
+    assert one == two, "each has a ring of its own"
+
+
+def test_several_cards_are_predicted(a14b):
+    def seconds(card, parallel):
+        plan = choose(a14b, SD, replace(ON_CUDA, parallel=parallel), on(card, 999))
+        return plan.phases["denoise"].seconds - sum(a14b.stored) / 3e9
+
+    for card in ("H100", "RTX 4090"):
+        alone = seconds(card, Parallel(1))
+        halves, tokens = seconds(card, Parallel(2, 2, 1)), seconds(card, Parallel(2, 1, 2))
+        assert 0.45 * alone < halves <= tokens < 0.75 * alone
+    assert seconds("H100", Parallel(8, 2, 4)) < 0.2 * seconds("H100", Parallel(1)), "7.6 times by benchmarks.parallel"
+
+
 def test_what_does_not_fit_is_refused_with_the_nearest_settings(a14b):
     with pytest.raises(ValueError) as error:
         choose(a14b, HD, ON_CUDA, on("RTX 4060"))
@@ -185,6 +233,16 @@ def test_the_program_plans_released_models_and_other_cards(capsys):
     assert "denoise" in shown and "weights stay in their files" in shown
     with pytest.raises(ValueError, match="what fits: "):
         program.main([*flags, "--card", "RTX 4060"])
+    two = ["--card", "RTX 4090", "--cards", "2"]
+    assert program.main([*flags, *two, "--ulysses_size", "2", "--host_memory", "200"]) == 0
+    assert program.main([*flags, *two, "--cfg_parallel", "--host_memory", "200"]) == 0
+    tokens, halves = capsys.readouterr().out.split("in all")[:2]
+    hosts = [float(text.split("denoise")[1].split("GB")[1]) for text in (tokens, halves)]
+    assert hosts[0] == pytest.approx(hosts[1] / 2, rel=0.1)
+    with pytest.raises(ValueError, match="--cards 2 needs --card"):
+        program.main([*flags, "--cards", "2"])
+    with pytest.raises(ValueError, match="--ulysses_size must divide"):
+        program.main([*flags, *two, "--ulysses_size", "3"])
 
 
 def test_the_page_has_the_table_of_the_command():

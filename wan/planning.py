@@ -199,21 +199,23 @@ def task_of_images(args: argparse.Namespace) -> str:
     return "i2v-A14B"
 
 
-def runtime_of(args: argparse.Namespace, stored: dict[str, Any]) -> Runtime:
+def runtime_of(args: argparse.Namespace, stored: dict[str, Any], world_size: int | None = None) -> Runtime:
+    """Fold the flags of a run; `world_size` are its processes, by default those that torchrun started."""
     flags = flags_of(args, RUN)
     if args.dtype is None:
         flags["dtype"] = stored.get("dtype") or "bf16"
         flags["convert_model_dtype"] |= bool(stored.get("convert_model_dtype"))
         flags["quantize"] = flags["quantize"] or stored.get("quantize")
-    return Runtime.from_flags(**flags, parallel=_parallel(args), local_rank=local_rank())
+    return Runtime.from_flags(**flags, parallel=_parallel(args, world_size), local_rank=local_rank())
 
 
-def _parallel(args: argparse.Namespace) -> Parallel:
+def _parallel(args: argparse.Namespace, world_size: int | None = None) -> Parallel:
     if args.num_videos < 1:
         raise ValueError(f"--num_videos must be at least 1, got {args.num_videos}")
     if args.num_videos > 1 and args.resume:
         raise ValueError("--resume finishes the one video whose latent was kept; leave --num_videos out")
-    return Parallel.from_flags(world_size=launched_size(), num_videos=args.num_videos, **flags_of(args, SEVERAL))
+    size = world_size or launched_size()
+    return Parallel.from_flags(world_size=size, num_videos=args.num_videos, **flags_of(args, SEVERAL))
 
 
 def _check_flags(args: argparse.Namespace, task: str) -> None:
