@@ -70,6 +70,7 @@ def test_decoding_with_the_released_vaes(kind, size, frames, at_once, counted, h
     ("kind", "size", "frames", "at_once", "dtype", "counted"),
     [
         *(("2.1", (1280, 720), 33, 4, torch.float32, 12.74), ("2.1", (1280, 720), 33, 1, torch.float32, 8.56)),
+        *(("2.1", (832, 480), 33, 4, torch.float32, 5.807), ("2.1", (832, 480), 33, 1, torch.float16, 2.486)),
         *(("2.1", (1280, 720), 33, 2, torch.float16, 6.02), ("2.2", (1280, 704), 1, 4, torch.float32, 5.0)),
         ("2.2", (1280, 704), 1, 4, torch.float16, 2.61),
     ],
@@ -77,7 +78,7 @@ def test_decoding_with_the_released_vaes(kind, size, frames, at_once, counted, h
 def test_encoding_with_the_released_vaes(kind, size, frames, at_once, dtype, counted):
     vae, weights = VAES[kind]
     found = encode_bytes(vae, size, frames, None, at_once=at_once, conv_dtype=dtype)
-    assert found + weights * GB * dtype.itemsize / 4 == pytest.approx(counted * GB, rel=0.051)
+    assert found + weights * GB * dtype.itemsize / 4 == pytest.approx(counted * GB, rel=0.03)
 
 
 @pytest.mark.parametrize("frames", [1, 5, 17])

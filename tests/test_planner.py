@@ -51,6 +51,28 @@ def test_denoising_takes_what_is_counted(case):
     assert denoise_of(models, work, ON_CUDA) == pytest.approx(counted["peak"] - counted["weights"], rel=0.05)
 
 
+@pytest.mark.parametrize("case", PEAKS["autoencoders"])
+def test_encoding_and_decoding_take_what_is_counted(case):
+    """Every task at its smallest and largest size."""
+    task, size, phase = case.split()
+    counted, config = PEAKS["autoencoders"][case], WAN_CONFIGS[task]
+    work, models = work_at(task, size, has_image=phase == "encode"), released_models(config, ON_CUDA)
+    assert counted["frames"] == pytest.approx(work.encoded if phase == "encode" else work.frames, abs=4)
+    for policy in (Offload.MODEL, Offload.BLOCK):
+        found = phase_bytes(models, work, replace(ON_CUDA, offload=policy))[phase]
+        assert found == pytest.approx(counted["peak"], rel=0.05)
+
+
+@pytest.mark.parametrize("task", WAN_CONFIGS)
+def test_encoding_the_text_takes_what_is_counted(task):
+    models, work = released_models(WAN_CONFIGS[task], ON_CUDA), work_at(task, WAN_CONFIGS[task].size)
+    found = phase_bytes(models, work, replace(ON_CUDA, offload=Offload.MODEL))["text"]
+    assert found == pytest.approx(PEAKS["text"]["peak"], rel=0.05)
+    resident = phase_bytes(models, work, replace(ON_CUDA, offload=Offload.NONE))
+    both = sum(models.experts) + models.text + models.vae + models.speech + models.picture
+    assert resident["text"] == pytest.approx(both, rel=0.001)
+
+
 def test_auto_takes_the_fastest_policy_that_fits(a14b):
     found = {card: choose(a14b, HD, ON_CUDA, on(card)) for card in ("H200", "L40S", "RTX 4090")}
     policies = {card: plan.runtime.offload for card, plan in found.items()}
@@ -200,6 +222,30 @@ def test_spread_parameters_are_not_streamed(a14b):
     assert choose(a14b, HD, spread, on("H200")).runtime.offload is Offload.NONE
     with pytest.raises(ValueError, match="what fits: --offload block without --dit_fsdp"):
         choose(a14b, HD, spread, on("RTX 4090"))
+
+
+def test_a_run_that_only_decodes_is_planned(a14b):
+    work = replace(HD, samples=False)
+    found = choose(a14b, work, ON_CUDA, on("RTX 4060"))
+    assert found.phases.keys() == {"decode"} and found.runtime.vae_frames == 1 and not found.runtime.compile
+    assert found.phases["decode"].disk == a14b.vae and found.host < 2 * GB
+    assert found.device == phase_bytes(a14b, HD, replace(found.runtime, offload=Offload.BLOCK))["decode"]
+    given = replace(ON_CUDA, vae_frames=4, vae_tile=1280, vae_dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"decoding takes .* what fits: without settings of the") as error:
+        choose(a14b, work, given, on("RTX 4060"))
+    assert "--offload" not in str(error.value) and "--size" not in str(error.value)
+
+
+def test_what_is_changed_at_load_is_not_mapped(a14b):
+    """A merged LoRA makes new tensors: these are in host memory."""
+    mapped = replace(ON_CUDA, offload=Offload.BLOCK, host=Host.MAPPED)
+    plain, merged = (
+        host_bytes(a14b, replace(HD, config=HD.config.copy(uses_lora=flag)), mapped)["denoise"]
+        for flag in (False, True)
+    )
+    assert merged > plain + 0.9 * a14b.experts[0]
+    on_cpu = host_bytes(a14b, HD, replace(mapped, t5_device=torch.device("cpu")))["text"]
+    assert on_cpu > a14b.text, "--t5_cpu has it on the host, also where others stream"
 
 
 def test_an_unknown_card_has_no_seconds(a14b):

@@ -46,7 +46,8 @@ def load_expert(
     stays = shard is not None or offload is Offload.NONE
     sizes = expert_config(checkpoint_dir, config, name)
     lora = expert_lora(checkpoint_dir, config, name)
-    dtype, part = None if stored_types(runtime) else runtime.dtype, Path(checkpoint_dir, name)
+    stays_stored = stored_types(runtime) is not None and lora is None
+    dtype, part = None if stays_stored else runtime.dtype, Path(checkpoint_dir, name)
     # a LoRA is merged before values are rounded
     folder = freshest(part, runtime.quantize) if lora is None and runtime.dtype == torch.bfloat16 else part
     if is_quantised := runtime.quantize is not None and folder == place_of(part, runtime.quantize):

@@ -22,6 +22,7 @@ from wan.configs import TaskConfig
 from wan.experts import quantise
 from wan.geometry import LatentShape, Size
 from wan.images import kept_bytes
+from wan.modules.animate.clip import open_clip
 from wan.modules.block_cache import SAMPLED
 from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.quantised import QuantisedLinear
@@ -36,7 +37,7 @@ from wan.streaming import Unit, num_bound, num_slots, streamed_weights
 
 REORDERED = 1.5  # whole frames on a CPU: convolutions of few channels copy them, and the heap keeps gaps
 RESERVE = 3 << 29  # bytes on a device for its driver, for work space of its libraries and for gaps
-RELEASED = {"speech": 1262 * 10**6, "picture": 4773 * 10**6}  # bytes of files
+RELEASED = {"speech": 1262 * 10**6, "picture": 2444 * 10**6}  # bytes of the speech encoder, and of CLIP's vision tower
 SPEECH_WINDOW = 900 << 20  # bytes that the released speech encoder takes for a minute of sound
 STARTED = 120 << 20  # bytes of libraries and compiled kernels that a CPU's run adds to the program
 WRITTEN = 10  # bytes per pixel of each frame that the video encoder looks ahead
@@ -79,6 +80,7 @@ class Work:
     clips: int = 1
     has_image: bool = False
     reuses: bool = False
+    samples: bool = True  # else all clips are sampled already, and only decoded
 
     @property
     def latent(self) -> LatentShape:
@@ -171,8 +173,8 @@ def models_of(config: TaskConfig, checkpoint: Path, runtime: Runtime) -> Models:
         stored_bytes(vae),
         open_vae(VAES[config.z_dim].network, vae)[1],
         stored_bytes(speech) if speech else 0,
-        stored_bytes(picture) if picture else 0,
-        is_mapped=experts == stored,
+        4 * sum(map(math.prod, open_clip(picture)[0].shapes().values())) if picture else 0,
+        is_mapped=experts == stored and not config.uses_lora,
     )
 
 
@@ -211,22 +213,24 @@ def phase_bytes(models: Models, work: Work, runtime: Runtime) -> dict[str, int]:
     how = (runtime.vae_tile, on_cpu, runtime.vae_frames, runtime.conv_dtype)
     decode = decode_bytes(models.network, (size[0], rows), work.frames, *how)
     encode = encode_bytes(models.network, size, work.encoded, *how) if work.encoded else 0
-    if models.speech:
-        encode = max(encode, models.speech + SPEECH_WINDOW)
-    encode = max(encode, models.picture)
+    window = SPEECH_WINDOW if models.speech else 0
     if on_cpu:
         encode, decode = encode + STARTED, decode + STARTED
         if not runtime.vae_tile:  # tiles are decoded before the first frame is written
             decode += size[0] * size[1] * WRITTEN * min(work.frames, LOOK_AHEAD)
     phases = {"text": 0, "encode": encode, "denoise": denoise, "decode": decode}
     vae = models.vae * runtime.conv_dtype.itemsize // torch.float32.itemsize
+    if not work.samples:
+        return {"decode": vae + decode}
     if runtime.offload is Offload.NONE or on_cpu:
         whole = text + sum(experts) + vae + models.speech + models.picture
         beside = dict.fromkeys(phases, whole)
+        phases["encode"] = max(encode, window)
     else:
         if runtime.offload is Offload.BLOCK:
             experts, text = [streamed_bytes(models.dit, runtime.stay)], min(text, streamed_bytes(models.text_parts))
         beside = {"text": text, "encode": vae, "denoise": max(experts), "decode": vae}
+        phases["encode"] = max(encode, models.speech + window - vae, models.picture - vae)  # one after the other
     return {phase: beside[phase] + needed for phase, needed in phases.items()}
 
 
@@ -364,6 +368,8 @@ def encode_bytes(
         caches += HISTORY * 4 * widths[-1] / 4 ** (len(widths) - 2)
         largest += conv_dtype.itemsize * caches
     chunk = min(frame_num, LATENTS_AT_ONCE * vae.stride[0])
+    if frame_num > 1:
+        largest += torch.float32.itemsize * _waiting(vae, at_once or FRAMES_AT_ONCE[-1], chunk, frame_num)
     collected = PIXEL_CHANNELS * (frame_num + chunk) * size[0] * size[1]
     collected += _collected(vae, widths[-1], size, frame_num) if tile else 0
     return math.ceil(torch.float32.itemsize * collected + _positions(vae, size, tile, vae.encoder_halo) * largest)
@@ -375,6 +381,18 @@ def _together(at_once: int | None, frame_num: int) -> tuple[int, int]:
     return min(at_once or FRAMES_AT_ONCE[-1], later), min(max(at_once or FRAMES_AT_ONCE[-1], 2), later)
 
 
+def _waiting(vae: VAEConfig, at_once: int, chunk: int, frame_num: int) -> float:
+    """Values per position of the encoder's latents, and of what its stages have of their input before they work."""
+    latents = (frame_num - 1) // vae.stride[0] + 1
+    waiting, given = 2 * vae.z_dim * latents / 4 ** len(vae.temporal_downsample), chunk
+    for stage in reversed(range(len(vae.temporal_downsample))):
+        taken = max(at_once, 1 + vae.temporal_downsample[stage]) * 2 ** sum(vae.temporal_downsample[:stage])
+        frames = max(0, given - taken) / 2 ** sum(vae.temporal_downsample[: stage + 1])
+        waiting += frames * vae.encoder_widths[stage + 1] / 4 ** (stage + 1)
+        given = min(given, taken)
+    return waiting
+
+
 def _of_block(frames: int, given: int, width: int, conv_dtype: torch.dtype, frame_num: int) -> int:
     """Bytes per position of a residual block from `given` to `width` channels, at its largest moment."""
     whole, part = torch.float32.itemsize, conv_dtype.itemsize
@@ -382,6 +400,7 @@ def _of_block(frames: int, given: int, width: int, conv_dtype: torch.dtype, fram
     between = 2 * whole if part < whole else 0  # of one frame: normalised, before it is rounded
     stream, result = frames * (given + 2) * whole, frames * width * part  # and norms of one channel
     shortcut = frames * width * whole if given != width else 0
+    between -= HISTORY * part if between and not past else 0  # the first frame is cached after that
     first = stream + (frames + past) * given * part + max(result, between * given)
     second = stream + shortcut + result + (frames + past) * width * part + max(result, between * width)
     added = stream + shortcut + 2 * result + frames * width * whole if part < whole else 0

@@ -71,7 +71,7 @@ class Job:
     stays: bool = False  # the latent, when it is decoded with weights that did not sample it
     keep_clips: bool = False  # each clip also becomes a file
     extension: Extension | None = None  # of the prompt, until it is done
-    plan: Plan | None = None  # of its memory, when something is sampled
+    plan: Plan | None = None  # of its memory
 
     def variant(self, number: int) -> "Job":
         """Make the job of one video, 0 <= number < num_videos."""
@@ -288,6 +288,8 @@ def describe(job: Job) -> None:
         what = f"going on after {kept} of {count} clips in" if job.samples else "decoding"
         log.info("%s %s with %s on %s into %s", what, job.latent, job.checkpoint, runtime.device, job.video)
         if not job.samples:
+            if runtime.device.type != "cpu":
+                log.info("plan: %s", summary(job.plan))
             return
     who = "nano" if job.config.family == "nano" else job.checkpoint
     video = f"{format_size(request.framing.used)}, {counted(job.num_frames, 'frame')} at {float(request.fps):g} fps"

@@ -67,8 +67,6 @@ def planned(args: Any) -> Iterator[str]:
     if args.ckpt_dir is not None and args.card is None:
         job = plan(args)
         config, request, found = job.config, job.request, job.plan
-        if found is None:
-            raise ValueError("a run that only decodes has no plan; leave --resume out")
     else:
         config = get_config(args.task or task_of_images(args) or DEFAULT_TASK)
         with named({}):

@@ -99,7 +99,7 @@ def choose(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan:
     else:
         raise ValueError(refusal(models, work, runtime, room))
     best = min(plans, key=lambda plan: plan.seconds or 0)  # the first one where the card is unknown
-    if runtime.compile is None:
+    if runtime.compile is None:  # no step is left to a run that only decodes
         best = make_plan(models, work, replace(best.runtime, compile=repays(models, work, best.runtime, room)), room)
     usual = make_plan(models, work, next(ways(work, runtime))[0], room)
     if usual.device + RESERVE <= room.device or runtime.offload is not Offload.AUTO:
@@ -110,7 +110,7 @@ def choose(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan:
 
 def repays(models: Models, work: Work, runtime: Runtime, room: Room) -> bool:
     """Tell whether compiled blocks save more time in one video than compiling takes, on an unknown card a fast one."""
-    if not room.can_compile:
+    if not (room.can_compile and work.samples):
         return False
     room = replace(room, card=room.card or max(CARDS.values(), key=lambda card: card.bandwidth))
     eager, compiled = (phase_seconds(models, work, replace(runtime, compile=how), room) for how in (False, True))
@@ -154,7 +154,7 @@ def fitted(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan | N
     phases = phase_bytes(models, work, runtime)
     if max(phases.values()) > free:
         return None
-    if runtime.offload is Offload.BLOCK:
+    if runtime.offload is Offload.BLOCK and work.samples:
         steps, other = models.dit.steps, phases["denoise"] - streamed_bytes(models.dit)
         totals = [0, *accumulate(steps)]
         stay = max(total for total in totals if streamed_bytes(models.dit, total) + other <= free)
@@ -174,11 +174,11 @@ def make_plan(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan:
         "text": models.text,
         "encode": models.vae * bool(work.encoded) + models.speech + models.picture,
         "denoise": sum(models.stored),
-        "decode": 0 if work.encoded else models.vae,
+        "decode": 0 if work.encoded and work.samples else models.vae,
     }
     seconds = {} if room.card is None else phase_seconds(models, work, runtime, room)
     found = {name: Phase(size, host[name], disk[name], seconds.get(name)) for name, size in device.items()}
-    if not disk["encode"]:
+    if work.samples and not disk["encode"]:
         del found["encode"]
     return Plan(runtime, found)
 
@@ -186,7 +186,8 @@ def make_plan(models: Models, work: Work, runtime: Runtime, room: Room) -> Plan:
 def host_bytes(models: Models, work: Work, runtime: Runtime) -> dict[str, int]:
     """Bytes that each phase allocates and pins on the host. What is mapped from files is cache, and does not count."""
     streams = runtime.offload is Offload.BLOCK
-    converts = runtime.quantize is not None and not models.is_mapped  # which is done where it is loaded
+    # weights are changed where they are loaded
+    converts = work.config.uses_lora or (runtime.quantize is not None and not models.is_mapped)
     ring = (num_slots(models.dit.steps) + 1) * [max(models.dit.steps, default=0)]
     if runtime.offload is Offload.NONE and runtime.device != CPU:
         kept = 0  # read straight into the device
@@ -202,13 +203,15 @@ def host_bytes(models: Models, work: Work, runtime: Runtime) -> dict[str, int]:
         kept *= 1 if runtime.host is Host.ONE else len(models.experts)
         if runtime.spreads_blocks and converts:  # before it is spread
             kept += max(models.experts)
-    text = models.text if runtime.t5_device != runtime.device else 0
-    if streams:
+    text = 0
+    if runtime.t5_device != runtime.device:
+        text = models.text
+    elif streams:
         text = sum(size for size, _ in chunks(3 * [max(models.text_parts.steps, default=0)]))
-    left = models.vae if runtime.offload is not Offload.NONE and work.encoded else 0
+    left = models.vae if runtime.offload is not Offload.NONE and work.encoded and work.samples else 0
     collected = 12 * pixels_of(work) if runtime.vae_tile else 0  # the video in float32
     found = {"text": text, "encode": 0, "denoise": left + kept, "decode": left + collected}
-    if runtime.host is Host.ALL and kept:  # experts stay for the next video
+    if runtime.host is Host.ALL and kept and work.samples:  # experts stay for the next video
         found["decode"] += kept
     return {name: PROGRAM + size for name, size in found.items()}
 
@@ -277,13 +280,14 @@ def nearest(models: Models, work: Work, runtime: Runtime, room: Room) -> Iterato
 
     free = replace(runtime, vae_frames=None, vae_tile=None)
     spread = runtime.parallel.dit_fsdp or runtime.parallel.t5_fsdp
-    policies = [runtime.offload] if spread else dict.fromkeys((runtime.offload, Offload.MODEL, Offload.BLOCK))
+    keeps_policy = spread or not work.samples
+    policies = [runtime.offload] if keeps_policy else dict.fromkeys((runtime.offload, Offload.MODEL, Offload.BLOCK))
     for policy in policies:
-        for way, dropped in ((runtime, ""), (free, " without settings of the autoencoder")):
+        for way, dropped in ((runtime, ""), (free, "without settings of the autoencoder")):
             if (policy, way) != (runtime.offload, runtime) and fits(work, replace(way, offload=policy)):
-                yield f"--offload {policy.value}{dropped}"
+                yield " ".join(filter(None, (f"--offload {policy.value}" * (not keeps_policy), dropped)))
                 break
-    if spread:
+    if spread and work.samples:
         alone = replace(runtime.parallel, dit_fsdp=False, t5_fsdp=False)
         if fits(work, replace(runtime, offload=Offload.BLOCK, parallel=alone)):
             flags = [f"--{name}" for name in ("dit_fsdp", "t5_fsdp") if getattr(runtime.parallel, name)]
@@ -292,6 +296,8 @@ def nearest(models: Models, work: Work, runtime: Runtime, room: Room) -> Iterato
     half = replace(anyhow, vae_dtype=torch.float16)
     if runtime.vae_dtype == torch.float32 and not fits(work, anyhow) and fits(work, half):
         yield "--vae_dtype fp16" + " --offload auto" * (runtime.offload is not anyhow.offload)
+    if not work.samples:  # size and length are those of the latent
+        return
     if work.config.frame_rest == 1 and work.config.model_type != "animate":
         lengths = (replace(work, latent_frames=count) for count in range(work.latent_frames - 1, 1, -1))
         if shorter := next((other for other in lengths if fits(other, anyhow)), None):

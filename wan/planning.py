@@ -34,7 +34,7 @@ from wan.parallel import Parallel, launched_rank, launched_size, local_rank
 from wan.planner import choose, room_of
 from wan.remarks import without_effect
 from wan.request import Request, check_supported_size, overridden
-from wan.runtime import Offload, Runtime, own_device
+from wan.runtime import Runtime, own_device
 from wan.stored import Stored, read_stored
 from wan.tts import Spoken, speak
 from wan.values import named
@@ -109,10 +109,8 @@ def _plan(args: argparse.Namespace) -> Job:
 def with_plan(job: Job) -> Job:
     """Choose the policy of memory. Raises ValueError when no policy fits."""
     config, runtime = job.config, job.runtime
-    if not job.samples:
-        return replace(job, runtime=replace(runtime, offload=Offload.MODEL)) if runtime.offload is Offload.AUTO else job
     models = models_of(config, job.checkpoint, runtime)
-    work = work_of(config, job.request, max(job.clip_shapes), len(job.clip_shapes))
+    work = replace(work_of(config, job.request, max(job.clip_shapes), len(job.clip_shapes)), samples=job.samples)
     plan = choose(models, work, runtime, room_of(runtime))
     return replace(job, runtime=plan.runtime, plan=plan)
 

@@ -13,7 +13,7 @@ from wan.utils.solvers import make_solver
 # Flags of preprocessing a video.
 OF_PREPROCESSING = {"retarget_flag", "person", "masks", "pose_backend", "keep_inputs", "smooth"}
 SAMPLING_ONLY = ("dtype", "attention", "compile", "t5_cpu", "convert_model_dtype", "quantize", "t5_fsdp", "dit_fsdp",
-                 "progress")  # fmt: skip
+                 "offload", "offload_model", "progress")  # fmt: skip
 
 
 def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime, samples: bool) -> Iterator[str]:

@@ -107,6 +107,11 @@ class Runtime:
             )
         if self.quantize == "fp8" and self.device.type == "mps":
             raise ValueError("--quantize fp8 does not run on Apple's GPU, which has no such type; try --quantize int8")
+        if self.device.type == "mps" and self.parallel.world_size > 1:
+            raise ValueError(
+                f"torchrun started {self.parallel.world_size} processes, and Apple's GPU is one device; start one "
+                "process, without torchrun, or use --device cpu"
+            )
         if self.parallel.dit_fsdp and self.offload is Offload.MODEL:
             raise ValueError("--offload_model True moves whole models, --dit_fsdp keeps a part of each; drop one")
         if self.offload is Offload.BLOCK and (self.parallel.dit_fsdp or self.parallel.t5_fsdp):

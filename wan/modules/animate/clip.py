@@ -115,7 +115,7 @@ def check_clip(path: str | Path, num_heads: int = 16) -> ClipConfig:
     return config
 
 
-def open_clip(path: str | Path, num_heads: int) -> tuple[TensorSource, ClipConfig]:
+def open_clip(path: str | Path, num_heads: int = 16) -> tuple[TensorSource, ClipConfig]:
     """Open the vision tower of a released file, and infer its sizes."""
     source = open_source(path, below=VISUAL)
     config = source.inferred(lambda shapes: ClipConfig.from_state(shapes, num_heads))
