@@ -35,12 +35,18 @@ class FiniteCheck:
         self._flag = None
 
 
-def require_finite(values: Tensor, stage: str) -> None:
-    """Raise FloatingPointError, naming the stage, when values (or a flag about them) are not finite; waits for them."""
+USUAL_CURE = "--attention sdpa or --dtype fp32, a guidance below 10, or other weights"
+
+
+def require_finite(values: Tensor, stage: str, cure: str = "") -> None:
+    """Raise FloatingPointError when values (or a flag about them) are not finite; waits for them.
+
+    It names the stage, and the flag `cure` of a stage that has one of its own.
+    """
     if not bool(values if values.dtype == torch.bool else values.isfinite().all()):
         raise FloatingPointError(
             f"{stage} gave values that are not finite: its weights are damaged, the precision is too low or the "
-            "guidance too high; try --attention sdpa or --dtype fp32, a guidance below 10, or other weights"
+            f"guidance too high; try {cure or USUAL_CURE}"
         )
 
 

@@ -9,9 +9,9 @@ from wan.request import Request
 from wan.runtime import Runtime
 from wan.utils.solvers import make_solver
 
-# Flags that change the sampling of a latent, and nothing after it.
 # Flags of preprocessing a video.
 OF_PREPROCESSING = {"retarget_flag", "person", "masks", "pose_backend", "keep_inputs", "smooth"}
+# Flags that change the sampling of a latent, and nothing after it.
 SAMPLING_ONLY = ("dtype", "attention", "compile", "t5_cpu", "convert_model_dtype", "quantize", "t5_fsdp", "dit_fsdp",
                  "offload", "offload_model", "progress")  # fmt: skip
 

@@ -406,3 +406,11 @@ def test_pixels_come_to_the_host_once(config, tile):
     assert copies.from_host == 0
     with Copies():
         assert model.decode(latent, tile=tile).device.type == "meta"
+
+
+def test_half_precision_has_a_cure_of_its_own():
+    model = random_model(SMALL)
+    model.decoder.conv1.weight.data.fill_(6e4)
+    vae = Wan2_1_VAE(model=model, conv_dtype=torch.float16)
+    with pytest.raises(FloatingPointError, match=r"decoding gave values that are not finite.*; try --vae_dtype fp32$"):
+        vae.decode([torch.ones(16, 1, 4, 4)])

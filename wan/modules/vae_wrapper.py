@@ -61,6 +61,7 @@ class VideoVAE:
         if self.model.z_dim != channels:
             raise ValueError(f"the VAE has {self.model.z_dim} latent channels, the published statistics {channels}")
         prepare(self.model, self.device, conv_dtype)
+        self.cure = "--vae_dtype fp32" if conv_dtype is torch.float16 else ""
         self.tiling, self.frames_at_once = tiling, frames_at_once or FRAMES_AT_ONCE[-1]
         self.mean = torch.tensor(self.latent_mean, device=self.device).view(-1, 1, 1, 1)
         # Upstream multiplies and divides by the rounded reciprocal; dividing by the std itself differs by 5e-6.
@@ -88,7 +89,7 @@ class VideoVAE:
         latent = latent.to(self.device, torch.float32) / self.inverse_std + self.mean
         steps = self.model.decode_chunks(latent[None], tile=self._tile(), at_once=self.frames_at_once)
         while (chunk := self._next(steps)) is not None:
-            require_finite(chunk, "decoding")  # before the clamp, which would turn infinity into white
+            require_finite(chunk, "decoding", self.cure)  # before the clamp, which would turn infinity into white
             yield chunk[0].float().clamp_(-1, 1)
 
     def _encode_one(self, video: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ class VideoVAE:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             frames = LATENTS_AT_ONCE * self.model.config.stride[0]
             mean = self.model.encode(video[None], frames, self._tile(), self.frames_at_once)[0].float()
-        require_finite(mean, "encoding by the VAE")
+        require_finite(mean, "encoding by the VAE", self.cure)
         return (mean - self.mean) * self.inverse_std
 
     def _decode_one(self, latent: Tensor) -> Tensor:
