@@ -161,7 +161,7 @@ def test_more_processes_than_gpus_and_one_gpu_for_all_are_refused(four_gpus):
 
 def test_two_ways_to_make_room_are_refused(four_gpus):
     spread = Parallel(4, ulysses_size=4, dit_fsdp=True, t5_fsdp=True)
-    with pytest.raises(ValueError, match="--offload_model True moves whole models"):
+    with pytest.raises(ValueError, match=r"\(--offload_model True\) moves whole models.*leave --dit_fsdp out"):
         Runtime.from_flags(parallel=spread, offload_model=True)
     with pytest.raises(ValueError, match="--offload block moves whole blocks, --dit_fsdp and --t5_fsdp keeps a part"):
         Runtime.from_flags(parallel=spread, offload="block")

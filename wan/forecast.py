@@ -230,6 +230,8 @@ def phase_bytes(models: Models, work: Work, runtime: Runtime) -> dict[str, int]:
         if runtime.offload is Offload.BLOCK:
             experts, text = [streamed_bytes(models.dit, runtime.stay)], min(text, streamed_bytes(models.text_parts))
         beside = {"text": text, "encode": vae, "denoise": max(experts), "decode": vae}
+        if parallel.t5_fsdp:  # its parts do not leave
+            beside = {phase: size + text * (phase != "text") for phase, size in beside.items()}
         phases["encode"] = max(encode, models.speech + window - vae, models.picture - vae)  # one after the other
     return {phase: beside[phase] + needed for phase, needed in phases.items()}
 

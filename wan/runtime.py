@@ -113,7 +113,10 @@ class Runtime:
                 "process, without torchrun, or use --device cpu"
             )
         if self.parallel.dit_fsdp and self.offload is Offload.MODEL:
-            raise ValueError("--offload_model True moves whole models, --dit_fsdp keeps a part of each; drop one")
+            raise ValueError(
+                "--offload model (--offload_model True) moves whole models, --dit_fsdp keeps a part of each; leave "
+                "--dit_fsdp out, --offload model and --ulysses_size work together"
+            )
         if self.offload is Offload.BLOCK and (self.parallel.dit_fsdp or self.parallel.t5_fsdp):
             flags = [f"--{flag}" for flag in ("dit_fsdp", "t5_fsdp") if getattr(self.parallel, flag)]
             raise ValueError(

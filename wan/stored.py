@@ -69,7 +69,7 @@ def read_stored(args: argparse.Namespace) -> Stored | None:
     """Read the request in the file of --from_video or --resume; None without. Raises ValueError and OSError."""
     if args.resume:
         fixed = (flag.name for flag in FLAGS if (flag.field or flag.tasks) and flag.group != OUTPUT)
-        changed = [f"--{name}" for name in (*fixed, "from_video") if getattr(args, name) not in (None, False)]
+        changed = [f"--{name}" for name in (*fixed, "preset", "from_video") if getattr(args, name) not in (None, False)]
         if changed:
             raise ValueError(f"--resume only decodes what was sampled already; {', '.join(changed)} cannot change it")
         text = _stored_in_latent(args.resume)

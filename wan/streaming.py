@@ -24,6 +24,7 @@ from wan.modules.model import Step
 ALIGN = 256  # bytes; kernels choose other paths for values that are not aligned
 LARGEST_CHUNK = 1 << 33  # bytes of pinned memory that are allocated together
 Event = Any
+all_gather_flat = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
 
 
 class Lane:
@@ -46,7 +47,7 @@ class Lane:
 
     def gather(self, target: Tensor, part: Tensor, after: Event, group: ProcessGroup) -> Event:
         """Do as `copy`, with the part of each process of a group, in order."""
-        dist.all_gather_into_tensor(target, part, group)
+        all_gather_flat(target, part, group)
 
     def mark(self) -> Event:
         """Return the event of the end of the work that was given to the device so far."""
@@ -79,7 +80,7 @@ class CudaLane(Lane):
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(after)
             own.copy_(part, non_blocking=True)
-            dist.all_gather_into_tensor(target, own, group)
+            all_gather_flat(target, own, group)
             return self.stream.record_event()
 
     def mark(self) -> Event:

@@ -56,6 +56,13 @@ def alone(arguments):
         torch.set_num_threads(threads)
 
 
+def with_one_slot(rank):
+    """Let models of two blocks stream."""
+    from wan import streaming
+
+    streaming.num_slots = lambda sizes: 1
+
+
 @pytest.mark.parametrize(
     "size, task, flags",
     [
@@ -65,6 +72,9 @@ def alone(arguments):
         (4, "t2v-A14B", []),  # more processes than heads
         (4, "i2v-A14B", ["--cfg_parallel", "--dit_fsdp", "--t5_fsdp", "--ulysses_size", "2", "--image"]),
         (2, "ti2v-5B", ["--ulysses_size", "2", "--dit_fsdp", "--image"]),
+        (2, "t2v-A14B", ["--cfg_parallel", "--offload", "block"]),
+        (4, "t2v-A14B", ["--cfg_until", "0.5", "--cfg_parallel", "--offload", "block"]),
+        (2, "t2v-A14B", ["--block_cache", "0.5", "--offload", "block"]),
     ],
 )
 def test_several_processes_make_the_video_of_one(tmp_path, request_flags, image, size, task, flags):
@@ -74,7 +84,7 @@ def test_several_processes_make_the_video_of_one(tmp_path, request_flags, image,
     if flags[:1] in (["--block_cache"], ["--cfg_until"]):  # of the video, not of the processes
         request, flags = [*request, *flags[:2]], flags[2:]
     alone([*request, "--save_file", str(tmp_path / "one.mp4")])
-    with command(size, [*request, *flags, "--save_file", "all.mp4"], tmp_path) as run:
+    with command(size, [*request, *flags, "--save_file", "all.mp4"], tmp_path, prepare=with_one_slot) as run:
         assert run.finish() == [0] * size, str(run)
     assert files(tmp_path) == ["all.mp4", "one.mp4"]
     assert (tmp_path / "all.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
