@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -15,20 +17,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import make_parser, parse, write_result
+from benchmarks.common import make_parser, parse, seconds, write_result
 from wan.geometry import format_size
-from wan.media import write_video
-from wan.modules.animate.preprocess.stage import Settings, Stage
+from wan.media import video_writer, write_video
+from wan.modules.animate.preprocess import detect, masks, pose, skeleton
+from wan.modules.animate.preprocess.keypoints import face_part, face_picture, figure_of
+from wan.modules.animate.preprocess.plan import Settings
+from wan.modules.animate.preprocess.source import SOURCE_RATE, Driving
+from wan.modules.animate.preprocess.stage import EXACT, FAST, Stage
 from wan.parser import exit_code
-from wan.typed import whole
+from wan.typed import at_least, whole
 
 SIZES = ((832, 480), (1280, 720))
-FEW, MANY = 100, 1000  # frames
 POINTS = 133
 
 
 class Still:
     """Estimator and segmenter without networks: one person in the middle, whose points move a little."""
+
+    identity, packages = "", ()
 
     def __init__(self) -> None:
         self.count = 0
@@ -36,6 +43,9 @@ class Still:
 
     def describe(self) -> str:
         return "people: no network"
+
+    def begin(self) -> None:
+        """Do nothing."""
 
     def people(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the box of the middle of each frame."""
@@ -59,26 +69,33 @@ class Still:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = make_parser("preprocess", __doc__, rounds=1)
-    parser.add_argument("--frames", type=whole, default=150, metavar="N", help="of each video; default: 150")
-    parser.add_argument("--peak", type=whole, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--frames", type=at_least(10), default=1000, metavar="N", help="of the longest video; default: 1000"
+    )
+    parser.add_argument("--peak", type=whole, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parse(parser, arguments)
     if args.peak:
-        run(Path(args.folder), SIZES[0], args.peak, True)
-        import resource
-
+        number, count = args.peak
+        run(Path(args.folder), SIZES[number], count, True)
         print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
         return
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for size in SIZES:
-            for replaces in (False, True):
-                rate = max(args.frames / run(Path(folder), size, args.frames, replaces) for _ in range(args.rounds))
-                rows.append(
-                    (format_size(size), "replacement" if replaces else "animation", f"{rate:.0f} frames/s", "50")
-                )
-        few, many = (peak(count, folder) / 2**20 for count in (FEW, MANY))
-        rows.append((format_size(SIZES[0]), f"memory of {FEW} and {MANY} frames", f"{few:.0f}, {many:.0f} MiB", "+5%"))
+    few, rows = args.frames // 10, []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, size in enumerate(SIZES):
+            for replaces, target in ((False, "50"), (True, "50")):
+                rate = max(few / run(folder, size, few, replaces) for _ in range(args.rounds))
+                what = f"{'replacement' if replaces else 'animation'}, from the source to all files"
+                rows.append((format_size(size), what, f"{rate:.1f} frames/s", target if number == 0 else ""))
+            for what, taken in parts(folder, size, few).items():
+                rows.append((format_size(size), what, f"{few / taken:.1f} frames/s", ""))
+            rows.append(
+                (format_size(size), f"memory of {few} frames", f"{peak(number, few, name) / 2**20:.0f} MiB", "")
+            )
+        least, most = (peak(0, count, name) / 2**20 for count in (few, args.frames))
+        growth = f"{least:.0f}, {most:.0f} MiB ({most / least - 1:+.1%})"
+        rows.append((format_size(SIZES[0]), f"memory of {few} and {args.frames} frames", growth, "+5%"))
     write_result(
         "preprocess-cpu.md",
         args.save,
@@ -87,16 +104,60 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings={"frames": args.frames, "rounds": args.rounds},
         header=("size", "what", "found", "target"),
         rows=rows,
-        notes=["From the source to all written files. The target is for 832*480 on two cores."],
+        notes=["Parts run one after another, each alone. Targets are for two quiet cores."],
     )
 
 
-def run(folder: Path, size: tuple[int, int], count: int, replaces: bool) -> float:
-    """Preprocess a video of noise that moves; return the seconds without making it."""
-    source, picture = folder / f"{size[0]}-{count}.mp4", folder / "picture.png"
+def parts(folder: Path, size: tuple[int, int], count: int) -> dict[str, float]:
+    """Measure the seconds that each part of the stage takes alone."""
+    driving = Driving.of(str(film(folder, size, count)[0]), SOURCE_RATE)
+    still, rates = Still(), {"rate": driving.rate, "overwrite": True}
+    frame = next(driving.frames())
+    people, points = still.people([frame]), still.points([frame], still.people([frame]))
+    figure = figure_of(points[0], size)
+    whole_figure = figure.scaled(size)
+    place, mask = face_part(figure, size), next(still.masks(iter([frame]), lambda _: None))
+    drawing = skeleton.draw(whole_figure.body, (whole_figure.left_hand, whole_figure.right_hand), size)
+    crop, heat = pose.crop_around(people[0][0], size), np.random.default_rng(0).random((133, 64, 48), np.float32)
+    pieces = {
+        "decoding": lambda: deque(driving.frames(), maxlen=0),
+        "around the detector": lambda: [detect.network_input(frame) for _ in range(count)],
+        "around the pose network": lambda: [
+            (pose.network_input(frame, crop, "bgr"), pose.joints_of(heat, crop)) for _ in range(count)
+        ],
+        "drawing": lambda: [
+            skeleton.draw(whole_figure.body, (whole_figure.left_hand, whole_figure.right_hand), size)
+            for _ in range(count)
+        ],
+        "faces": lambda: [face_picture(frame, place) for _ in range(count)],
+        "masks and background": lambda: [masks.without(frame, masks.shaped(mask)) for _ in range(count)],
+        "coding of the pose": lambda: coded(folder, drawing, count, FAST, **rates),
+        "coding of the background": lambda: coded(folder, frame, count, FAST, **rates),
+        "coding of the mask": lambda: coded(folder, mask * np.uint8(255), count, EXACT, **rates),
+    }
+    return {name: seconds(piece) for name, piece in pieces.items()}
+
+
+def coded(
+    folder: Path, frame: np.ndarray, count: int, options: dict[str, str], rate: Fraction, overwrite: bool
+) -> None:
+    with video_writer(folder / "coded.mp4", rate, overwrite=overwrite, **options) as add:
+        for _ in range(count):
+            add(frame)
+
+
+def film(folder: Path, size: tuple[int, int], count: int) -> tuple[Path, Path]:
+    """Write a video of noise that moves and a picture of its size, once."""
+    source, picture = folder / f"{size[0]}-{count}.mp4", folder / f"{size[0]}.png"
     if not source.exists():
         write_video(moving(size, count), source, Fraction(25))
         Image.fromarray(next(moving(size, 1))[0]).save(picture)
+    return source, picture
+
+
+def run(folder: Path, size: tuple[int, int], count: int, replaces: bool) -> float:
+    """Preprocess a video; return the seconds without making it."""
+    source, picture = film(folder, size, count)
     out = Path(tempfile.mkdtemp(dir=folder))
     settings = Settings(str(source), str(picture), out, area=size[0] * size[1], fps=-1, replaces=replaces)
     still, start = Still(), time.perf_counter()
@@ -113,9 +174,10 @@ def moving(size: tuple[int, int], count: int) -> Iterator[np.ndarray]:
         yield pattern[None, number % 16 : number % 16 + height, number % 16 : number % 16 + width]
 
 
-def peak(count: int, folder: str) -> int:
-    """Measure the peak memory of a process that preprocesses so many frames, in bytes."""
-    command = [sys.executable, "-m", "benchmarks.preprocess", "--peak", str(count), "--folder", folder]
+def peak(size: int, count: int, folder: str) -> int:
+    """Measure the peak memory of a process that preprocesses so many frames of a size of `SIZES`, in bytes."""
+    film(Path(folder), SIZES[size], count)
+    command = [sys.executable, "-m", "benchmarks.preprocess", "--peak", str(size), str(count), "--folder", folder]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

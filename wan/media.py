@@ -27,6 +27,7 @@ CRF = 10  # nearly lossless to the eye; equal to upstream's quality setting
 MAX_FPS = 999_999  # players count time in microseconds
 BT709 = 1  # the number of BT.709 in the colour tables of H.264 (primaries, transfer and matrix alike)
 LIMITED_RANGE = 1  # luma 16..235, as players expect of H.264
+LUMA = (16 + np.arange(256) * (219 / 255)).round().astype(np.uint8)  # of levels of grey
 MOVFLAGS = "use_metadata_tags+faststart"
 CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # each file has its own
 AUDIO_BIT_RATE = 192_000
@@ -128,9 +129,10 @@ def video_writer(
     Raises as `write_video`.
     """
     import av
+    from av.video.reformatter import VideoReformatter
 
     check_fps(fps)
-    path, stream = Path(path), None
+    path, stream, converter = Path(path), None, VideoReformatter()
     with atomic_file(path, overwrite) as temporary:
         flags = {"movflags": MOVFLAGS}
         if fps > 1000:  # its edit list counts milliseconds, and frames that last less would be cut off
@@ -144,7 +146,7 @@ def video_writer(
                     if stream is None:
                         size = {"height": frame.shape[0], "width": frame.shape[1]}
                         stream = _open_stream(container, fps, **size, options=options)
-                    container.mux(stream.encode(_to_yuv(frame)))
+                    container.mux(stream.encode(_to_yuv(frame, converter)))
 
                 yield add
                 if stream is None:
@@ -396,19 +398,22 @@ def _open_stream(container: Any, fps: Rate, height: int, width: int, options: di
     return stream
 
 
-def _to_yuv(frame: np.ndarray) -> Any:
-    """uint8 [H, W, 3] RGB, or [H, W] grey -> a limited-range BT.709 yuv420p frame with even sides."""
+def _to_yuv(frame: np.ndarray, converter: Any) -> Any:
+    """uint8 [H, W, 3] RGB, or [H, W] grey -> a limited-range BT.709 yuv420p frame with even sides.
+
+    A `converter` that is used again keeps its tables, which take as long as a frame.
+    """
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
     odd = [(0, side % 2) for side in frame.shape[:2]] + [(0, 0)] * (frame.ndim - 2)
     even = np.pad(frame, odd, mode="edge") if np.any(odd) else frame
     if even.ndim == 2:
-        luma = (16 + even * (219 / 255)).round().astype(np.uint8)
         chroma = np.full((even.shape[0] // 2, even.shape[1]), 128, np.uint8)
-        yuv = av.VideoFrame.from_ndarray(np.concatenate([luma, chroma]), format="yuv420p")
+        yuv = av.VideoFrame.from_ndarray(np.concatenate([LUMA[even], chroma]), format="yuv420p")
     else:
-        yuv = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24").reformat(
+        yuv = converter.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24"),
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
             src_color_range=ColorRange.JPEG,

@@ -58,7 +58,13 @@ def driving(scene: Scene) -> Input:
         str(out),
     ]
     argv += ["--resolution_area", "64", "64", "--fps", "-1", *flags]
-    return Input(f"{way} {suffix}: {what}", SOURCES, call=lambda: prepared(argv, out, bool(flags)), uses_up=("out",))
+    return Input(
+        f"{way} {suffix}: {what}",
+        SOURCES,
+        call=lambda: prepared(argv, out, bool(flags)),
+        uses_up=("out",),
+        keeps=("out/keypoints",),
+    )
 
 
 def prepared(argv: list[str], out: Path, replaces: bool) -> None:

@@ -16,7 +16,8 @@ PROMPT = ("--prompt", "a red circle")
 class Input:
     """Program that runs: `argv` of the command, or `call`, a function of Python.
 
-    A refusal names one of `names`. A success may change or remove only files that begin with `uses_up`.
+    A refusal names one of `names`. A success may change or remove only files that begin with `uses_up`, and a failure
+    those named in `keeps`.
     """
 
     what: str
@@ -24,6 +25,7 @@ class Input:
     argv: tuple[str, ...] = ()
     call: Callable[[], Any] | None = None
     uses_up: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
 
 
 @dataclass

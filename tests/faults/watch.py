@@ -255,7 +255,7 @@ def _traces(
         wrong.append("read the canary")
     after = _listing(place.work)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    if changed := {name for name in changed if code or not name.startswith(given.uses_up)}:
+    if changed := {name for name in changed if not name.startswith(given.keeps if code else given.uses_up)}:
         wrong.append(f"made, changed or removed {sorted(changed)[:3]}")
     left = {path.name for path in place.out.iterdir()}
     if code == 0:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from wan import media
-from wan.files import parse_json, shown
+from wan.files import read_json, shown
 from wan.geometry import format_size
 from wan.inputs import SPEECH_RATE, Picture
 from wan.modules.animate.preprocess.keypoints import FACE_SIDE
@@ -22,7 +22,7 @@ from wan.modules.animate.preprocess.plan import Plan
 from wan.modules.animate.preprocess.scaling import Rect
 from wan.modules.animate.preprocess.source import Driving
 from wan.modules.animate.preprocess.track import FILE as POINTS, Track
-from wan.performance import BACKGROUND, DESCRIPTION, FACE, MASK, POSE, REFERENCE
+from wan.performance import BACKGROUND, DESCRIPTION, FACE, MASK, MAX_DESCRIPTION_BYTES, POSE, REFERENCE
 from wan.values import called
 from wan.version import VERSION
 
@@ -53,7 +53,7 @@ def check_folder(folder: Path, driving: Driving, picture: Picture, overwrite: bo
     if overwrite or not (folder / POSE).exists():  # without it nothing in there is finished
         return
     try:
-        before = parse_json((folder / DESCRIPTION).read_text("utf-8"))
+        before = read_json(folder / DESCRIPTION, MAX_DESCRIPTION_BYTES)
         made_from, what = (before["source"]["sha256"], before["picture"]["sha256"]), "of another video or picture"
     except (ValueError, OSError, KeyError, TypeError):
         made_from, what = None, f"of an unknown video and picture ({DESCRIPTION} is missing or damaged)"

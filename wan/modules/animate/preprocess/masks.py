@@ -27,11 +27,20 @@ def grown(mask: np.ndarray, k: int, iterations: int) -> np.ndarray:
     """Grow a mask by a square of `k` pixels, `iterations` times. An even square reaches farther right and down."""
     before, after = (k - 1 - k // 2) * iterations, k // 2 * iterations
     for axis in (0, 1):
-        length = mask.shape[axis]
-        sums = np.cumsum(mask, axis, dtype=np.int32)
-        sums = np.concatenate([np.zeros_like(sums.take([0], axis)), sums], axis)
-        start, end = (np.arange(length) - after).clip(0), (np.arange(length) + before + 1).clip(max=length)
-        mask = (sums.take(end, axis) > sums.take(start, axis)).astype(np.uint8)
+        mask = spread(spread(mask, -before, axis), after, axis)
+    return mask
+
+
+def spread(mask: np.ndarray, reach: int, axis: int) -> np.ndarray:
+    """Set the `reach` places behind each that is set, before it for a reach below zero; each step doubles the way."""
+    mask, done, way = mask.copy(), 0, min(abs(reach), mask.shape[axis])
+    while done < way:
+        step = min(done + 1, way - done)
+        there, here = [[slice(None)] * 2 for _ in range(2)]
+        there[axis], here[axis] = slice(step, None), slice(None, -step)
+        there, here = (there, here) if reach > 0 else (here, there)
+        mask[tuple(there)] |= mask[tuple(here)].copy()
+        done += step
     return mask
 
 
@@ -61,9 +70,8 @@ def cells(length: int, count: int) -> np.ndarray:
 
 def without(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Make the place of the person black, uint8 [H, W, 3]."""
-    result = frame.copy()
-    result[mask.astype(bool)] = 0
-    return result
+    kept = np.repeat(mask == 0, 3, axis=1)
+    return (frame.reshape(len(frame), -1) * kept).reshape(frame.shape)
 
 
 def chunks(count: int) -> list[range]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import numpy as np
 
 from wan.letterbox import letterbox
@@ -16,14 +18,12 @@ class Preview:
     """Picture of one frame: the frame with its key points, the face, the pose video, the mask if there is one."""
 
     @staticmethod
-    def of(
-        frame: np.ndarray, figure: Figure, face: np.ndarray, pose: np.ndarray, mask: np.ndarray | None
-    ) -> np.ndarray:
-        """Draw a preview, uint8 [HEIGHT, W, 3]."""
+    def of(frame: np.ndarray, figure: Figure, face: Future, pose: Future, mask: np.ndarray | None) -> np.ndarray:
+        """Draw a preview, uint8 [HEIGHT, W, 3]; face and pose are pictures that another thread makes."""
         size = frame.shape[1::-1]
         whole = figure.scaled(size)
         drawing = skeleton.draw(whole.body, (whole.left_hand, whole.right_hand), size)
-        panels = [frame, np.where(drawing.any(-1, keepdims=True), drawing, frame // 2), face, pose]
+        panels = [frame, np.where(drawing.any(-1, keepdims=True), drawing, frame // 2), face.result(), pose.result()]
         if mask is not None:
             shaded = frame * 0.5 + TINT * 0.5
             panels.append(np.where(mask[..., None].astype(bool), shaded, frame).astype(np.uint8))

@@ -36,8 +36,10 @@ from wan.values import called
 
 log = logging.getLogger(__name__)
 
-FAST = {"preset": "superfast"}  # coding takes most of the time
-EXACT = {"crf": "0", "preset": "superfast"}  # black and white come back as they are
+FAST, RICH = {"preset": "ultrafast"}, {"preset": "superfast"}  # of drawings and faces; of whole pictures
+EXACT = {"crf": "0", "preset": "ultrafast"}  # black and white come back as they are
+Make = Callable[..., np.ndarray]  # makes a picture
+Add = Callable[..., Future]  # adds one to a video, later
 WAITING = 2  # frames that wait to be coded
 
 
@@ -99,7 +101,7 @@ class Stage:
             made = {POSE, FACE, REFERENCE, *((BACKGROUND, MASK) if settings.replaces else ())}
             folders.clear(settings.folder, made - {POSE})
             retargeting = self.retargeting(plan, figures) if settings.has_retargeting else None
-            self.write(plan, track, figures, poses(plan, figures, retargeting), warnings)
+            self.write(plan, track, figures, retargeting, warnings)
         return settings.folder
 
     @property
@@ -133,7 +135,7 @@ class Stage:
         path = self.settings.folder / name
         track = Track.load(path, key, count)
         if track is None:
-            track = estimate(frames(), self.estimator, person, self.settings.as_upstream)
+            track = estimate(ahead(iter(frames())), self.estimator, person, self.settings.as_upstream)
             track.save(path, key)
         else:
             log.info("the key points of an earlier run are used: %s", shown(path))
@@ -167,37 +169,42 @@ class Stage:
         return Retargeting(pair, edited, self.settings.as_upstream)
 
     def write(
-        self, plan: Plan, track: Track, figures: list[Figure], poses: Iterator[np.ndarray], warnings: list[str]
+        self, plan: Plan, track: Track, figures: list[Figure], retargeting: Retargeting | None, warnings: list[str]
     ) -> None:
         """Write all files of the folder; the description appears when the others are there, and the pose video last."""
         settings, folder, count = self.settings, self.settings.folder, len(plan.driving)
         parts = list(face_parts(figures, plan.size, settings.as_upstream))
-        with atomic_file(folder / REFERENCE, overwrite=True) as temporary:
-            plan.character.pixels.save(temporary, "PNG")
         with ExitStack() as last, ExitStack() as files:
 
-            def opened(name: str, options: dict[str, str], stack: ExitStack = files) -> Callable[[np.ndarray], None]:
+            def opened(name: str, options: dict[str, str], make: Make, stack: ExitStack = files) -> Add:
                 writer = media.video_writer(folder / name, plan.driving.rate, overwrite=True, **options)
-                return stack.enter_context(behind(stack.enter_context(writer)))
+                add = stack.enter_context(writer)
 
-            add_pose, add_face = opened(POSE, FAST, last), opened(FACE, FAST)
+                def made(*given: Any) -> np.ndarray:
+                    add(picture := make(*given))
+                    return picture
+
+                return files.enter_context(behind(made))
+
+            add_pose = opened(POSE, FAST, lambda *given: drawing(plan, retargeting, *given), last)
+            add_face = opened(FACE, FAST, face_picture)
             description = last.enter_context(atomic_file(folder / DESCRIPTION, overwrite=True))
+            picture = files.enter_context(atomic_file(folder / REFERENCE, overwrite=True))
+            plan.character.pixels.save(picture, "PNG")
             if settings.replaces:
-                add_background, add_mask = opened(BACKGROUND, FAST), opened(MASK, EXACT)
-            add_preview = opened(PREVIEW, FAST) if settings.preview else None
-            found = files.enter_context(
-                closing(self.masks(plan, track, figures) if settings.replaces else nothing(count))
-            )
+                add_background = opened(BACKGROUND, RICH, masks.without)
+                add_mask = opened(MASK, EXACT, lambda mask: mask * np.uint8(255))
+            add_preview = opened(PREVIEW, FAST, Preview.of) if settings.preview else None
+            found = self.masks(plan, track, figures) if settings.replaces else nothing(count)
+            found, frames = (files.enter_context(closing(each)) for each in (found, ahead(plan.frames())))
             # masks come first, because their end has something to say
-            for mask, frame, pose, part, figure in zip(found, plan.frames(), poses, parts, figures, strict=True):
-                face = face_picture(frame, part)
-                add_pose(pose)
-                add_face(face)
+            for number, (mask, frame, part, figure) in enumerate(zip(found, frames, parts, figures, strict=True)):
+                pose, face = add_pose(figure, number == 0), add_face(frame, part)
                 if mask is not None:
-                    add_background(masks.without(frame, mask))
-                    add_mask(mask * np.uint8(255))
+                    add_background(frame, mask)
+                    add_mask(mask)
                 if add_preview is not None:
-                    add_preview(Preview.of(frame, figure, face, pose, mask))
+                    add_preview(frame, figure, face, pose, mask)
             files.close()
             values = folders.describe(plan, track, parts, self.networks, self.packages, warnings)
             description.write_text(json.dumps(values), "utf-8")  # ASCII: names may have bytes of no letter
@@ -252,7 +259,7 @@ def nothing(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def behind(call: Callable[[np.ndarray], None]) -> Iterator[Callable[[np.ndarray], None]]:
+def behind(call: Make) -> Iterator[Add]:
     """Give a function that calls another one in a thread, in order, while the caller goes on; few calls wait.
 
     An error of a call is raised by a later one, or at the end of the block.
@@ -260,23 +267,32 @@ def behind(call: Callable[[np.ndarray], None]) -> Iterator[Callable[[np.ndarray]
     waiting: deque[Future] = deque()
     with ThreadPoolExecutor(1) as thread:
 
-        def later(frame: np.ndarray) -> None:
+        def later(*given: Any) -> Future:
             if len(waiting) == WAITING:
                 waiting.popleft().result()
-            waiting.append(thread.submit(call, frame))
+            waiting.append(thread.submit(call, *given))
+            return waiting[-1]
 
         yield later
         for done in waiting:
             done.result()
 
 
-def poses(plan: Plan, figures: list[Figure], retargeting: Retargeting | None) -> Iterator[np.ndarray]:
-    """Yield the drawing of each figure, uint8 [H, W, 3] in the size of the pose video."""
+def ahead(items: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield items, of which a thread makes a few before they are asked for."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, items, end) for _ in range(WAITING))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield item
+
+
+def drawing(plan: Plan, retargeting: Retargeting | None, figure: Figure, is_first: bool) -> np.ndarray:
+    """Draw a figure, uint8 [H, W, 3] in the size of the pose video."""
     if retargeting is not None:
-        for figure in retargeting.figures(figures):
-            yield skeleton.draw(figure.body, (figure.left_hand, figure.right_hand), plan.pose_size)
-        return
-    for figure in figures:
-        whole = figure.scaled(plan.size)
-        drawing = skeleton.draw(whole.body, (whole.left_hand, whole.right_hand), plan.size)
-        yield letterbox(drawing, *reversed(plan.pose_size))
+        figure = retargeting.figure(figure, is_first)
+        return skeleton.draw(figure.body, (figure.left_hand, figure.right_hand), plan.pose_size)
+    whole = figure.scaled(plan.size)
+    drawn = skeleton.draw(whole.body, (whole.left_hand, whole.right_hand), plan.size)
+    return letterbox(drawn, *reversed(plan.pose_size))
