@@ -175,8 +175,12 @@ def test_what_does_not_fit_is_refused_with_the_nearest_settings(a14b):
         choose(a14b, HD, ON_CUDA, on("RTX 4060"))
     assert "denoising takes" in str(error.value) and "RTX 4060 has 8.2 GB free" in str(error.value)
     near = str(error.value).partition("what fits: ")[2].split(", or ")
-    assert [text.split()[0] for text in near] == ["--frame_num", "--size"]
-    frames = int(near[0].split()[1])
+    assert near[0] == "2 such GPUs by torchrun --nproc_per_node=2"
+    assert choose(a14b, HD, replace(ON_CUDA, parallel=Parallel(2, ulysses_size=2)), on("RTX 4060"))
+    assert [text.split()[0] for text in near[1:]] == ["--frame_num", "--size"]
+    with pytest.raises(ValueError, match="what fits: --ulysses_size 2 in place of --cfg_parallel, or --frame_num"):
+        choose(a14b, HD, replace(ON_CUDA, parallel=Parallel(2, cfg_size=2)), on("RTX 4060"))
+    frames = int(near[1].split()[1])
     shorter = replace(HD, latent_frames=(frames - 1) // 4 + 1)
     assert choose(a14b, shorter, ON_CUDA, on("RTX 4060"))
     with pytest.raises(ValueError, match="takes"):

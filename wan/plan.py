@@ -42,8 +42,9 @@ CASES = (
 MACHINES = (
     *(("H200", 256, ALONE), ("L40S", 128, ALONE), ("RTX 5090", 128, ALONE), ("RTX 4090", 64, ALONE)),
     *(("RTX 4090", 32, ALONE), ("RTX 4080", 32, ALONE), ("RTX 4070", 32, ALONE), ("RTX 4060", 32, ALONE)),
-    *(("RTX 4060", 64, Parallel(2, cfg_size=2)), ("RTX 4090", 64, Parallel(2, cfg_size=2))),
-    *(("RTX 4090", 64, Parallel(2, ulysses_size=2)), ("RTX 4090", 128, Parallel(4, cfg_size=2, ulysses_size=2))),
+    *(("RTX 4060", 64, Parallel(2, cfg_size=2)), ("RTX 4060", 64, Parallel(2, ulysses_size=2))),
+    *(("RTX 4090", 64, Parallel(2, cfg_size=2)), ("RTX 4090", 64, Parallel(2, ulysses_size=2))),
+    ("RTX 4090", 128, Parallel(4, cfg_size=2, ulysses_size=2)),
     ("H100", 1024, Parallel(8, cfg_size=2, ulysses_size=4)),
 )
 

@@ -16,6 +16,7 @@ from wan.experts import has_compiler
 from wan.forecast import RESERVE, Models, Work, phase_bytes, streamed_bytes, tile_factor
 from wan.geometry import format_size, parse_size
 from wan.memory import PhaseStats
+from wan.parallel import Parallel
 from wan.runtime import CPU, Host, Offload, Runtime
 from wan.streaming import chunks, num_slots
 
@@ -298,6 +299,14 @@ def nearest(models: Models, work: Work, runtime: Runtime, room: Room) -> Iterato
         yield "--vae_dtype fp16" + " --offload auto" * (runtime.offload is not anyhow.offload)
     if not work.samples:  # size and length are those of the latent
         return
+    if runtime.parallel.world_size == 1 and runtime.device.type == "cuda" and not fits(work, anyhow):
+        shared = {n: replace(anyhow, parallel=Parallel(n, ulysses_size=n)) for n in (2, 4, 8)}
+        if count := next((n for n, way in shared.items() if fits(work, way)), None):
+            yield f"{count} such GPUs by torchrun --nproc_per_node={count}"
+    if (halves := runtime.parallel).cfg_size == 2 and not fits(work, anyhow):
+        tokens = replace(halves, cfg_size=1, ulysses_size=halves.replica_size)
+        if fits(work, replace(anyhow, parallel=tokens)):
+            yield f"--ulysses_size {tokens.ulysses_size} in place of --cfg_parallel"
     if work.config.frame_rest == 1 and work.config.model_type != "animate":
         lengths = (replace(work, latent_frames=count) for count in range(work.latent_frames - 1, 1, -1))
         if shorter := next((other for other in lengths if fits(other, anyhow)), None):
