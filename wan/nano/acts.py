@@ -71,12 +71,17 @@ def draw_acts(count: int, seed: int, frames: int) -> Iterator[Act]:
 def perform(pipeline: WanAnimate, act: Act, seed: int, **settings: Any) -> Take:
     """Make the video of an act; `settings` are those of a request."""
     footage = footage_of(act)
-    given = {"performance": footage, "replace_flag": act.is_replaced, "seed": seed, "noise_device": "cpu"}
+    take = generate(pipeline, act, footage, seed, **settings)
+    return replace(take, mask=footage.mask.video[..., 0] > 0) if act.is_replaced else take
+
+
+def generate(pipeline: WanAnimate, act: Act, performance: Any, seed: int, **settings: Any) -> Take:
+    """Make the video of an act from a performance of it."""
+    given = {"performance": performance, "replace_flag": act.is_replaced, "seed": seed, "noise_device": "cpu"}
     request = Request.create(pipeline.config, **given, **settings)
     frames = to_uint8(pipeline.video(request)).numpy()
     borders = tuple(numbers.start + request.refert_num for numbers in clips_of(request)[1:])
-    mask = footage.mask.video[..., 0] > 0 if act.is_replaced else None
-    return Take(act.puppet, act.wanted, frames, borders, mask, act.face is not act.motion)
+    return Take(act.puppet, act.wanted, frames, borders, is_swapped=act.face is not act.motion)
 
 
 def footage_of(act: Act) -> Footage:

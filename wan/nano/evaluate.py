@@ -4,7 +4,7 @@
     python -m wan.nano.evaluate i2v
     python -m wan.nano.evaluate ti2v
     python -m wan.nano.evaluate s2v
-    python -m wan.nano.evaluate animate
+    python -m wan.nano.evaluate animate [--chain]
 
 writes results.json, results.md, table.png, samples.png and failures.png into the output folder. Of s2v and animate
 there is neither table.png nor failures.png.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,7 +38,7 @@ from wan.files import check_writable
 from wan.geometry import parse_size
 from wan.image2video import WanI2V
 from wan.media import to_uint8
-from wan.nano import acting, acts, talking
+from wan.nano import acting, acts, chain, talking
 from wan.nano.pictures import bar_chart, contact_strip
 from wan.nano.scores import MEASURES, Generate, Reconstruction, Report, Sample, evaluate, heldout_scenes, reconstruction
 from wan.nano.talks import draw_talks, perform
@@ -91,6 +92,7 @@ FAMILIES = {
 }
 TALK_FRAMES = 237  # three clips
 ACT_FRAMES = 97  # three clips that share one frame
+CHAIN_FRAMES, CHAIN_VIDEOS = 65, 30  # two clips
 SWAPPED = 3  # one of so many acts is also made with another face video
 
 # The boundary that a request gets: from this share of the timesteps on, the high-noise expert works.
@@ -196,7 +198,7 @@ def run_family(args: Namespace, family: Family) -> int:
         raise ValueError(f"{str(error).partition(';')[0]}; choose another --out") from None
     if not family.goals:
         settings |= {"as_upstream": True} if args.as_upstream else {}
-        return WITHOUT_GOALS[family.task](args, pipeline, settings)
+        return (run_chain if args.chain else WITHOUT_GOALS[family.task])(args, pipeline, settings)
     size = parse_size(config.size)[0]
     scenes = heldout_scenes(args.videos, args.seed)
     vae = reconstruction(vae_round_trip(pipeline), scenes[:60], size)
@@ -257,6 +259,22 @@ def run_acts(args: Namespace, pipeline: WanAnimate, settings: dict[str, Any]) ->
     results |= {"autoencoder": alone, "samples": each}
     _write_takes(args, pipeline, acting.markdown(values, alone), results, takes, heads, marks)
     return 0 if all(acting.MEASURES[name].reached(value) for name, value in values.items()) else 1
+
+
+def run_chain(args: Namespace, pipeline: WanAnimate, settings: dict[str, Any]) -> int:
+    """Evaluate the way from a video and a picture to an animation; returns 1 when a measure is worse than allowed."""
+    pairs, start = [], time.perf_counter()
+    for index, act in enumerate(chain.draw_acts(args.videos, args.seed, CHAIN_FRAMES)):
+        with tempfile.TemporaryDirectory() as folder:
+            pairs.append(chain.perform(pipeline, act, args.seed + index, Path(folder), **settings))
+        _count(args, len(pairs), args.videos, f"key points off {chain.off(pairs):.2%}")
+    values, takes = chain.table(pairs), [take for pair in pairs for take in (pair.chained, pair.perfect)]
+    each = [{"key points": pair.off_points, "joints": acting.off_joints(pair.chained)} for pair in pairs]
+    results = {"settings": _facts(args, pipeline, CHAIN_FRAMES, settings, start), "measures": values, "samples": each}
+    heads = ["from a video and a picture", "from perfect inputs"] * len(pairs)
+    marks = [f"joints off {acting.off_joints(take):.1%}" for take in takes]
+    _write_takes(args, pipeline, chain.markdown(values), results, takes, heads, marks)
+    return 0 if all(chain.reached(name, *both) for name, both in values.items()) else 1
 
 
 WITHOUT_GOALS = {"s2v-14B": run_talks, "animate-14B": run_acts}
@@ -332,14 +350,21 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("--cfg_until", type=number, help="share of the steps that have guidance; default: 1")
     parser.add_argument("--block_cache", type=number, help="threshold of reused blocks; default: 0, none")
     parser.add_argument("--as_upstream", action="store_true", help="of s2v and animate: with the original's choices")
+    parser.add_argument(
+        "--chain",
+        action="store_true",
+        help="of animate: from a video and a picture through preprocessing, beside perfect inputs; 30 videos",
+    )
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu; default: the best there is")
     parser.add_argument("--quantize", type=one_of(QUANTIZED), metavar="NAME", help="int8 or fp8; default: off")
     parser.add_argument("--dtype", type=one_of(DTYPES), default="bf16", metavar="NAME", help="or fp32; default: bf16")
     parser.add_argument("--progress", type=one_of(["bar", "none"]), default="bar", help="or none; default: bar")
     args = parser.parse_args(None if argv is None else list(argv))
     family = FAMILIES[args.family]
-    args.videos = args.videos or family.videos
-    args.out = Path(args.out or f"outputs/evaluate_{args.family}")
+    if args.chain and args.family != "animate":
+        parser.error(f"--chain preprocesses videos of the family animate, not of {args.family}")
+    args.videos = args.videos or (CHAIN_VIDEOS if args.chain else family.videos)
+    args.out = Path(args.out or f"outputs/evaluate_{args.family}{'_chain' if args.chain else ''}")
     if args.expert != "both" and NANO_CONFIGS[family.task].boundary is None:
         parser.error(f"--expert {args.expert}: {family.task} has one model")
     try:
