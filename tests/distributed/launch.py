@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-SECONDS = 60
+SECONDS = 300  # on a busy machine starting alone takes a minute
 CONTEXT = multiprocessing.get_context("forkserver")  # one server imports torch, every process is a quick fork of it
 ENCODERS = [f"transformers.models.{name}.modeling_{name}" for name in ("clip", "wav2vec2")]  # seconds each time
 OURS = ["wan.cli", "wan.modules.vae2_2"]
