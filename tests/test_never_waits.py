@@ -16,6 +16,7 @@ from wan.distributed.replica import Replica
 from wan.modules.model import WanModel, WanModelConfig, time_features
 from wan.parallel import ALONE
 from wan.request import Request
+from wan.runtime import Runtime
 from wan.sampling import denoise, keep_first_frame, make_solver
 from wan.text2video import WanT2V
 
@@ -72,7 +73,7 @@ def test_the_public_forward_with_a_timestep_per_sample():
 def test_a_step_of_the_loop(solver, with_first_frame):
     pipeline = object.__new__(WanT2V)
     pipeline.config = WAN_CONFIGS["t2v-A14B"]
-    pipeline.runtime = SimpleNamespace(device=DEVICE, dtype=torch.bfloat16)
+    pipeline.runtime = Runtime(DEVICE)
     pipeline.replica, pipeline.calls = Replica(ALONE, DEVICE), Counter()
     experts = {name: build() for name in pipeline.config.experts}
     pipeline.weights = SimpleNamespace(use=experts.get)

@@ -180,5 +180,5 @@ def test_stored_films_are_checked(values):
 def test_a_film_without_frames_is_refused(tmp_path, monkeypatch):
     write_video(np.zeros((1, 32, 32, 3), np.uint8), tmp_path / "a.mp4", 8)
     monkeypatch.setattr(media, "upright_frames", lambda path: iter(()))
-    with pytest.raises(ValueError, match=r"a\.mp4 has no frames; name a video that has"):
+    with pytest.raises(ValueError, match=r"a\.mp4 has no frames, or is cut off before the first"):
         Film.of(tmp_path / "a.mp4")

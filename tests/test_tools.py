@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     "tool, arguments",
     [
-        ("black", ("--check", "--quiet", "--diff", ".")),
+        pytest.param("black", ("--check", "--quiet", "--diff", "."), marks=pytest.mark.slow),
         ("isort", ("--check", "--diff", ".")),
         ("isort", ("--check", "--diff", "generate.py", "wan")),  # as the original writes it
         ("flake8", (".",)),

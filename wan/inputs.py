@@ -173,7 +173,7 @@ class Film(Input):
         path = _file_name(video, name)
         first = next(media.upright_frames(path), None)
         if first is None:
-            raise ValueError(f"{shown(path)} has no frames; name a video that has")
+            raise ValueError(f"{shown(path)} has no frames, or is cut off before the first; name a whole video")
         height, width = first[1].shape[:2]
         return cls(path, (width, height), media.written(path)[0], file_digest(path))
 

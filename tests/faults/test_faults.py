@@ -23,9 +23,9 @@ def ended(first: int, last: int) -> str:
 
 
 def test_some_inputs():
-    counts = re.findall(r"\w+ ([012]): (\d+)", ended(0, 99))
+    counts = re.findall(r"\w+ ([012]): (\d+)", ended(0, 79))
     accepted, refused = (sum(int(count) for code, count in counts if code in codes) for codes in ("0", "2"))
-    assert accepted > 10 and refused > 50, "faults that are all alike find nothing"
+    assert accepted > 8 and refused > 40, "faults that are all alike find nothing"
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="this checkout lacks
 
 @pytest.fixture(scope="module")
 def pipeline():
-    runtime = Runtime.from_flags(device="cpu", offload_model=False)
+    runtime = Runtime.from_flags(device="cpu", dtype="fp32")
     return WanT2V(NANO_CONFIGS["t2v-A14B"], FOLDER, runtime=runtime)
 
 

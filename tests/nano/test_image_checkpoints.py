@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def pipelines():
-    runtime = Runtime.from_flags(device="cpu", offload_model=False)
+    runtime = Runtime.from_flags(device="cpu", dtype="fp32")
     return {
         name: family.pipeline(NANO_CONFIGS[family.task], nano_checkpoint(family.task), runtime=runtime)
         for name, family in SCENES.items()

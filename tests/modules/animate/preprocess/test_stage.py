@@ -201,7 +201,7 @@ def test_frames_without_the_person_are_interpolated_and_listed(tmp_path, inputs)
 
 def test_a_video_without_people_is_refused(tmp_path, inputs):
     inputs["video"] = str(walk(tmp_path / "empty.mp4", absent=range(12)))
-    with pytest.raises(ValueError, match="there is nobody in any of the 12 frames"):
+    with pytest.raises(ValueError, match=r"there is nobody in any of the 12 frames of .*that were tried"):
         run(inputs, tmp_path / "out")
 
 

@@ -122,20 +122,28 @@ class Stage:
 
     def track(self, plan: Plan) -> Track:
         """Find the points of the person in all frames, or read those that an earlier run kept."""
-        track = self.kept(POINTS, self.key(plan), len(plan.driving), plan.frames, plan.person)
+        source = self.settings.video
+        track = self.kept(POINTS, self.key(plan), len(plan.driving), plan.frames, source, plan.person)
         if track.missing and not self.settings.as_upstream:
             numbers = len(track.missing), listed(track.missing)
             log.warning("in %d frames the person was not found, and is placed between others: %s", *numbers)
         return track
 
     def kept(
-        self, name: str, key: str, count: int, frames: Callable[[], Iterable[np.ndarray]], person: Choice = None
+        self,
+        name: str,
+        key: str,
+        count: int,
+        frames: Callable[[], Iterable[np.ndarray]],
+        source: str,
+        person: Choice = None,
     ) -> Track:
         """Find the points of a person in frames, or read those that an earlier run kept under this name and key."""
         path = self.settings.folder / name
         track = Track.load(path, key, count)
         if track is None:
-            track = estimate(ahead(iter(frames())), self.estimator, person, self.settings.as_upstream)
+            choice = person, self.settings.as_upstream, shown(source)
+            track = estimate(ahead(iter(frames())), self.estimator, *choice)
             track.save(path, key)
         else:
             log.info("the key points of an earlier run are used: %s", shown(path))
@@ -144,7 +152,9 @@ class Stage:
     def retargeting(self, plan: Plan, figures: list[Figure]) -> Retargeting:
         """Compare the figures of the first frame and of the character, perhaps in edited pictures."""
         key = self.recognised(plan.character.sha256, plan.pose_size)
-        [character] = self.kept(CHARACTER, key, 1, lambda: [plan.picture]).figures(plan.pose_size)
+        [character] = self.kept(CHARACTER, key, 1, lambda: [plan.picture], self.settings.picture).figures(
+            plan.pose_size
+        )
         pair = Pair(figures[0].body, plan.size, character.body, plan.pose_size)
         people = {"person in the first frame": (pair.first, plan.size), "character": (pair.character, plan.pose_size)}
         for who, (body, size) in people.items():

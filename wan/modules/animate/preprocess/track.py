@@ -99,9 +99,13 @@ class Track:
 
 
 def estimate(
-    frames: Iterable[np.ndarray], estimator: Estimator, choice: Choice = None, as_upstream: bool = False
+    frames: Iterable[np.ndarray],
+    estimator: Estimator,
+    choice: Choice = None,
+    as_upstream: bool = False,
+    source: str = "the video",
 ) -> Track:
-    """Follow one person through frames, uint8 [H, W, 3], and find its points in each.
+    """Follow one person through frames, uint8 [H, W, 3], of `source`, and find its points in each.
 
     Frames without the person get points between those before and after. `as_upstream` takes the largest person of each
     frame, whoever it is, and else the whole frame. Raises ValueError when there is nobody in any frame.
@@ -120,7 +124,7 @@ def estimate(
     if len(track.missing) == len(track.boxes):
         who = "nobody" if choice is None else "not the person who was chosen"
         cure = "choose another part" + f", or another {called('person')}" * (choice is not None)
-        raise ValueError(f"there is {who} in any of the {len(track.boxes)} frames that were tried; {cure}")
+        raise ValueError(f"there is {who} in any of the {len(track.boxes)} frames of {source} that were tried; {cure}")
     return Track(between(track.points), track.boxes, track.others)
 
 
