@@ -1,8 +1,13 @@
 """Settings of all tests."""
 
+import os
+
 from wan.program import share_cores
 
-share_cores()  # before torch is imported: the suite takes several times as long on busy cores otherwise
+# Before torch is imported: the suite takes several times as long on busy cores otherwise.
+share_cores()
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # threads of theirs would share their cores, too
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 from typing import Any  # noqa: E402
 
