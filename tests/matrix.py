@@ -69,6 +69,7 @@ TOGETHER = (
     "--offload_model True --convert_model_dtype --t5_cpu --ulysses_size {count}",
 )
 METHODS = ("local_qwen", "dashscope", "openai")  # of prompt extension
+NANO_STEPS = 4  # of a video of the nano family: that a row runs is of interest, not what it shows
 
 
 @dataclass(frozen=True)
@@ -365,7 +366,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("gpu_count", type=at_least(1), help="processes of the rows that use several")
     parser.add_argument("--only", type=text, metavar="WORDS", default="", help="rows with these words; default: all")
-    parser.add_argument("--sample_steps", type=at_least(1), metavar="N", help="of each video; default: the task's")
+    parser.add_argument(
+        "--sample_steps",
+        type=at_least(1),
+        metavar="N",
+        help=f"of each video; default: the task's, of nano {NANO_STEPS}",
+    )
     parser.add_argument(
         "--output_dir",
         type=path,
@@ -376,7 +382,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     models = None if args.model_dir == "nano" else Path(args.model_dir).expanduser().absolute()
     _check(models, args.gpu_count)
-    further = ("--sample_steps", str(args.sample_steps)) if args.sample_steps else ()
+    steps = args.sample_steps or (NANO_STEPS if models is None else None)
+    further = ("--sample_steps", str(steps)) if steps else ()
     with as_interrupt():
         if args.output_dir:
             return _run(Asked(models, args.gpu_count, further, Path(args.output_dir).expanduser().absolute()), args)
