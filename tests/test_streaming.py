@@ -214,6 +214,7 @@ def test_weights_are_rounded_on_their_way():
 
 
 def test_compiled_blocks_are_not_compiled_again():
+    torch._dynamo.reset()  # other tests of this process may have compiled blocks
     model, (x, t, context) = deep(4), CASES["even"]
     expected = model(x, t, context)[0]
     graphs = []
