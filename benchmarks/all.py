@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import resource
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import dit, vae
-from benchmarks.common import add_device, describe_machine, gemm_ceiling, make_parser, parse, write_result
+from benchmarks.common import add_device, describe_machine, gemm_ceiling, make_parser, parse, process_peak, write_result
 from benchmarks.gpu.runner import Part, Setting, run_apart, run_here
 from wan.arguments import parse as parse_command
 from wan.configs import NANO_CONFIGS
@@ -107,8 +106,8 @@ def video(task: str) -> Callable[[Setting], list[str]]:
             make(Outcome(job), pipeline)
             taken = time.perf_counter() - loaded
         phases = {name: stats.seconds for name, stats in pipeline.phases.items()}
-        request, peak = job.request, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if setting.device.type == "cuda":
+        request, peak = job.request, process_peak(setting.device)
+        if setting.device.type == "cuda":  # each phase begins anew
             peak = max(stats.peak_bytes for stats in pipeline.phases.values())
         width, height = request.framing.saved
         settings = f"{width}x{height}, {job.num_frames} frames, {request.steps} steps"

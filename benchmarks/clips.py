@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.common import add_device, alternate, make_parser, parse, write_result
+from benchmarks.common import add_device, alternate, make_parser, parse, process_peak, write_result
 from wan.clips import FramesDecoded
 from wan.configs import NANO_CONFIGS, nano_checkpoint
 from wan.jobs import PIPELINES
@@ -128,12 +128,8 @@ def memory_row(case: Case, args: argparse.Namespace) -> Sequence[object]:
 
 def peak_of(case: Case, count: int, folder: Path, device: torch.device) -> int:
     """Make a video of so many clips, a frame of which is kept, and return the peak of memory in bytes."""
-    import resource
-
     pipeline = made(case, device)
     for event in pipeline.run(case.request(count, folder)):
         if isinstance(event, FramesDecoded):
             assert event.frames.isfinite().all()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return process_peak(device)

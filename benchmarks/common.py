@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from wan import memory
 from wan.files import check_writable
 from wan.parser import Parser
 from wan.runtime import resolve_device
@@ -286,10 +287,24 @@ def peak_memory(device: torch.device | str = "cpu", interval: float = 0.002) -> 
 
 def anonymous_memory() -> int:
     """Bytes of memory of this process that no file backs (Linux: RssAnon)."""
+    return status("RssAnon")
+
+
+def process_peak(device: torch.device) -> int | None:
+    """Peak memory in bytes, as `wan.memory.peak_memory` tells it, but on Linux for a CPU that of this process alone.
+
+    `ru_maxrss`, the usual figure, is at least that of the process that started this one.
+    """
+    has_status = device.type == "cpu" and Path("/proc/self/status").exists()
+    return status("VmHWM") if has_status else memory.peak_memory(device)
+
+
+def status(field: str) -> int:
+    """Read a size of /proc/self/status in bytes (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("this kernel does not report RssAnon; run memory benchmarks on Linux")
+    raise RuntimeError(f"this kernel does not report {field}; run memory benchmarks on Linux")
 
 
 # Results -------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.common import make_parser, parse, peak_memory, seconds, write_result
+from benchmarks.common import make_parser, parse, peak_memory, seconds, status, write_result
 from wan.checkpoint.formats import released_names
 from wan.checkpoint.loading import load_module, save_safetensors_folder
 from wan.checkpoint.source import open_source
@@ -104,14 +104,6 @@ def warm_up(name: str) -> None:
     if name == "diffusers":
         from diffusers import WanTransformer3DModel  # noqa: F401
     torch.zeros(2**22).to(torch.bfloat16)
-
-
-def status(field: str) -> int:
-    """Read a size of /proc/self/status in bytes (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"this kernel does not report {field}; run memory benchmarks on Linux")
 
 
 def in_subprocess(name: str, folder: Path, layers: int) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -15,9 +14,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from benchmarks.common import make_parser, parse, seconds, write_result
+from benchmarks.common import make_parser, parse, process_peak, seconds, write_result
 from wan.geometry import format_size
 from wan.media import video_writer, write_video
 from wan.modules.animate.preprocess import detect, masks, pose, skeleton
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.peak:
         number, count = args.peak
         run(Path(args.folder), SIZES[number], count, True)
-        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        print(json.dumps(process_peak(torch.device("cpu"))))
         return
     few, rows = args.frames // 10, []
     with tempfile.TemporaryDirectory() as name:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.common import describe_commit, describe_machine, markdown_table
+from benchmarks.common import describe_commit, describe_machine, markdown_table, process_peak
 from wan.files import atomic_file
 
 LAST_LINES = 6  # of a part that failed
@@ -63,16 +63,8 @@ def run_here(part: Part, setting: Setting) -> int:
         lines, code = list(part.run(setting)), 0
     except Skip as reason:
         lines, code = [str(reason)], SKIPPED
-    print(MARK + json.dumps({"lines": lines, "peak": peak_bytes(setting.device)}), flush=True)
+    print(MARK + json.dumps({"lines": lines, "peak": process_peak(setting.device)}), flush=True)
     return code
-
-
-def peak_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def run_apart(name: str, command: Sequence[str], limit: float) -> Outcome:
