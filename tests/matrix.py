@@ -69,7 +69,9 @@ TOGETHER = (
     "--offload_model True --convert_model_dtype --t5_cpu --ulysses_size {count}",
 )
 METHODS = ("local_qwen", "dashscope", "openai")  # of prompt extension
-NANO_STEPS = 4  # of a video of the nano family: that a row runs is of interest, not what it shows
+# Of videos of the nano family: that a row runs is of interest, not what it shows.
+NANO_STEPS = 4
+NANO_FLAGS = {"s2v-14B": ("--audio_len", "1")}
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,9 @@ class Asked:
         return NANO_CONFIGS[task], ""
 
     def _checkpoint(self, config: TaskConfig) -> list[str]:
-        return [] if self.models is None else ["--ckpt_dir", str(self.models / repository(config))]
+        if self.models is None:
+            return list(NANO_FLAGS.get(config.name, ()))
+        return ["--ckpt_dir", str(self.models / repository(config))]
 
     def _ways(self, row: Row, sizes: tuple[str, ...], prompt: str, flags: str) -> Iterator[Row]:
         """Yield all ways to run one kind of inputs: the usual one at all sizes, the others, prompt extension."""
@@ -218,11 +222,12 @@ def write_speech(file: Path) -> None:
 
 
 EDGES = 64, 64  # of performances, which decide on the size of their video
+FRAMES = 17  # of theirs
 
 
 def write_pose(file: Path) -> None:
-    """Write two seconds of a white bar that moves over black."""
-    frames = torch.zeros(32, *EDGES, 3, dtype=torch.uint8)
+    """Write a second of a white bar that moves over black."""
+    frames = torch.zeros(FRAMES, *EDGES, 3, dtype=torch.uint8)
     for i, frame in enumerate(frames):
         frame[16:48, 1 + i : 9 + i] = 255
     write_video(frames, file, 16)
@@ -232,11 +237,11 @@ TINY_QWEN = ("tiny-qwen", "tiny-qwen-vl")
 
 
 def write_performance(folder: Path) -> None:
-    """Write two seconds of a performance: a bar for a skeleton, grey faces, a background, a mask, a picture."""
+    """Write a second of a performance: a bar for a skeleton, grey faces, a background, a mask, a picture."""
     folder.mkdir(parents=True, exist_ok=True)
     write_pose(folder / "src_pose.mp4")
     shutil.copyfile(folder / "src_pose.mp4", folder / "src_mask.mp4")
-    grey = torch.full((32, *EDGES, 3), 128, dtype=torch.uint8)
+    grey = torch.full((FRAMES, *EDGES, 3), 128, dtype=torch.uint8)
     for name in ("src_face.mp4", "src_bg.mp4"):
         write_video(grey, folder / name, 16)
     save_image(grey[0], folder / "src_ref.png")

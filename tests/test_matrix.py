@@ -126,7 +126,7 @@ def test_sound_and_pose_are_made_where_the_checkout_has_none(tmp_path):
     files = (str(tmp_path / "talk.wav"), str(tmp_path / "pose.mp4"))
     matrix.prepare([matrix.Row("s2v-14B", flags=files)], tmp_path)
     with av.open(str(tmp_path / "talk.wav")) as sound, av.open(str(tmp_path / "pose.mp4")) as pose:
-        assert sound.streams.audio[0].rate == 16000 and pose.streams.video[0].frames == 32
+        assert sound.streams.audio[0].rate == 16000 and pose.streams.video[0].frames == matrix.FRAMES
 
 
 def extension(*, capsys, models="nano") -> dict[str, str]:
