@@ -70,7 +70,7 @@ TOGETHER = (
 )
 METHODS = ("local_qwen", "dashscope", "openai")  # of prompt extension
 # Of videos of the nano family: that a row runs is of interest, not what it shows.
-NANO_STEPS = 4
+NANO_STEPS = 2
 NANO_FLAGS = {"s2v-14B": ("--audio_len", "1")}
 
 
