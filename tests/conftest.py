@@ -9,6 +9,7 @@ share_cores()
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # threads of theirs would share their cores, too
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
+from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
@@ -26,14 +27,21 @@ def sendable(value: Any) -> Any:
     return value
 
 
-LONG = "image_checkpoints jobs faults checkpoint command tools torchrun speech2video talks s2v".split()
+LONG = "image_checkpoints jobs speech2video checkpoint offload faults docs extension staging".split()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest, so that no process is left with one of them at the end."""
+    """Begin with the files that take longest, so that no worker is left with one of them at the end.
+
+    One worker does all tests that start several processes: side by side they take twice as long.
+    """
     rank = {f"test_{name}.py": place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
+    several = Path(__file__).parent / "distributed"
+    items.sort(key=lambda item: -1 if item.path.parent == several else rank.get(item.path.name, len(LONG)))
+    for item in items:
+        file = item.path.relative_to(several.parent)
+        item.add_marker(pytest.mark.xdist_group(file.parts[0] if item.path.parent == several else str(file)))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -208,10 +208,13 @@ def stuck_in_a_kernel(rank):
     """Bring all ranks to a place where no signal handler runs."""
     import wan.pipeline
 
+    read, _kept = os.pipe()
+    os.set_inheritable(read, True)
+
     def denoise(*_):
-        signal.siginterrupt(signal.SIGTERM, False)  # the call below is resumed after a signal, as a kernel is
-        print("waiting for ever", file=sys.stderr)
-        ctypes.CDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
+        os.set_inheritable(sys.stderr.fileno(), True)
+        # One call of C writes and waits: a signal between two calls would reach its handler.
+        ctypes.CDLL(None).system(f"echo waiting for ever >&{sys.stderr.fileno()}; exec cat <&{read}".encode())
 
     wan.pipeline.denoise = denoise
 
