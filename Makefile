@@ -83,7 +83,7 @@ demo: $(VENV)/.core $(if $(filter s2v,$(TASK)),$(VENV)/.s2v) $(if $(filter anima
 	@echo 'contact sheet: $(DEMO).png'
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-mediapipe:
 	@if [ -z "$(MEDIAPIPE_PYTHON)" ]; then \

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.common import add_device, alternate, make_parser, parse, process_peak, write_result
+from benchmarks.common import add_device, alternate, make_parser, parse, write_result
 from wan.clips import FramesDecoded
 from wan.configs import NANO_CONFIGS, nano_checkpoint
 from wan.jobs import PIPELINES
+from wan.memory import peak_memory
 from wan.modules.model import Prepared, Step, WanModel, time_features
 from wan.modules.model_config import WanModelConfig
 from wan.modules.packed import can_pack, pack_linears
@@ -132,4 +133,4 @@ def peak_of(case: Case, count: int, folder: Path, device: torch.device) -> int:
     for event in pipeline.run(case.request(count, folder)):
         if isinstance(event, FramesDecoded):
             assert event.frames.isfinite().all()
-    return process_peak(device)
+    return peak_memory(device)

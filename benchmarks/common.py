@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from wan import memory
 from wan.files import check_writable
 from wan.parser import Parser
 from wan.runtime import resolve_device
@@ -288,15 +287,6 @@ def peak_memory(device: torch.device | str = "cpu", interval: float = 0.002) -> 
 def anonymous_memory() -> int:
     """Bytes of memory of this process that no file backs (Linux: RssAnon)."""
     return status("RssAnon")
-
-
-def process_peak(device: torch.device) -> int | None:
-    """Peak memory in bytes, as `wan.memory.peak_memory` tells it, but on Linux for a CPU that of this process alone.
-
-    `ru_maxrss`, the usual figure, is at least that of the process that started this one.
-    """
-    has_status = device.type == "cpu" and Path("/proc/self/status").exists()
-    return status("VmHWM") if has_status else memory.peak_memory(device)
 
 
 def status(field: str) -> int:

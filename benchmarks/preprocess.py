@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import make_parser, parse, process_peak, seconds, write_result
+from benchmarks.common import make_parser, parse, seconds, write_result
 from wan.geometry import format_size
 from wan.media import video_writer, write_video
+from wan.memory import peak_memory
 from wan.modules.animate.preprocess import detect, masks, pose, skeleton
 from wan.modules.animate.preprocess.keypoints import face_part, face_picture, figure_of
 from wan.modules.animate.preprocess.plan import Settings
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.peak:
         number, count = args.peak
         run(Path(args.folder), SIZES[number], count, True)
-        print(json.dumps(process_peak(torch.device("cpu"))))
+        print(json.dumps(peak_memory(torch.device("cpu"))))
         return
     few, rows = args.frames // 10, []
     with tempfile.TemporaryDirectory() as name:

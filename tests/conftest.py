@@ -9,7 +9,6 @@ share_cores()
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # threads of theirs would share their cores, too
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
-from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
@@ -30,18 +29,26 @@ def sendable(value: Any) -> Any:
 LONG = "image_checkpoints jobs speech2video checkpoint offload faults docs extension staging".split()
 
 
+SEVERAL = "tests/distributed/"  # tests that start several processes
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest, so that no worker is left with one of them at the end.
-
-    One worker does all tests that start several processes: side by side they take twice as long.
-    """
+    """Begin with the files that take longest, so that no worker is left with one of them at the end."""
     rank = {f"test_{name}.py": place for place, name in enumerate(LONG)}
-    several = Path(__file__).parent / "distributed"
-    items.sort(key=lambda item: -1 if item.path.parent == several else rank.get(item.path.name, len(LONG)))
-    for item in items:
-        file = item.path.relative_to(several.parent)
-        item.add_marker(pytest.mark.xdist_group(file.parts[0] if item.path.parent == several else str(file)))
+    items.sort(key=lambda item: -1 if item.nodeid.startswith(SEVERAL) else rank.get(item.path.name, len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each worker whole files, and one of them all that start several processes: these share the cores badly."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return SEVERAL if nodeid.startswith(SEVERAL) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -98,9 +98,19 @@ def test_a_phase_is_recorded_also_when_it_fails():
 
 def test_the_process_tells_its_peak(monkeypatch):
     assert 1 << 20 < peak_memory(CPU) < 1 << 44
+    monkeypatch.setattr("wan.memory.Path", lambda _: Path("/nowhere"))  # as on systems without /proc
     kib = peak_memory(CPU) // 1024
     monkeypatch.setattr("sys.platform", "darwin")  # counts in bytes there
     assert kib <= peak_memory(CPU) < 2 * kib
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_tells_its_own_peak_and_not_that_of_its_parent():
+    """A comparison of a short video with a long one would else find them equal."""
+    code = "import torch; from wan.memory import peak_memory; print(peak_memory(torch.device('cpu')))"
+    held = torch.ones(1 << 28)  # 1 GiB
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1 << 25 < int(done.stdout) < held.nbytes
 
 
 def test_a_gpu_is_measured_by_itself_within_the_phase(monkeypatch):

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.common import describe_commit, describe_machine, markdown_table, process_peak
+from benchmarks.common import describe_commit, describe_machine, markdown_table
 from wan.files import atomic_file
+from wan.memory import peak_memory
 
 LAST_LINES = 6  # of a part that failed
 SKIPPED = 77  # exit code
@@ -63,7 +64,7 @@ def run_here(part: Part, setting: Setting) -> int:
         lines, code = list(part.run(setting)), 0
     except Skip as reason:
         lines, code = [str(reason)], SKIPPED
-    print(MARK + json.dumps({"lines": lines, "peak": process_peak(setting.device)}), flush=True)
+    print(MARK + json.dumps({"lines": lines, "peak": peak_memory(setting.device)}), flush=True)
     return code
 
 
