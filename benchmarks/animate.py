@@ -15,7 +15,7 @@ from benchmarks import clips
 from wan.configs import NANO_CONFIGS
 from wan.modules.animate import WanAnimateModel
 from wan.modules.animate.config import AnimateModelConfig
-from wan.modules.model import Prepared
+from wan.modules.steps import Prepared
 from wan.parser import exit_code
 from wan.performance import Footage, Performance
 from wan.request import Request

@@ -19,9 +19,10 @@ from wan.clips import FramesDecoded
 from wan.configs import NANO_CONFIGS, nano_checkpoint
 from wan.jobs import PIPELINES
 from wan.memory import peak_memory
-from wan.modules.model import Prepared, Step, WanModel, time_features
+from wan.modules.model import WanModel, time_features
 from wan.modules.model_config import WanModelConfig
 from wan.modules.packed import can_pack, pack_linears
+from wan.modules.steps import Prepared, Step
 from wan.request import Request
 from wan.runtime import Runtime
 

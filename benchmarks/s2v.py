@@ -14,9 +14,9 @@ from PIL import Image
 from benchmarks import clips
 from wan.configs import NANO_CONFIGS
 from wan.inputs import SPEECH_RATE
-from wan.modules.model import Prepared
 from wan.modules.s2v import WanModel_S2V
 from wan.modules.s2v.config import S2VModelConfig
+from wan.modules.steps import Prepared
 from wan.parser import exit_code
 from wan.request import Request
 

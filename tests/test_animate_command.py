@@ -11,7 +11,7 @@ import torch
 
 from tests.performances import COUNT, RATE, SIZE, write_film, write_performance
 from tests.recorded import write_wav
-from wan import WanAnimate, cli, media
+from wan import WanAnimate, audio, cli, media
 from wan.colours import Colours, composited, lab, matched
 from wan.configs import NANO_CONFIGS, WAN_CONFIGS
 from wan.nano.faces import lab as pixel_lab
@@ -88,13 +88,13 @@ def test_a_run_that_lacks_clips_goes_on(run, monkeypatch, caplog):
 def test_sound_is_that_of_the_flag_or_of_the_description(run, folder, tmp_path):
     write_wav(tmp_path / "a.wav", 0.5 * np.sin(np.arange(16_000) / 20))
     assert run("--sound", "a.wav") == 0
-    heard = sum(len(chunk) for chunk in media.sound_chunks("out.mp4", 16_000)) / 16_000
+    heard = sum(len(chunk) for chunk in audio.sound_chunks("out.mp4", 16_000)) / 16_000
     assert abs(heard - COUNT / RATE) < 0.07, "cut to the length of the video, up to a frame of AAC"
 
     described = write_performance(tmp_path / "described")
     (described / "meta.json").write_text(json.dumps({"sound": {"path": "../a.wav", "start": 0.9, "length": None}}))
     assert run(src=described, out="described.mp4") == 0
-    heard = sum(len(chunk) for chunk in media.sound_chunks("described.mp4", 16_000)) / 16_000
+    heard = sum(len(chunk) for chunk in audio.sound_chunks("described.mp4", 16_000)) / 16_000
     assert 0.05 < heard < 0.2, "from 0.9 s on, of one second"
     assert media.written("described.mp4")[0] == COUNT, "a short sound cuts no frame off"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.command_line import NANO, files
 from tests.runs import sample
-from tests.test_cli import NANO, files
 from tests.test_pipeline import FLOAT32, folder, pipeline, request  # noqa: F401 - fixtures
 from wan import cli, output, planning
 from wan.finite import FiniteCheck

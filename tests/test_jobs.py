@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.command_line import resume_command
 from tests.test_media import write_tone
-from tests.test_never_lost import resume_command
 from tests.three_clips import CLIPS, ThreeClips
 from wan import cli, jobs, media, output, planning
 from wan.clips import ClipSampled, FramesDecoded, SampledClip, StepDone

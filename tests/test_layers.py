@@ -40,7 +40,7 @@ LAYERS = [
     (2, ["wan.modules", "wan.modules.*"]),
     (1, ["wan.checkpoint", "wan.checkpoint.*"]),
     (0, ["wan.files", "wan.finite", "wan.framing", "wan.geometry", "wan.guidance", "wan.handover", "wan.images"]),
-    (0, ["wan.interrupts"]),
+    (0, ["wan.audio", "wan.interrupts"]),
     (0, ["wan.lazy", "wan.media", "wan.output", "wan.parallel", "wan.parser", "wan.program", "wan.runtime"]),
     (0, ["wan.progress", "wan.choices", "wan.clips", "wan.conditioning", "wan.typed", "wan.values", "wan.version"]),
     (0, ["wan.cards", "wan.colours", "wan.containers", "wan.inputs", "wan.letterbox", "wan.performance", "wan.pose"]),

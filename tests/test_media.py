@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from wan.audio import add_audio
 from wan.images import read_image, upright_rgb
 from wan.media import (
     MAX_FPS,
-    add_audio,
     contact_sheet,
     frame_times,
     from_uint8,

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.late_copies import LateLane
 from wan.memory import PhaseStats, Weights, measured, peak_memory
-from wan.modules.model import Step, run_blocks
+from wan.modules.steps import Step, run_blocks
 from wan.runtime import Host, Offload
 
 CPU = torch.device("cpu")

@@ -143,7 +143,7 @@ def test_what_is_no_film_is_refused_by_name(tmp_path):
     (tmp_path / "none.mp4").touch()
     write_film(tmp_path / "cut.mp4", [n * 40 for n in range(9)])
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "cut.mp4").read_bytes()[:300])
-    from tests.test_sound import write_sound
+    from tests.test_audio import write_sound
 
     write_sound(tmp_path / "sound.mp4", "aac")
     for name, text in {

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.recorded import write_wav
-from wan import cli, media, nano_checkpoint
+from wan import audio, cli, media, nano_checkpoint
 from wan.modules.animate.preprocess import preprocess_data
 from wan.nano import puppets
 from wan.nano.puppet_videos import render
@@ -38,7 +38,7 @@ def inputs(tmp_path_factory):
     masks = np.repeat(driver.mask[..., None], 3, axis=-1).astype(np.uint8) * 255
     media.write_video(masks, folder / "m.mp4", RATE)
     write_wav(folder / "a.wav", 0.3 * np.sin(np.arange(8000) / 9))
-    media.add_audio(folder / "v.mp4", folder / "a.wav")
+    audio.add_audio(folder / "v.mp4", folder / "a.wav")
     standing = render(puppets.sample_puppet(rng), puppets.rest(rng), size=128)
     Image.fromarray(standing.video[0]).save(folder / "c.png")
     return folder
@@ -65,7 +65,7 @@ def test_a_video_and_a_picture_become_an_animation_with_the_sound(run, caplog):
     caplog.set_level(logging.INFO)
     assert run() == 0
     assert media.written("out.mp4") == (COUNT, (64, 64)) and media.frame_rate("out.mp4") == RATE
-    assert next(media.sound_chunks("out.mp4", 16_000)).size
+    assert next(audio.sound_chunks("out.mp4", 16_000)).size
     [folder] = cached()
     drawn = Performance.of(folder).footage.pose.take(range(COUNT))
     assert (drawn.max(-1) > 60).mean((1, 2)).min() > 0.01, "a skeleton in each frame"

@@ -10,7 +10,8 @@ from torch import nn
 
 from tests.distributed.tiny import CASES, CONFIG, tiny_model
 from tests.late_copies import LateLane, checked_filling
-from wan.modules.model import Step, WanModel, WanModelConfig, run_blocks
+from wan.modules.model import WanModel, WanModelConfig
+from wan.modules.steps import Step, run_blocks
 from wan.modules.t5 import T5Config, T5Encoder
 from wan.streaming import Lane, Streamed, Unit, chunks, make_lane, num_bound, num_slots, pinned, streamed_weights
 

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from tests.test_sound import write_sound
+from tests.test_audio import write_sound
 from wan import tts
 from wan.inputs import Sound
 from wan.tts import Spoken, find_engine, speak

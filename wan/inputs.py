@@ -102,11 +102,11 @@ class Sound(Input):
         """Decode a file. Raises FileNotFoundError or ValueError that names the fault."""
         import torch
 
-        from wan import media
+        from wan import audio
 
         path = _file_name(sound, name)
         heard = bytearray()  # grows without a second copy
-        for chunk in media.sound_chunks(path, SPEECH_RATE):
+        for chunk in audio.sound_chunks(path, SPEECH_RATE):
             heard += chunk.tobytes()
             if len(heard) > 4 * SPEECH_RATE * LONGEST_SOUND:
                 raise ValueError(f"{shown(path)} has more than {LONGEST_SOUND // 3600} hours of sound; cut it first")

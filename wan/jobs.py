@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wan import media, output
+from wan import audio, media, output
 from wan.animate import WanAnimate
 from wan.checking import expert_config, expert_lora
 from wan.clips import ClipSampled, Event, FramesDecoded, SampledClip
@@ -177,7 +177,7 @@ def make(outcome: Outcome, pipeline: WanPipeline) -> None:
         count = used_beside(chain([first], frames), write)
     _check_written(job)
     if (sound := job.pipeline.sound(job.request)) is not None:
-        media.add_audio(job.video, sound.path, sound.start, sound.length, job.request.performance is not None)
+        audio.add_audio(job.video, sound.path, sound.start, sound.length, job.request.performance is not None)
     with put_off():
         outcome.done()
     _summarize(job, pipeline.phases, count, time.perf_counter() - start)
@@ -227,7 +227,7 @@ class ClipFile:
             count = media.write(self.frames, path, fps, {}, overwrite=True)
             if (sound := self.job.pipeline.sound(self.job.request)) is not None:
                 keeps_frames = self.job.request.performance is not None  # the sound of others decides on their length
-                media.add_audio(path, sound.path, sound.start + self.start / fps, count / fps, keeps_frames)
+                audio.add_audio(path, sound.path, sound.start + self.start / fps, count / fps, keeps_frames)
 
 
 def _check_written(job: Job) -> None:

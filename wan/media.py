@@ -1,13 +1,10 @@
 """Read and write images and video. PyAV and Pillow are imported where they are used."""
 
-import errno
-import heapq
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +13,18 @@ import torch
 from torch import Tensor
 
 from wan import images
-from wan.containers import is_cut_off
-from wan.files import atomic_file, disk_named, no_file, shown
+from wan.containers import first_stream, is_cut_off, open_media
+from wan.files import atomic_file, disk_named, shown
 from wan.values import called, real
 
 log = logging.getLogger(__name__)
 
-LONGEST_SIDE, MOST_PIXELS, LARGEST = 16_384, 8192 * 4352, "8192*4352"  # of H.264; larger ones are not decoded either
 CRF = 10  # nearly lossless to the eye; equal to upstream's quality setting
 MAX_FPS = 999_999  # players count time in microseconds
 BT709 = 1  # the number of BT.709 in the colour tables of H.264 (primaries, transfer and matrix alike)
 LIMITED_RANGE = 1  # luma 16..235, as players expect of H.264
 LUMA = (16 + np.arange(256) * (219 / 255)).round().astype(np.uint8)  # of levels of grey
 MOVFLAGS = "use_metadata_tags+faststart"
-CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")  # each file has its own
-AUDIO_BIT_RATE = 192_000
-# Nothing that can be heard is lost or mirrored: 117 dB below 7 kHz at 16 kHz.
-RESAMPLING = "filter_size=128:phase_shift=12:cutoff=0.97:kaiser_beta=12"
-MOST_PLACED = 8  # channels; of more nobody knows the places, and all become one
-AAC_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)  # Hz; the first replaces others
-
-# Containers of video and sound: the place of their mark, the mark, and FFmpeg's name. Playlists, patterns of file
-# names, devices and descriptions of streams are not among them: they would open other files, and the network.
-CONTAINERS = (
-    *((4, mark, "mov") for mark in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")),
-    (0, b"\x1aE\xdf\xa3", "matroska"),
-    (8, b"AVI ", "avi"),
-    (8, b"WAVE", "wav"),
-    (0, b"fLaC", "flac"),
-    (0, b"OggS", "ogg"),
-    (0, b"ID3", "mp3"),
-    *((0, mark, "mp3") for mark in (b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2")),
-    *((0, mark, "aac") for mark in (b"\xff\xf1", b"\xff\xf9")),
-)
-
-CONTENT = (errno.EINVAL, errno.EPERM, errno.EIO)  # what FFmpeg says of a damaged file; Python itself reads it
-
-LIMITS = {"max_pixels": str(MOST_PIXELS)}  # of decoders
 PICTURE_MARKS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"WEBP")
 
 Rate = int | Fraction  # frames per second
@@ -165,8 +137,8 @@ def frame_times(path: str | Path) -> tuple[list[Fraction], Fraction]:
     a file that is cut off: what is left of it would pass for a shorter video.
     """
     cure = "copy it again, or convert what is left"
-    with _open(path) as container:
-        stream = _first(container.streams.video, path, "video")
+    with open_media(path) as container:
+        stream = first_stream(container.streams.video, path, "video")
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         tracks, packets = [stream, *container.streams.audio], []
         for packet in container.demux(tracks):
@@ -186,8 +158,8 @@ def frame_times(path: str | Path) -> tuple[list[Fraction], Fraction]:
 
 def read_video(path: str | Path) -> tuple[Tensor, float]:
     """Decode to uint8 [F, H, W, 3] RGB and the frame rate in Hz. Raises FileNotFoundError, ValueError without video."""
-    with _open(path) as container:
-        stream = _first(container.streams.video, path, "video")
+    with open_media(path) as container:
+        stream = first_stream(container.streams.video, path, "video")
         stream.thread_type = "AUTO"
         frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
         rate = stream.average_rate or stream.guessed_rate
@@ -200,7 +172,7 @@ def written(path: str | Path) -> tuple[int, tuple[int, int]]:
     """Count the complete frames of a file, and return its size (width, height) too. Raises ValueError for damage."""
     if is_picture(path):
         return 1, images.read_image(path).size
-    with _open(path) as container:
+    with open_media(path) as container:
         stream = container.streams.video[0]
         count = sum(_is_shown(packet) and not packet.is_corrupt for packet in container.demux(stream))
         return count, (stream.width, stream.height)
@@ -211,37 +183,13 @@ def _is_shown(packet: Any) -> bool:
     return packet.size > 0 and not packet.is_discard
 
 
-def sound_chunks(path: str | Path, rate: int) -> Iterator[np.ndarray]:
-    """Decode the first sound of a file, in chunks of float32 [n] at `rate` Hz: the mean of its channels.
-
-    Raises FileNotFoundError, and ValueError for a file without sound or with damage.
-    """
-    with _open(path, "sound", "wav") as container:
-        stream = _first(container.streams.audio, path, "sound", "wav")
-        taken, given = Fraction(0), 0
-
-        def counted() -> Iterator[Any]:
-            nonlocal taken
-            for frame in container.decode(stream):
-                taken += Fraction(frame.samples, frame.rate)
-                yield frame
-
-        # without the silence nothing comes of a sound that is shorter than the filter
-        filters = ("apad", "whole_len=4096"), ("aresample", f"{rate}:osf=flt:{RESAMPLING}")
-        for frame in _filtered(counted(), *filters):  # packed: PyAV reads past the planes of more than 8 channels
-            mean = frame.to_ndarray().reshape(-1, frame.layout.nb_channels).mean(axis=1, dtype=np.float32)
-            chunk = mean[: max(0, math.ceil(taken * rate) - given)]
-            given += len(chunk)
-            yield chunk
-
-
 def upright_frames(path: str | Path) -> Iterator[tuple[Fraction, np.ndarray]]:
     """Decode frames one by one: the time in seconds from the first one on, and uint8 [H, W, 3] RGB as players show it.
 
     Raises FileNotFoundError, and ValueError for a file without video or with damage.
     """
-    with _open(path) as container:
-        stream = _first(container.streams.video, path, "video")
+    with open_media(path) as container:
+        stream = first_stream(container.streams.video, path, "video")
         stream.thread_type = "AUTO"
         start, last = None, Fraction(0)
         for number, frame in enumerate(container.decode(stream)):
@@ -252,44 +200,11 @@ def upright_frames(path: str | Path) -> Iterator[tuple[Fraction, np.ndarray]]:
             yield last, np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
 
 
-def has_sound(path: str | Path) -> bool:
-    """Tell whether a file has a track of sound. Raises FileNotFoundError, and ValueError for no film or sound."""
-    with _open(path) as container:
-        return bool(container.streams.audio)
-
-
 def frame_rate(path: str | Path) -> Fraction:
     """Frames per second of a video, on average. Raises FileNotFoundError, and ValueError without video."""
-    with _open(path) as container:
-        stream = _first(container.streams.video, path, "video")
+    with open_media(path) as container:
+        stream = first_stream(container.streams.video, path, "video")
         return stream.average_rate or stream.guessed_rate or Fraction(25)
-
-
-def add_audio(
-    video: str | Path, audio: str | Path, start: float = 0, length: float | None = None, keeps_frames: bool = False
-) -> None:
-    """Give an mp4 the first sound of another file, in place of its own; it ends with the shorter of the two.
-
-    `keeps_frames`: only the sound is cut. The sound is taken from `start` on, for `length` seconds. Pictures and whole
-    AAC sound are copied, other sound is encoded. The file changes as a whole or not at all. Raises FileNotFoundError,
-    and ValueError for a file without video or sound.
-    """
-    import av
-
-    with (
-        _open(video) as pictures,
-        _open(audio, "sound", "wav") as sound,
-        atomic_file(video, overwrite=True) as temporary,
-    ):
-        tracks = _first(pictures.streams.video, video, "video"), _first(sound.streams.audio, audio, "sound", "wav")
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": MOVFLAGS}) as out:
-            out.metadata.update({key: value for key, value in pictures.metadata.items() if key not in CONTAINER_TAGS})
-            packets = [_copied(pictures, tracks[0], out), _audio_packets(sound, tracks[1], out, start, length)]
-            heard = _seconds(audio, "audio") - Fraction(start)
-            end = min(_seconds(video, "video"), heard if length is None else min(heard, Fraction(length)))
-            for packet in heapq.merge(*packets, key=lambda packet: packet.dts * packet.time_base):
-                if packet.dts * packet.time_base < end or (keeps_frames and packet.stream.type == "video"):
-                    out.mux(packet)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -299,7 +214,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
             head = file.read(12)
         if any(mark in head for mark in PICTURE_MARKS):
             return images.read_metadata(Path(path))[0]
-    with _open(path) as container:
+    with open_media(path) as container:
         return dict(container.metadata)
 
 
@@ -338,53 +253,6 @@ def side_by_side(pictures: Frames, columns: int, border: int = 0) -> np.ndarray:
     return sheet
 
 
-@contextmanager
-def _open(path: str | Path, what: str = "video", better: str = "mp4") -> Iterator[Any]:
-    """Open a file of one of `CONTAINERS`, chosen by its content. Files that it refers to cannot be opened."""
-    import av
-
-    name = shown(path)
-    if not Path(path).is_file():
-        raise no_file(path)
-    with disk_named(Path(path)), open(path, "rb") as file:
-        head = file.read(12)
-        file.seek(0)
-        kind = next((kind for at, mark, kind in CONTAINERS if head[at:].startswith(mark)), None)
-        if kind is None:
-            raise ValueError(f"{name} is not a {what} that can be read; convert it to {better}")
-        try:
-            options = {"protocol_whitelist": "none", **LIMITS}
-            container = av.open(file, format=kind, metadata_errors="replace", options=options)
-            with container:
-                _refuse_huge(container, name)
-                yield container
-        except av.error.FFmpegError as error:
-            if isinstance(error, OSError) and error.errno not in CONTENT:  # the disk or the rights
-                raise
-            larger = f", or its frames are larger than {LARGEST}" if error.errno == errno.EINVAL else ""
-            cure = f"it may be incomplete{larger}: copy it again, or convert it to {better}"
-            raise ValueError(
-                f"{name} is not a {what} that can be read ({shown(error.strerror, 100)}); {cure}"
-            ) from None
-
-
-def _refuse_huge(container: Any, name: str) -> None:
-    """Refuse large frames, and let the decoders refuse those whose size the header does not tell."""
-    for context in (stream.codec_context for stream in container.streams.video if stream.codec_context is not None):
-        if context.width * context.height > MOST_PIXELS:
-            size = f"{context.width}*{context.height}"
-            raise ValueError(f"{name} has frames of {size} pixels, and at most {LARGEST} are read; scale it down")
-        context.options = LIMITS
-
-
-def _first(streams: Sequence[Any], path: str | Path, kind: str, better: str = "mp4") -> Any:
-    """Return the first stream of a kind. Raises ValueError when there is none, or it names no codec."""
-    if not streams or streams[0].codec_context is None:
-        cure = f" that can be read; convert it to {better}" if streams else "; name a file that has"
-        raise ValueError(f"{shown(path)} has no {kind} in it{cure}")
-    return streams[0]
-
-
 def _open_stream(container: Any, fps: Rate, height: int, width: int, options: dict[str, str]) -> Any:
     stream = container.add_stream("libx264", rate=fps)
     stream.width, stream.height = width + width % 2, height + height % 2
@@ -421,71 +289,6 @@ def _to_yuv(frame: np.ndarray, converter: Any) -> Any:
         )
     yuv.colorspace, yuv.color_range = Colorspace.ITU709, ColorRange.MPEG
     return yuv
-
-
-def _seconds(path: str | Path, kind: str) -> Fraction:
-    """End of the first stream of that kind in seconds, by its packets: headers may lack it, or round it."""
-    with _open(path) as container:
-        packets = (packet for packet in container.demux(**{kind: 0}) if packet.pts is not None)
-        return max((Fraction(p.pts + (p.duration or 0)) * p.time_base for p in packets), default=Fraction(0))
-
-
-def _copied(source: Any, stream: Any, out: Any) -> Iterator[Any]:
-    """Yield the packets of a stream for `out`, unchanged."""
-    copy = out.add_stream_from_template(stream)
-    packets = (packet for packet in source.demux(stream) if packet.dts is not None)
-    return (setattr(packet, "stream", copy) or packet for packet in packets)
-
-
-def _audio_packets(source: Any, stream: Any, out: Any, start: float, length: float | None) -> Iterator[Any]:
-    """Yield the packets of a part of a stream for `out`, as AAC."""
-    if stream.codec_context.name == "aac" and not start and length is None:
-        return _copied(source, stream, out)
-    rate = stream.rate if stream.rate in AAC_RATES else AAC_RATES[0]
-    count = stream.channels
-    layout = "mono" if count == 1 or count > MOST_PLACED else "stereo"
-    mix = [("pan", "mono|c0=" + "+".join(f"{1 / count}*c{n}" for n in range(count)))] if count > MOST_PLACED else []
-    encoder = out.add_stream("aac", rate=rate, layout=layout, bit_rate=AUDIO_BIT_RATE)
-    first = round(start * rate)
-    last = "" if length is None else f":end_sample={first + round(length * rate)}"
-
-    def encode() -> Iterator[Any]:
-        even = _filtered(source.decode(stream), *mix, ("aresample", f"{rate}:osf=fltp:ochl={layout}:{RESAMPLING}"))
-        for frame in _filtered(even, ("atrim", f"start_sample={first}{last}"), ("asetpts", "N/SR/TB")):
-            yield from encoder.encode(frame)
-        yield from encoder.encode(None)
-
-    return encode()
-
-
-def _filtered(frames: Iterable[Any], *filters: tuple[str, str]) -> Iterator[Any]:
-    """Send frames of sound through filters of FFmpeg, each a name and its arguments."""
-    import av
-
-    graph, sink, kind = None, None, None
-
-    def finished(frame: Any) -> Iterator[Any]:
-        if graph is not None:
-            graph.push(frame)
-            with suppress(BlockingIOError):  # it waits for more
-                while True:
-                    yield sink.pull()
-
-    with suppress(EOFError):  # the filters have given all, perhaps before the frames end
-        for frame in frames:
-            if kind != (kind := (frame.rate, frame.layout.name, frame.format.name)):
-                with suppress(EOFError):
-                    yield from finished(None)  # the file goes on with other sound
-                graph, rate = av.filter.Graph(), frame.rate
-                source = {"layout": frame.layout.name, "format": frame.format.name, "time_base": Fraction(1, rate)}
-                nodes = [graph.add_abuffer(sample_rate=rate, **source)]
-                nodes += [graph.add(*each) for each in (*filters, ("abuffersink", ""))]
-                for one, other in pairwise(nodes):
-                    one.link_to(other)
-                graph.configure()
-                sink = nodes[-1]
-            yield from finished(frame)
-        yield from finished(None)
 
 
 def _frames(chunks: Iterable[Frames] | Frames) -> Iterator[np.ndarray]:

@@ -33,7 +33,8 @@ from wan.inputs import Sound
 from wan.memory import PhaseStats, Weights, keep_no_gaps, measured
 from wan.modules.attention import check_backend
 from wan.modules.block_cache import BlockCache
-from wan.modules.model import Prepared, WanModel, time_features
+from wan.modules.model import WanModel, time_features
+from wan.modules.steps import Prepared
 from wan.modules.t5 import T5EncoderModel
 from wan.modules.vae import CausalVAE
 from wan.modules.vae2_1 import Wan2_1_VAE

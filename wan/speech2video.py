@@ -94,7 +94,7 @@ class WanS2V(WanPipeline):
         pose_video: a video whose poses are followed; infer_frames: frames of a clip, a multiple of 4; init_first_frame:
         begin with the picture itself. With `enable_tts` the sound is `tts_text`, spoken with the voice of
         `tts_prompt_audio`, and kept in `tts.wav`. `as_upstream` makes upstream's choices where ours are others. Size,
-        `fit` and all others are as in `WanI2V.generate`. The video has no sound: `media.add_audio` gives it one.
+        `fit` and all others are as in `WanI2V.generate`. The video has no sound: `audio.add_audio` gives it one.
         """
         max_area = max_area if size is None else None
         if enable_tts:

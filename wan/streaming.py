@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from wan.modules.model import Step
+from wan.modules.steps import Step
 
 ALIGN = 256  # bytes; kernels choose other paths for values that are not aligned
 LARGEST_CHUNK = 1 << 33  # bytes of pinned memory that are allocated together

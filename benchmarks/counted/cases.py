@@ -18,7 +18,8 @@ from wan.configs import WAN_CONFIGS
 from wan.geometry import LatentShape, latent_shape, parse_size, token_count
 from wan.modules.attention import attention
 from wan.modules.layers import FeedForward
-from wan.modules.model import Prepared, WanModel, WanSelfAttention, time_features
+from wan.modules.model import WanModel, WanSelfAttention, time_features
+from wan.modules.steps import Prepared
 from wan.modules.t5 import UMT5_XXL, T5Encoder
 from wan.modules.vae_wrapper import VideoVAE
 

@@ -10,7 +10,7 @@ from tests.distributed.launch import launch
 from tests.distributed.tiny import CASES, CONFIG, AdaptedModel, tiny_model
 from wan.distributed.fsdp import spread_parameters
 from wan.distributed.sequence_parallel import parallelize, shard, sp_attn_forward, sp_dit_forward
-from wan.modules.model import Segment, Tokens, by_frame
+from wan.modules.steps import Segment, Tokens, by_frame
 
 THREE_HEADS = replace(CONFIG, num_heads=3, dim=48)
 

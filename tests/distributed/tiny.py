@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wan.modules.model import Conditioning, Step, Tokens, WanModel, WanModelConfig, by_frame
+from wan.modules.model import WanModel, WanModelConfig
+from wan.modules.steps import Conditioning, Step, Tokens, by_frame
 
 CONFIG = WanModelConfig(
     dim=64, ffn_dim=96, num_heads=4, num_layers=2, in_dim=6, out_dim=6, text_len=8, text_dim=10, freq_dim=16

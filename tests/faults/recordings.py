@@ -97,7 +97,7 @@ BOXES = (
 
 def sound(scene: Scene) -> Input:
     """Damage a video or a sound, and join them from Python."""
-    from wan.media import add_audio
+    from wan.audio import add_audio
 
     rng = scene.rng
     films, tones = scene.folder / "v.mp4", scene.folder / "a.wav"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from wan.modules.block_cache import BlockCache
-from wan.modules.model import WanModel, WanModelConfig, run_blocks, time_features
+from wan.modules.model import WanModel, WanModelConfig, time_features
+from wan.modules.steps import run_blocks
 
 CONFIG = WanModelConfig(
     model_type="t2v", in_dim=4, out_dim=4, dim=32, ffn_dim=64, num_heads=2, num_layers=4, text_dim=8, freq_dim=16

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from wan.audio import add_audio
 from wan.configs.nano import NANO_CONFIGS, nano_checkpoint
-from wan.media import add_audio, write_video
+from wan.media import write_video
 from wan.nano import evaluate, faces, talking
 from wan.nano.random import write_random_checkpoint
 from wan.nano.talks import draw_strip, draw_talks, perform, write_wav

@@ -22,8 +22,9 @@ from wan.image2video import WanI2V
 from wan.media import from_uint8, to_uint8
 from wan.memory import Weights
 from wan.modules.layers import sinusoidal_embedding_1d
-from wan.modules.model import Prepared, WanModel, WanModelConfig
+from wan.modules.model import WanModel, WanModelConfig
 from wan.modules.rope import grid_positions, rope_table, rotate
+from wan.modules.steps import Prepared
 from wan.pipeline import WanPipeline
 from wan.request import Request
 from wan.runtime import Offload, Runtime

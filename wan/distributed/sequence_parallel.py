@@ -12,7 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from wan.distributed.ulysses import ulysses
 from wan.distributed.util import all_gather, get_world_size
-from wan.modules.model import Conditioning, Segment, Segments, Step, Tokens, WanModel, WanSelfAttention
+from wan.modules.model import WanModel, WanSelfAttention
+from wan.modules.steps import Conditioning, Segment, Segments, Step, Tokens
 
 RunBlocks = Callable[[Iterable[Step], Tokens, Conditioning], Tokens]
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from wan.modules.model import Conditioning, Step, Tokens, WanAttentionBlock
+from wan.modules.model import WanAttentionBlock
+from wan.modules.steps import Conditioning, Step, Tokens
 
 RunBlocks = Callable[[Iterable[Step], Tokens, Conditioning], Tokens]
 SAMPLED = 8  # one of so many tokens is compared

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wan.checkpoint.loading import load_module
 from wan.checkpoint.source import open_source
-from wan.modules.model import Step, run_blocks
+from wan.modules.steps import Step, run_blocks
 from wan.modules.tokenizers import HuggingfaceTokenizer
 
 # Limits far beyond any model, yet small enough to build a model without weights.

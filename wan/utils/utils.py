@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from wan import geometry, media
+from wan import audio, geometry, media
 from wan.arguments import str2bool
 from wan.geometry import best_output_size
 from wan.values import real
@@ -58,8 +58,8 @@ def save_image(
 
 
 def merge_video_audio(video_path: str | Path, audio_path: str | Path) -> None:
-    """Add the sound of the other file to the mp4; both end with the shorter one. The same as `media.add_audio`."""
-    media.add_audio(video_path, audio_path)
+    """Add the sound of the other file to the mp4; both end with the shorter one. The same as `audio.add_audio`."""
+    audio.add_audio(video_path, audio_path)
 
 
 def masks_like(tensor: list[Tensor], zero: bool = False) -> tuple[list[Tensor], list[Tensor]]:

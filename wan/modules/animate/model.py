@@ -19,19 +19,9 @@ from wan.modules.animate.config import IMAGE_TOKENS, AnimateModelConfig
 from wan.modules.animate.face import FaceAdapter, FaceBlock, FaceEncoder, KeysValues
 from wan.modules.animate.motion_encoder import FaceMotionEncoder
 from wan.modules.layers import Linear, WanLayerNorm, WanRMSNorm
-from wan.modules.model import (
-    Conditioning,
-    PatchEmbedding,
-    Prepared,
-    Size,
-    Step,
-    Tokens,
-    WanCrossAttention,
-    WanModel,
-    by_frame,
-    patchify,
-)
+from wan.modules.model import PatchEmbedding, WanCrossAttention, WanModel, patchify
 from wan.modules.model_config import WanModelConfig
+from wan.modules.steps import Conditioning, Prepared, Size, Step, Tokens, by_frame
 
 
 @dataclass

@@ -14,21 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from wan.modules.model import (
-    Conditioning,
-    PatchEmbedding,
-    Prepared,
-    Size,
-    Step,
-    Tokens,
-    WanModel,
-    by_frame,
-    patchify,
-)
+from wan.modules.model import PatchEmbedding, WanModel, patchify
 from wan.modules.rope import grid_positions, rope_table
 from wan.modules.s2v.audio import AudioInjector, CausalAudioEncoder, inject
 from wan.modules.s2v.config import S2VModelConfig
 from wan.modules.s2v.framepack import FramePacker, history_positions
+from wan.modules.steps import Conditioning, Prepared, Size, Step, Tokens, by_frame
 
 REFERENCE_TIME = 30  # position in time of the reference picture; a clip must be shorter
 VIDEO, REFERENCE, HISTORY = range(3)  # types of tokens

@@ -12,7 +12,7 @@ import pytest
 
 from tests.modules.animate.preprocess.fake import GREEN, RED, ByColour, Squares, film, picture, scene, walk
 from tests.recorded import write_lossless, write_wav
-from wan import media
+from wan import audio, media
 from wan.inputs import file_digest
 from wan.modules.animate.preprocess import source
 from wan.modules.animate.preprocess.people import Follower
@@ -103,7 +103,7 @@ def test_masks_come_back_as_they_were_and_the_background_is_black_there(inputs, 
 
 def test_the_sound_of_the_video_is_named(tmp_path, inputs):
     write_wav(tmp_path / "a.wav", 0.3 * np.sin(np.arange(8000) / 9))
-    media.add_audio(inputs["video"], tmp_path / "a.wav")
+    audio.add_audio(inputs["video"], tmp_path / "a.wav")
     run(inputs, tmp_path / "out", start=0.1, length=0.2)
     made = Performance.of(tmp_path / "out")
     assert made.frames == 6 and made.sound.start == 0.1 and made.sound.seconds == pytest.approx(0.2, abs=0.01)
@@ -351,20 +351,20 @@ def test_settings_without_effect_are_named(inputs, tmp_path, caplog):
 
 def test_a_part_of_the_video_after_its_sound_has_none(tmp_path, inputs):
     write_wav(tmp_path / "a.wav", 0.3 * np.sin(np.arange(3200) / 9))
-    media.add_audio(inputs["video"], tmp_path / "a.wav", keeps_frames=True)
+    audio.add_audio(inputs["video"], tmp_path / "a.wav", keeps_frames=True)
     run(inputs, tmp_path / "out", start=0.3)
     assert Performance.of(tmp_path / "out").sound is None
 
 
 def test_a_damaged_sound_is_named_and_left_out(tmp_path, inputs, monkeypatch, caplog):
     write_wav(tmp_path / "a.wav", 0.3 * np.sin(np.arange(3200) / 9))
-    media.add_audio(inputs["video"], tmp_path / "a.wav", keeps_frames=True)
+    audio.add_audio(inputs["video"], tmp_path / "a.wav", keeps_frames=True)
 
     def damaged(path, rate):
         yield np.zeros(100, np.float32)
         raise ValueError(f"{path} is not a sound that can be read")
 
-    monkeypatch.setattr(media, "sound_chunks", damaged)
+    monkeypatch.setattr(audio, "sound_chunks", damaged)
     run(inputs, tmp_path / "out")
     found = described(tmp_path / "out")
     assert found["sound"] is None and "v.mp4 is not a sound that can be read" in found["warnings"][0]
@@ -414,7 +414,7 @@ def test_files_that_a_killed_run_left_are_removed(inputs, tmp_path):
 def test_a_video_whose_name_has_bytes_of_no_letter(inputs, tmp_path):
     name = Path(inputs["video"]).rename(os.fsdecode(os.fsencode(tmp_path / "v") + b"\xff.mp4"))
     write_wav(tmp_path / "a.wav", 0.3 * np.sin(np.arange(8000) / 9))
-    media.add_audio(name, tmp_path / "a.wav")
+    audio.add_audio(name, tmp_path / "a.wav")
     run({**inputs, "video": str(name)}, tmp_path / "out")
     assert Performance.of(tmp_path / "out").sound is not None
 

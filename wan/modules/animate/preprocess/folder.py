@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from wan import media
+from wan import audio, media
 from wan.files import read_json, shown
 from wan.geometry import format_size
 from wan.inputs import SPEECH_RATE, Picture
@@ -105,10 +105,10 @@ def describe(
 def has_sound(driving: Driving) -> bool:
     """Tell whether the part of the video that is used has a sound. One that is damaged is named in a warning."""
     path = driving.film.path
-    if not media.has_sound(path):
+    if not audio.has_sound(path):
         return False
     try:
-        return sum(map(len, media.sound_chunks(path, SPEECH_RATE))) > driving.start * SPEECH_RATE
+        return sum(map(len, audio.sound_chunks(path, SPEECH_RATE))) > driving.start * SPEECH_RATE
     except (ValueError, OSError) as error:
         log.warning("the sound of the video cannot be used, and the folder names none: %s", shown(error))
         return False

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from wan.containers import LONGEST_SIDE, MOST_PIXELS
 from wan.geometry import Size, format_size
 from wan.inputs import Picture
-from wan.media import LONGEST_SIDE, MOST_PIXELS
 from wan.modules.animate.preprocess.frames import resize_to_area, size_of_area
 from wan.modules.animate.preprocess.people import Choice
 from wan.modules.animate.preprocess.source import Driving

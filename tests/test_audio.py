@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from wan.audio import add_audio, sound_chunks
 from wan.inputs import LONGEST_SOUND, SPEECH_RATE, Sound
-from wan.media import add_audio, sound_chunks, write_video
+from wan.media import write_video
 
 FORMATS = [
     ("a.wav", "pcm_s16le", 16000, "mono", 1e-4),
