@@ -64,7 +64,6 @@ CORE = {"torch", "numpy", "safetensors", "tokenizers", "ftfy", "PIL", "av", "ein
 # Packages that a file may need only when a function of it is called, each behind one file of ours.
 BEHIND_ONE_FILE = {
     *(
-        "av",
         "cosyvoice",
         "cv2",
         "fastapi",
@@ -83,6 +82,7 @@ EXTENSION = "wan/utils/prompt_extend.py"
 # Besides, only wrappers of pretrained encoders use transformers.
 ONLY_IN = {package: {EXTENSION} for package in ("dashscope", "openai", "tenacity")}
 ONLY_IN["transformers"] = {EXTENSION, "wan/modules/animate/clip.py", "wan/modules/speech.py"}
+ONLY_IN["av"] = {"wan/audio.py", "wan/containers.py", "wan/media.py"}
 ONLY_IN["diffusers"] = {"wan/modules/animate/preprocess/editor.py"}
 ONLY_IN["transformers"] |= {"wan/modules/animate/preprocess/sam2.py"}
 NEVER = {"decord", "librosa", "imageio", "torchvision", "torchaudio", "easydict"}
