@@ -22,7 +22,7 @@ from wan.request import Request
 
 TASK = "s2v-14B"
 BLOCKS, INJECTORS = 10, (0, 3, 6)  # nearly as 12 beside 40
-LATENT = (3, 32, 48)
+LATENT = (3, 16, 24)  # larger ones have more attention, and so a smaller share of adapters
 
 
 def model() -> WanModel_S2V:
