@@ -21,7 +21,7 @@ from wan.parser import exit_code
 from wan.request import Request
 
 TASK = "s2v-14B"
-BLOCKS, INJECTORS = 10, (0, 3, 6)  # nearly as 12 beside 40
+BLOCKS, INJECTORS = 3, (0,)  # a little more than 12 beside 40
 LATENT = (3, 16, 24)  # larger ones have more attention, and so a smaller share of adapters
 
 
