@@ -82,6 +82,8 @@ def test_what_a_compiler_needs(monkeypatch):
     monkeypatch.setattr("shutil.which", {"gcc": "/usr/bin/gcc"}.get)
     monkeypatch.setattr("wan.experts.find_spec", lambda name: None)
     assert has_compiler(CPU) and not has_compiler(torch.device("cuda:0")), "Triton"
+    monkeypatch.setenv("CC", "gcc -m64")
+    assert has_compiler(CPU)
     monkeypatch.setattr("shutil.which", {}.get)
     assert not has_compiler(CPU)
 

@@ -140,7 +140,7 @@ def compile_blocks(model: WanModel, runtime: Runtime) -> WanModel:
 
 def has_compiler(device: torch.device) -> bool:
     """Tell whether what torch compiles with seems to be here: a C compiler, and Triton for a GPU."""
-    tools = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
+    tools = os.environ.get("CC", "").split()[:1] or ["cc", "gcc", "clang"]  # CC may have options
     return any(map(shutil.which, tools)) and (device.type != "cuda" or find_spec("triton") is not None)
 
 
