@@ -144,6 +144,21 @@ def test_a_clip_encodes_its_own_windows_and_each_only_once():
 # ---------------------------------------------------------------- the encoder
 
 
+@pytest.mark.parametrize("samples", [speech.MIN_SAMPLES, 320 * 30 + 80, 320 * 61 + 399])
+def test_convolutions_in_pieces_of_the_time_are_the_same(encoder, samples):
+    front, wave = encoder.wav2vec2.feature_extractor, noise(samples)[None]
+    lengths = []
+
+    def convolve(part):
+        lengths.append(part.shape[1])
+        return type(front).forward(front, part)
+
+    with torch.inference_mode():
+        whole, pieces = (speech.in_pieces(convolve, wave, piece) for piece in (1000, 7))
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5)
+    assert whole.shape[-1] == num_states(samples) and max(lengths[1:]) == min(samples // 320 * 320 + 80, 6 * 320 + 400)
+
+
 @pytest.mark.parametrize("wave", [torch.zeros(20_000), torch.full((20_000,), 0.3), torch.zeros(1)])
 def test_silence_has_finite_features(encoder, wave):
     assert SpeechFeatures(encoder, wave).clip(0, 24).isfinite().all()
