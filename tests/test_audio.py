@@ -199,7 +199,7 @@ def test_files_without_sound_are_refused_by_name(tmp_path):
     cut.write_bytes(cut.read_bytes()[:500])
     cases = {
         "text.wav": "is not a sound that can be read; convert it to wav",
-        "none.wav": "is not a sound that can be read",
+        "none.wav": "is empty",
         "silent.mp4": "has no sound in it; name a file that has",
         "empty.wav": "has a track of sound, and nothing in it",
         "nan.wav": "has samples that are not finite numbers",

@@ -216,7 +216,7 @@ def test_defaults_that_differ(tmp_path, monkeypatch):
             Request.create(WAN_CONFIGS["i2v-A14B"], image=Image.new("RGB", (64, 64))).prompt == ""
         ),
         "`--task` with `--image`": lambda: (
-            planning.task_of_images(build_parser().parse_args(["--image", "a.png"])) == "i2v-A14B"
+            planning.task_of_inputs(build_parser().parse_args(["--image", "a.png"])) == "i2v-A14B"
         ),
         "weights": lambda: Runtime.from_flags(device="cpu").dtype_name == "bf16",
         "`--save_file`": lambda: (

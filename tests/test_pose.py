@@ -148,7 +148,7 @@ def test_what_is_no_film_is_refused_by_name(tmp_path):
     write_sound(tmp_path / "sound.mp4", "aac")
     for name, text in {
         "text.mp4": "is not a video that can be read; convert it to mp4",
-        "none.mp4": "is not a video that can be read",
+        "none.mp4": "is empty",
         "cut.mp4": "cut.mp4",
         "sound.mp4": "has no video in it; name a file that has",
     }.items():

@@ -257,7 +257,7 @@ def test_frame_num_changes_nothing_and_says_so(checkpoint, files, tmp_path, capl
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--infer_frames", "81"], "--infer_frames must be a multiple of 4, got 81; try 80 or 84"),
+        (["--infer_frames", "81"], "--infer_frames must be a multiple of 4 from 4 on, got 81; try 80 or 84"),
         (["--infer_frames", "124"], "--infer_frames can be at most 120, got 124"),
         (["--num_clip", "0"], "--num_clip must be at least 1, got 0"),
         (["--audio_start", "2"], "--audio_start 2 is beyond the end of"),

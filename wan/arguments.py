@@ -110,14 +110,15 @@ IMAGES, SPEECH, ANIMATE = ("i2v-A14B", "ti2v-5B", "s2v-14B"), ("s2v-14B",), ("an
 CLIPS = SPEECH + ANIMATE  # tasks whose videos have several clips
 # Titles of the groups of tasks in the help, by the first task that knows a flag.
 TITLES = {
-    "i2v-A14B": "from an image (i2v-A14B, ti2v-5B, s2v-14B)",
+    "i2v-A14B": "from an image",
     "s2v-14B": "speech-to-video",
     "animate-14B": "character animation and replacement",
 }
 
 # fmt: off
 FLAGS = [
-    Flag(MAKE, "task", choice(WAN_CONFIGS), "default: t2v-A14B, with --image or --last_image i2v-A14B"),
+    Flag(MAKE, "task", choice(WAN_CONFIGS), "default: by the inputs. --video or --src_root_path: animate-14B; "
+         "--audio: s2v-14B; --image or --last_image: i2v-A14B; none: t2v-A14B"),
     Flag(MAKE, "ckpt_dir", FOLDER, "folder of released weights; default: nano, the embedded model"),
     Flag(MAKE, "prompt", TEXT, "what the video shows; default: an example, with an image nothing", "prompt"),
     Flag(MAKE, "negative_prompt", TEXT, "what to avoid; without effect at guidance 1; default: the task's text, of the "
@@ -152,7 +153,8 @@ FLAGS = [
     Flag(MAKE, "from_video", FILE, "repeat the request stored in a video; other flags override it; default: a new "
          "request"),
 
-    Flag(MAKE, "image", FILE, "the first frame; default: none (ti2v-5B, --last_image)", "image", IMAGES, True),
+    Flag(MAKE, "image", FILE, "the first frame; of s2v-14B who speaks, of animate-14B with --video the character; "
+         "default: none (ti2v-5B, --last_image)", "image", IMAGES, True),
     Flag(MAKE, "last_image", FILE, "the last frame (i2v-A14B), also without --image; default: none",
          "last_image", IMAGES[:1], True),
     Flag(MAKE, "fit", choice(FITS), "how the image meets --size: area (default) takes the shape of the image and the "
@@ -220,7 +222,7 @@ FLAGS = [
     Flag(EXTENSION, "prompt_extend_target_lang", choice(("zh", "en")), "language of the written-out prompt; default: "
          "zh", default="zh"),
     Flag(EXTENSION, "prompt_extend_url", Kind(text, "URL"), "the server of method openai, with a key in OPENAI_API_KEY "
-         "where it wants one; default: none, as http://localhost:8000/v1"),
+         "where it wants one, for example http://localhost:8000/v1; default: none"),
     Flag(EXTENSION, "prompt_extend_timeout", WHOLE, "seconds that a service has, all tries together; default: 120",
          default=120),
 
@@ -308,7 +310,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all flags, in the groups of the help. Each help text names the default."""
     parser = Parser(
         prog=program_name(),
-        usage="%(prog)s [--task TASK] [--ckpt_dir DIR] --prompt TEXT [flags]",
+        usage="%(prog)s [--task TASK] [--ckpt_dir DIR] [--prompt TEXT] [flags]",
         description="Make a video from a prompt, an image or both. Without --ckpt_dir a small embedded model runs, "
         f"with defaults of its own: {_nano_defaults()}.",
         epilog="Exit codes: 0 done, 1 failed while running, 2 wrong arguments, 130 interrupted.",

@@ -30,6 +30,8 @@ CONTAINERS = (
     *((0, mark, "aac") for mark in (b"\xff\xf1", b"\xff\xf9")),
 )
 
+PICTURE_MARKS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"WEBP")
+
 CONTENT = (errno.EINVAL, errno.EPERM, errno.EIO)  # what FFmpeg says of a damaged file; Python itself reads it
 
 LIMITS = {"max_pixels": str(MOST_PIXELS)}  # of decoders
@@ -37,6 +39,11 @@ LIMITS = {"max_pixels": str(MOST_PIXELS)}  # of decoders
 HEAD = 4096  # bytes; descriptions of the format in front of the content are far shorter
 EBML, SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"  # of Matroska and WebM
 UNKNOWN_RIFF = (0, 0xFFFFFFFF)  # lengths that programs write which do not know it yet
+
+
+def container_of(head: bytes) -> str | None:
+    """Name the container of a file by its first 12 bytes, as FFmpeg calls it; None for others."""
+    return next((kind for at, mark, kind in CONTAINERS if head[at:].startswith(mark)), None)
 
 
 @contextmanager
@@ -50,7 +57,11 @@ def open_media(path: str | Path, what: str = "video", better: str = "mp4") -> It
     with disk_named(Path(path)), open(path, "rb") as file:
         head = file.read(12)
         file.seek(0)
-        kind = next((kind for at, mark, kind in CONTAINERS if head[at:].startswith(mark)), None)
+        kind = container_of(head)
+        if not head:
+            raise ValueError(f"{name} is empty; copy it again, or name another file")
+        if any(mark in head for mark in PICTURE_MARKS):
+            raise ValueError(f"{name} is a picture, and a {what} is wanted; name another file")
         if kind is None:
             raise ValueError(f"{name} is not a {what} that can be read; convert it to {better}")
         try:

@@ -55,7 +55,7 @@ def check_frame_num(frame_num: int, stride: int = VAE_STRIDE[0], rest: int = 1, 
         lowest = rest or stride
         lower = max(lowest, (frame_num - rest) // stride * stride + rest)
         choices = f"{lower} or {lower + stride}" if frame_num > 0 else str(lowest)
-        rule = f"{stride}n+{rest}" if rest else f"a multiple of {stride}"
+        rule = f"{stride}n+{rest}" if rest else f"a multiple of {stride} from {stride} on"
         raise ValueError(f"{called('frame_num')} must be {rule}, got {frame_num}; try {choices}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from wan.containers import container_of
 from wan.files import disk_named, no_file, parse_json, shown
 from wan.geometry import Size
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 # Formats that are looked for in a file of any name. Pillow starts a program for some of the others (EPS), and nobody
 # keeps a first frame in the rest. TGA has no signature and comes last.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "QOI", "TGA")
+STILL_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix")  # pictures in a container of films
 WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # by suffix
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 MAX_JPEG_COMMENT = 65_000  # of the 65,533 bytes of a segment
@@ -52,6 +54,12 @@ def read_image(path: str | Path) -> Any:
         raise no_file(path, "image")
     if Path(path).stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{name} has more than {MAX_FILE_BYTES >> 20} MiB; scale the picture down first")
+    with disk_named(Path(path)), open(path, "rb") as file:
+        head = file.read(12)
+    if not head:
+        raise ValueError(f"{name} is empty; copy it again, or name another file")
+    if container_of(head) and head[8:12] not in STILL_BRANDS:
+        raise ValueError(f"{name} is a video or a sound, and a picture is wanted; save a frame of it as PNG")
     with disk_named(Path(path)), damage_reported(name):
         Image.init()
         image = Image.open(path, formats=[format for format in FORMATS if format in Image.OPEN])

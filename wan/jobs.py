@@ -39,6 +39,7 @@ from wan.runtime import Runtime, resolve_device
 from wan.speech2video import WanS2V
 from wan.text2video import WanT2V
 from wan.textimage2video import WanTI2V
+from wan.values import counted
 from wan.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -350,11 +351,6 @@ def tags(job: Job) -> dict[str, str]:
         return {}
     comment = f"{job.request.prompt} ({job.request.task}, seed {job.request.seed}, wan {VERSION})"
     return {output.REQUEST_KEY: output.encodable(stored_request(job)), "comment": output.encodable(comment)}
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 frame`, `17 frames`."""
-    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def in_words(calls: Counter[str]) -> str:

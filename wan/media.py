@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wan import images
-from wan.containers import first_stream, is_cut_off, open_media
+from wan.containers import PICTURE_MARKS, first_stream, is_cut_off, open_media
 from wan.files import atomic_file, disk_named, shown
 from wan.values import called, real
 
@@ -25,7 +25,6 @@ BT709 = 1  # the number of BT.709 in the colour tables of H.264 (primaries, tran
 LIMITED_RANGE = 1  # luma 16..235, as players expect of H.264
 LUMA = (16 + np.arange(256) * (219 / 255)).round().astype(np.uint8)  # of levels of grey
 MOVFLAGS = "use_metadata_tags+faststart"
-PICTURE_MARKS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"WEBP")
 
 Rate = int | Fraction  # frames per second
 Frames = np.ndarray | Tensor  # uint8 [F, H, W, 3], RGB

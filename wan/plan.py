@@ -24,7 +24,7 @@ from wan.jobs import PIPELINES
 from wan.parallel import ALONE, Parallel
 from wan.parser import exit_code
 from wan.planner import Plan, Room, choices, choose, in_gb, in_time, lines, room_of
-from wan.planning import plan, request_of, runtime_of, task_of_images
+from wan.planning import plan, request_of, runtime_of, task_of_inputs
 from wan.runtime import CPU, Host, Offload, Runtime, named_policy
 from wan.typed import number, one_of, whole
 from wan.values import named
@@ -69,7 +69,7 @@ def planned(args: Any) -> Iterator[str]:
         job = plan(args)
         config, request, found = job.config, job.request, job.plan
     else:
-        config = get_config(args.task or task_of_images(args) or DEFAULT_TASK)
+        config = get_config(args.task or task_of_inputs(args) or DEFAULT_TASK)
         with named({}):
             request = request_of(args, config, None)
         shapes = _shapes(config, request)

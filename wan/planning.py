@@ -41,6 +41,14 @@ from wan.values import named
 
 log = logging.getLogger(__name__)
 
+# What to give to a task in place of an input or setting that it does not know.
+INSTEAD = {
+    ("image", "animate-14B"): "--video FILE as well, or leave --image out: a folder has the character in it",
+    ("audio", "animate-14B"): "--sound FILE",
+    ("sound", "s2v-14B"): "--audio FILE",
+    ("frame_num", "s2v-14B"): "--infer_frames, for the frames of a clip",
+    ("infer_frames", "animate-14B"): "--frame_num",
+}
 OVERHEAD_BYTES = 1 << 16  # of a file beside its values
 
 
@@ -55,6 +63,8 @@ def _plan(args: argparse.Namespace) -> Job:
     stored = again.beside if again else {}
     _say_what_is_repeated(args)
     config, checkpoint = _find_checkpoint(args, stored)
+    if args.use_relighting_lora and config.family == "nano" and not part(checkpoint, config.lora_checkpoint).exists():
+        raise ValueError("--use_relighting_lora: nano models have no such LoRA; leave it out, or give --ckpt_dir DIR")
     if args.video and config.name == "animate-14B":
         prepare(args, config, checkpoint)
     _check_flags(args, config.name)
@@ -186,10 +196,13 @@ def _say_what_is_repeated(args: argparse.Namespace) -> None:
             log.warning("%s is given %d times; the last one counts", flag, count)
 
 
-def task_of_images(args: argparse.Namespace) -> str:
-    """Choose the task when none is given: image-to-video with an image, else the default."""
+def task_of_inputs(args: argparse.Namespace) -> str:
+    """Choose the task when none is given, by the inputs: image-to-video with an image alone, else the default."""
     if args.video or args.src_root_path:
         return "animate-14B"
+    if args.audio or args.enable_tts:
+        log.info("--%s without --task: taken as --task s2v-14B", "audio" if args.audio else "enable_tts")
+        return "s2v-14B"
     given = [flag for flag in ("image", "last_image") if getattr(args, flag)]
     if not given:
         return DEFAULT_TASK
@@ -223,9 +236,12 @@ def _check_flags(args: argparse.Namespace, task: str) -> None:
             continue
         if not flag.is_of(task):
             others = f", only by {', '.join(flag.tasks)}" if flag.tasks else ""
+            instead = INSTEAD.get((flag.name, task))
             if flag.is_input:
-                raise ValueError(f"--{flag.name} is not used by {task}{others}; leave it out")
-            log.warning("--%s is not used by %s%s; it changes nothing here", flag.name, task, others)
+                cure = f"give {instead}" if instead else "leave it out"
+                raise ValueError(f"--{flag.name} is not used by {task}{others}; {cure}")
+            cure = f"; give {instead}" if instead else ""
+            log.warning("--%s is not used by %s%s; it changes nothing here%s", flag.name, task, others, cure)
 
 
 def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[TaskConfig, Path]:
@@ -233,9 +249,9 @@ def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[
     task = stored.get("task", args.task)
     if args.ckpt_dir not in (None, "nano"):
         folder = Path(args.ckpt_dir)
-        released = get_config(task_of(folder, task) or task_of_images(args))
+        released = get_config(task_of(folder, task) or task_of_inputs(args))
         return (get_config(released.name, "nano") if _is_nano(folder, released) else released), folder
-    task = task or task_of_images(args)
+    task = task or task_of_inputs(args)
     released = get_config(task)
     if args.ckpt_dir is None and stored.get("checkpoint", "nano") != "nano":
         raise ValueError(f"the stored request was made with a {task} checkpoint; give its folder with --ckpt_dir")
@@ -246,7 +262,7 @@ def _find_checkpoint(args: argparse.Namespace, stored: dict[str, Any]) -> tuple[
             f"make it with python -m wan.nano.recipes {task.partition('-')[0]}, or give --ckpt_dir"
         )
     log.info(
-        "%s: the embedded nano model runs, a toy that knows a few moving shapes at %s. The real one: %s",
+        "%s: the embedded nano model runs, a toy that knows one small world at %s. The real one: %s",
         "no --ckpt_dir" if args.ckpt_dir is None else "--ckpt_dir nano",
         config.size,
         how_to_get(released),

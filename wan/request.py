@@ -25,7 +25,7 @@ from wan.inputs import Film, Input, Picture, Sound
 from wan.parallel import Parallel
 from wan.performance import Performance
 from wan.utils.flow import checked_sigmas
-from wan.values import called, dictionary, flag, named, quoted, rate, real, reals, text, whole
+from wan.values import called, counted, dictionary, flag, named, quoted, rate, real, reals, text, whole
 
 MAX_SEED = 2**63 - 1
 OVERLAPS = (1, 5)  # frames that a clip of an animation shares with the one before: those of training
@@ -137,7 +137,7 @@ class Request:
             raise ValueError(f"{called(name)} needs {called('audio')}; leave it out")
         if self.performance is not None and self.frame_num < 2 * self.refert_num:
             raise ValueError(
-                f"{called('frame_num')} {self.frame_num} is too short to share {self.refert_num} frames "
+                f"{called('frame_num')} {self.frame_num} is too short to share {counted(self.refert_num, 'frame')} "
                 f"({called('refert_num')}) with the next clip; try {4 * -(-self.refert_num // 2) + 1}"
             )
         if self.composite and not self.replace_flag:
@@ -381,9 +381,9 @@ def check_supported_size(config: TaskConfig, size: Size) -> None:
     who = f"the nano model of {config.name}" if is_nano else config.name
     released = is_nano and asked in get_config(config.name).sizes
     raise ValueError(
-        f"{called('size')} {asked} is not one that {who} makes; try {nearest_size(config, size)} "
-        f"(it has {', '.join(config.sizes)}"
-        + (f"); the released model has {asked}: give its folder with --ckpt_dir" if released else ")")
+        f"{called('size')} {asked} is not one that {who} makes; try {nearest_size(config, size)}"
+        + (f" (it has {', '.join(config.sizes)})" if len(config.sizes) > 1 else "")
+        + (f"; the released model has {asked}: give its folder with --ckpt_dir" if released else "")
     )
 
 
@@ -408,8 +408,11 @@ def _check_inputs(config: TaskConfig, given: Mapping[str, Any]) -> None:
             raise ValueError(f"{config.name} is not made from {called(name)}; leave it out")
     for names in config.needs:
         if not given.keys() & set(names):
-            places = ((called(name), getattr(Request.input_kinds().get(name), "place", "FILE")) for name in names)
-            first, *others = (f"{name} {place}" if name[:2] == "--" else name for name, place in places)
+            ways = [(called(name), getattr(Request.input_kinds().get(name), "place", "FILE")) for name in names]
+            if by_flags := ways[0][0].startswith("--"):
+                ways = [(flag, "--tts_text TEXT" if flag == "--enable_tts" else place) for flag, place in ways]
+                ways += [("--video", "FILE --image FILE")] * (names == ("performance",))
+            first, *others = (f"{name} {place}" if by_flags else name for name, place in ways)
             also = "".join(f" (or {name})" for name in others)
             raise ValueError(f"{called('task')} {config.name} needs {first}{also}")
 

@@ -97,7 +97,7 @@ def person(value: str) -> int | tuple[float, float]:
     parts = value.split(",")
     if len(parts) == 2:
         return number(parts[0]), number(parts[1])
-    if len(parts) == 1:
+    if len(parts) == 1 and value.strip().isdecimal():
         return at_least(1)(value)
     raise _expected("a number from 1 up or X,Y", value, "1")
 

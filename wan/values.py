@@ -101,6 +101,11 @@ def dictionary(name: str, value: Any) -> dict[str, Any]:
     return value
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 frame`, `17 frames`."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
 def quoted(value: Any) -> str:
     """Show any value in an error, in a few safe characters."""
     try:

@@ -170,7 +170,7 @@ def test_help_is_grouped(capsys):
         "what to make:",
         "output:",
         "how to run:",
-        "from an image (i2v-A14B, ti2v-5B, s2v-14B):",
+        "from an image:",
         "speech-to-video:",
         "character animation and replacement:",
     ):

@@ -39,7 +39,10 @@ from wan import cli, media, output, planning
         (["--task", "t2v-A14B", "--last_image", "cat.jpg"], "--last_image is not used by t2v-A14B, only by i2v-A14B"),
         (["--image", "cat.jpg"], "there is no image cat.jpg"),
         (["--fit", "crop"], "--fit is not used by t2v-A14B, only by i2v-A14B"),
-        (["--audio", "talk.wav"], "--audio is not used by t2v-A14B, only by s2v-14B; leave it out"),
+        (
+            ["--task", "t2v-A14B", "--audio", "talk.wav"],
+            "--audio is not used by t2v-A14B, only by s2v-14B; leave it out",
+        ),
         (["--ulysses_size", "8"], "--ulysses_size needs several processes, and this is one; start with torchrun"),
         (["--dit_fsdp", "--cfg_parallel"], "--cfg_parallel and --dit_fsdp need several processes"),
         (["--num_videos", "0"], "--num_videos must be at least 1, got 0"),

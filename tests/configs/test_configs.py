@@ -244,9 +244,9 @@ def test_how_many_frames_is_a_rule_of_the_task():
     t2v.check_frame_num(1), t2v.check_frame_num(81), s2v.check_frame_num(80)
     for config, count, text in (
         (t2v, 80, "frame_num must be 4n+1, got 80; try 77 or 81"),
-        (s2v, 81, "frame_num must be a multiple of 4, got 81; try 80 or 84"),
-        (s2v, 0, "frame_num must be a multiple of 4, got 0; try 4"),
-        (s2v, 3, "frame_num must be a multiple of 4, got 3; try 4 or 8"),
+        (s2v, 81, "frame_num must be a multiple of 4 from 4 on, got 81; try 80 or 84"),
+        (s2v, 0, "frame_num must be a multiple of 4 from 4 on, got 0; try 4"),
+        (s2v, 3, "frame_num must be a multiple of 4 from 4 on, got 3; try 4 or 8"),
     ):
         with pytest.raises(ValueError, match=re.escape(text)):
             config.check_frame_num(count)

@@ -50,9 +50,9 @@ def test_far_beyond_its_size_it_says_how_long_that_takes(changes):
 
 
 def test_a_size_of_the_released_model_is_said_to_be_one():
-    with pytest.raises(ValueError, match=r"try 64\*64 \(it has 64\*64\); the released model has 1280\*720: give its"):
+    with pytest.raises(ValueError, match=r"try 64\*64; the released model has 1280\*720: give its"):
         check_supported_size(CONFIG, (1280, 720))
-    with pytest.raises(ValueError, match=r"try 64\*64 \(it has 64\*64\)$"):
+    with pytest.raises(ValueError, match=r"try 64\*64$"):
         check_supported_size(CONFIG, (1000, 700))
     with pytest.raises(ValueError, match=r"try 1280\*720 \(it has [^)]*\)$"):
         check_supported_size(WAN_CONFIGS["t2v-A14B"], (1281, 720))
