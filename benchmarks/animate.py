@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks import clips
+from benchmarks.common import seconds
 from wan.configs import NANO_CONFIGS
 from wan.modules.animate import WanAnimateModel
 from wan.modules.animate.config import AnimateModelConfig
+from wan.modules.animate.motion_encoder import FRAMES, FaceMotionEncoder
 from wan.modules.steps import Prepared
 from wan.parser import exit_code
 from wan.performance import Footage, Performance
@@ -69,7 +73,19 @@ def request(count: int, folder: Path) -> Request:
     return Request.create(config, performance=performance, steps=2, seed=1)
 
 
-CASE = clips.Case(TASK, model, prepare, request, 0.08)
+def motion_row(args: argparse.Namespace) -> Sequence[object]:
+    """Measure the frames of faces a second that the motion encoder of the released size encodes."""
+    encoder = FaceMotionEncoder(AnimateModelConfig())
+    for parameter in encoder.parameters():
+        parameter.normal_(generator=torch.Generator().manual_seed(0))
+    side = AnimateModelConfig().motion_encoder_size
+    faces = torch.rand(FRAMES, 3, side, side, device=args.device) * 2 - 1
+    encode = partial(encoder.to(args.device), faces)
+    taken = min(seconds(encode, args.device) for _ in range(args.rounds))
+    return f"motion encoder, faces of {side}x{side}", f"{FRAMES / taken:.1f} frames/s", ""
+
+
+CASE = clips.Case(TASK, model, prepare, request, 0.08, motion_row)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

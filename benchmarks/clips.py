@@ -37,6 +37,7 @@ class Case(NamedTuple):
     prepare: Callable[[WanModel], tuple[tuple[int, int, int], Prepared]]  # the size of the latent, and what is prepared
     request: Callable[[int, Path], Request]
     most: float  # share of a forward that adapters may take
+    more: Callable[[argparse.Namespace], Sequence[object]] | None = None  # makes a row of the task's own
 
 
 def run(case: Case, description: str, arguments: Sequence[str] | None) -> None:
@@ -51,6 +52,7 @@ def run(case: Case, description: str, arguments: Sequence[str] | None) -> None:
         print(json.dumps(peak_of(case, args.memory, Path(args.folder), args.device)))
         return
     rows = [*phase_rows(case, args), adapter_row(case, args), memory_row(case, args)]
+    rows += [case.more(args)] if case.more else []
     write_result(
         f"{case.task.partition('-')[0]}-{args.device.type}.md",
         args.save,

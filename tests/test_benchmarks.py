@@ -124,6 +124,18 @@ def test_the_cost_of_adapters_is_measured_beside_all_blocks(name, monkeypatch):
     assert value.endswith("s)") and most in ("8%", "10%")
 
 
+def test_the_motion_encoder_is_timed(monkeypatch):
+    from benchmarks import animate
+    from tests.modules.animate.tiny import tiny_model
+
+    tiny = tiny_model().config
+    monkeypatch.setattr(animate, "AnimateModelConfig", lambda: tiny)
+    with torch.no_grad():
+        what, value, _ = animate.motion_row(Namespace(device=torch.device("cpu"), rounds=1))
+    side = tiny.motion_encoder_size
+    assert what.endswith(f"{side}x{side}") and float(value.split()[0]) > 0
+
+
 @pytest.mark.parametrize("name", ["s2v", "animate"])
 @pytest.mark.parametrize("count", [2, 5])
 def test_requests_have_the_clips_that_were_asked_for(name, count, tmp_path):
