@@ -258,7 +258,7 @@ def test_a_lora_of_which_not_every_tensor_is_used_is_refused(run, checkpoint, ca
     try:
         path.unlink()
         assert run("--use_relighting_lora") == 2
-        assert "nano models have no such LoRA" in capsys.readouterr().err
+        assert "those have no relighting LoRA" in capsys.readouterr().err
         torch.save({"state_dict": {"blocks.9.ffn.0.lora_A.weight": torch.ones(2, 2)}}, path)
         assert run("--use_relighting_lora") == 2
         assert "not all of its 1 tensors can be used" in capsys.readouterr().err

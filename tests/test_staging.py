@@ -126,7 +126,7 @@ def test_a_damaged_performance_in_the_cache_is_made_again(run, caplog):
         (("--person", "0"), "--person: must be at least 1, got 0"),
         (("--pose_backend", "x"), "--pose_backend: invalid choice: 'x'"),
         (("--masks", "m.mp4", "--composite"), "--composite needs --replace_flag"),
-        (("--use_relighting_lora",), "nano models have no such LoRA"),
+        (("--use_relighting_lora",), "those have no relighting LoRA"),
         (("--task", "t2v-A14B"), "not of t2v-A14B"),
     ],
 )

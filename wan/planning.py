@@ -63,8 +63,6 @@ def _plan(args: argparse.Namespace) -> Job:
     stored = again.beside if again else {}
     _say_what_is_repeated(args)
     config, checkpoint = _find_checkpoint(args, stored)
-    if args.use_relighting_lora and config.family == "nano" and not part(checkpoint, config.lora_checkpoint).exists():
-        raise ValueError("--use_relighting_lora: nano models have no such LoRA; leave it out, or give --ckpt_dir DIR")
     if args.video and config.name == "animate-14B":
         prepare(args, config, checkpoint)
     _check_flags(args, config.name)

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 import wan
-from tests.command_line import NANO
+from tests.command_line import NANO, ROOT
 from wan import cli, media, planning
 from wan.arguments import build_parser
+
+ACTS = ["--src_root_path", str(ROOT / "examples" / "performance"), "--replace_flag"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,10 @@ def files():
         (["--task", "animate-14B"], "needs --src_root_path DIR (or --video FILE --image FILE)"),
         (["--task", "animate-14B", "--src_root_path", "a", "--audio", "b"], "only by s2v-14B; give --sound FILE"),
         (["--task", "animate-14B", "--src_root_path", "a", "--image", "b"], "give --video FILE as well, or leave"),
-        (["--task", "animate-14B", "--use_relighting_lora"], "nano models have no such LoRA; leave it out"),
+        (
+            ["--task", "animate-14B", *ACTS, "--use_relighting_lora"],
+            "have no relighting LoRA; leave use_",
+        ),
         (["--task", "animate-14B", "--person", "left"], "a number from 1 up or X,Y was expected, got 'left'"),
         (["--image", "a.mp4"], "a.mp4 is a video or a sound, and a picture is wanted; save a frame of it as PNG"),
         (["--image", "empty"], "empty is empty; copy it again, or name another file"),

@@ -75,6 +75,9 @@ def check_folder(checkpoint_dir: str | Path, config: Any) -> None:
     lines = [*(f"  missing: {item}" for item in missing), *(f"  not usable: {item}" for item in dict.fromkeys(damaged))]
     if not lines:
         return
+    if config.family == "nano" and missing == [f"{config.lora_checkpoint} ({WEIGHTS['lora_checkpoint']})"]:
+        cure = "leave use_relighting_lora out, or load a released checkpoint"
+        raise FileNotFoundError(f"{folder} is a nano model, and those have no relighting LoRA; {cure}")
     message = [f"{folder} is not a complete checkpoint of {config.name}:", *lines]
     if not missing:
         raise ValueError("\n".join(message))
