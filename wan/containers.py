@@ -60,7 +60,7 @@ def open_media(path: str | Path, what: str = "video", better: str = "mp4") -> It
         kind = container_of(head)
         if not head:
             raise ValueError(f"{name} is empty; copy it again, or name another file")
-        if any(mark in head for mark in PICTURE_MARKS):
+        if kind is None and any(mark in head for mark in PICTURE_MARKS):
             raise ValueError(f"{name} is a picture, and a {what} is wanted; name another file")
         if kind is None:
             raise ValueError(f"{name} is not a {what} that can be read; convert it to {better}")
