@@ -26,21 +26,25 @@ from wan.modules.animate.preprocess.keypoints import face_part, face_picture, fi
 from wan.modules.animate.preprocess.plan import Settings
 from wan.modules.animate.preprocess.source import SOURCE_RATE, Driving
 from wan.modules.animate.preprocess.stage import EXACT, FAST, Stage
+from wan.nano import puppets
+from wan.nano.standins import all_points
 from wan.parser import exit_code
 from wan.typed import at_least, whole
 
 SIZES = ((832, 480), (1280, 720))
-POINTS = 133
+CYCLE = 50  # frames of the movement
 
 
-class Still:
-    """Estimator and segmenter without networks: one person in the middle, whose points move a little."""
+class Known:
+    """Estimator and segmenter without networks: a puppet in the middle, as high as most of the frame, moves."""
 
     identity, packages = "", ()
 
     def __init__(self) -> None:
-        self.count = 0
-        self.grid = np.random.default_rng(0).random((POINTS, 2)) * 0.5 + 0.25
+        self.count, rng = 0, np.random.default_rng(0)
+        puppet = puppets.sample_puppet(rng)
+        places = puppets.joints(puppet, puppets.sample_motion(rng, CYCLE))[:, list(puppets.MARKERS)]
+        self.places = np.stack([all_points(joints) for joints in places])  # [CYCLE, 133, 2], in shares of the height
 
     def describe(self) -> str:
         return "people: no network"
@@ -53,10 +57,11 @@ class Still:
         return [np.array([[w / 4, h / 4, 3 * w / 4, 3 * h / 4, 0.9]]) for h, w, _ in (f.shape for f in frames)]
 
     def points(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> np.ndarray:
-        """Return points [n, 133, 3] that move by a few pixels."""
+        """Return the points [n, 133, 3] of the next frames."""
+        (height, width), numbers = frames[0].shape[:2], np.arange(self.count, self.count + len(frames)) % CYCLE
         self.count += len(frames)
-        places = self.grid * frames[0].shape[1::-1] + 3 * np.sin(self.count)
-        return np.stack([np.concatenate([places, np.full((POINTS, 1), 0.9)], axis=1)] * len(frames))
+        places = self.places[numbers] * height + ((width - height) / 2, 0)
+        return np.concatenate([places, np.full_like(places[..., :1], 0.9)], axis=-1)
 
     def masks(
         self, frames: Iterator[np.ndarray], clicks: Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -112,12 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parts(folder: Path, size: tuple[int, int], count: int) -> dict[str, float]:
     """Measure the seconds that each part of the stage takes alone."""
     driving = Driving.of(str(film(folder, size, count)[0]), SOURCE_RATE)
-    still, rates = Still(), {"rate": driving.rate, "overwrite": True}
+    known, rates = Known(), {"rate": driving.rate, "overwrite": True}
     frame = next(driving.frames())
-    people, points = still.people([frame]), still.points([frame], still.people([frame]))
+    people, points = known.people([frame]), known.points([frame], known.people([frame]))
     figure = figure_of(points[0], size)
     whole_figure = figure.scaled(size)
-    place, mask = face_part(figure, size), next(still.masks(iter([frame]), lambda _: None))
+    place, mask = face_part(figure, size), next(known.masks(iter([frame]), lambda _: None))
     drawing = skeleton.draw(whole_figure.body, (whole_figure.left_hand, whole_figure.right_hand), size)
     crop, heat = pose.crop_around(people[0][0], size), np.random.default_rng(0).random((133, 64, 48), np.float32)
     pieces = {
@@ -161,8 +166,8 @@ def run(folder: Path, size: tuple[int, int], count: int, replaces: bool) -> floa
     source, picture = film(folder, size, count)
     out = Path(tempfile.mkdtemp(dir=folder))
     settings = Settings(str(source), str(picture), out, area=size[0] * size[1], fps=-1, replaces=replaces)
-    still, start = Still(), time.perf_counter()
-    Stage(settings, still, segmenter=still).run()
+    known, start = Known(), time.perf_counter()
+    Stage(settings, known, segmenter=known).run()
     return time.perf_counter() - start
 
 

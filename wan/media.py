@@ -139,19 +139,20 @@ def frame_times(path: str | Path) -> tuple[list[Fraction], Fraction]:
     with open_media(path) as container:
         stream = first_stream(container.streams.video, path, "video")
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        tracks, packets = [stream, *container.streams.audio], []
-        for packet in container.demux(tracks):
+        shows: list[tuple[int | None, int]] = []  # start and length; the packets themselves are as large as the file
+        for packet in container.demux([stream, *container.streams.audio]):
             if packet.is_corrupt:
-                raise ValueError(f"{shown(path)} is cut off after {len(packets)} frames: {cure}")
-            packets += [packet] if packet.stream_index == stream.index and _is_shown(packet) else []
+                raise ValueError(f"{shown(path)} is cut off after {len(shows)} frames: {cure}")
+            if packet.stream_index == stream.index and _is_shown(packet):
+                shows.append((packet.pts, packet.duration or 0))
         if is_cut_off(path):
-            raise ValueError(f"{shown(path)} is cut off after {len(packets)} frames: {cure}")
-        if not packets:
+            raise ValueError(f"{shown(path)} is cut off after {len(shows)} frames: {cure}")
+        if not shows:
             raise ValueError(f"{shown(path)} has no frames; name a video that has")
-        if any(packet.pts is None for packet in packets):
-            return [number / rate for number in range(len(packets))], len(packets) / rate
-        times = sorted(packet.pts * packet.time_base for packet in packets)
-        end = max((packet.pts + (packet.duration or 0)) * packet.time_base for packet in packets)
+        if any(start is None for start, _ in shows):
+            return [number / rate for number in range(len(shows))], len(shows) / rate
+        times = sorted(start * stream.time_base for start, _ in shows)
+        end = max(start + length for start, length in shows) * stream.time_base
         return [time - times[0] for time in times], max(end, times[-1] + 1 / rate) - times[0]
 
 
@@ -277,7 +278,7 @@ def _to_yuv(frame: np.ndarray, converter: Any) -> Any:
     even = np.pad(frame, odd, mode="edge") if np.any(odd) else frame
     if even.ndim == 2:
         chroma = np.full((even.shape[0] // 2, even.shape[1]), 128, np.uint8)
-        yuv = av.VideoFrame.from_ndarray(np.concatenate([LUMA[even], chroma]), format="yuv420p")
+        yuv = av.VideoFrame.from_ndarray(np.concatenate([LUMA.take(even), chroma]), format="yuv420p")
     else:
         yuv = converter.reformat(
             av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24"),

@@ -33,6 +33,8 @@ def resize_to_area(image: np.ndarray, area: int) -> np.ndarray:
     """Resize a picture, uint8 [h, w, 3], to about `area` pixels: averaged when it shrinks, else bilinear."""
     rows, columns = image.shape[:2]
     width, height = size_of_area((columns, rows), area)
+    if (width, height) == (columns, rows):
+        return image
     return letterbox(image, height, width, resize_area if width * height < columns * rows else resize_linear)
 
 

@@ -26,9 +26,21 @@ def shaped(mask: np.ndarray, iterations: int = 3, k: int = 7, w_len: int = 1, h_
 def grown(mask: np.ndarray, k: int, iterations: int) -> np.ndarray:
     """Grow a mask by a square of `k` pixels, `iterations` times. An even square reaches farther right and down."""
     before, after = (k - 1 - k // 2) * iterations, k // 2 * iterations
+    result, part = np.zeros_like(mask), around(mask, before, after)
+    mask = mask[part]
     for axis in (0, 1):
         mask = spread(spread(mask, -before, axis), after, axis)
-    return mask
+    result[part] = mask
+    return result
+
+
+def around(mask: np.ndarray, before: int = 0, after: int = 0) -> tuple[slice, slice]:
+    """Find the part of the frame outside which nothing is set, so many pixels larger. It may be empty."""
+    (rows,), (columns,) = np.nonzero(mask.any(1)), np.nonzero(mask.any(0))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    tall, wide = (slice(max(place[0] - before, 0), place[-1] + after + 1) for place in (rows, columns))
+    return tall, wide
 
 
 def spread(mask: np.ndarray, reach: int, axis: int) -> np.ndarray:
@@ -70,8 +82,10 @@ def cells(length: int, count: int) -> np.ndarray:
 
 def without(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Make the place of the person black, uint8 [H, W, 3]."""
-    kept = np.repeat(mask == 0, 3, axis=1)
-    return (frame.reshape(len(frame), -1) * kept).reshape(frame.shape)
+    result, (rows, columns) = frame.copy(), around(mask)
+    kept = np.repeat(mask[rows, columns] == 0, 3, axis=1)  # by samples, in rows: much quicker than by pixels
+    result.reshape(len(frame), -1)[rows, 3 * columns.start : 3 * columns.stop] *= kept
+    return result
 
 
 def chunks(count: int) -> list[range]:

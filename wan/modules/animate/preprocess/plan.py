@@ -123,7 +123,7 @@ class Plan:
     @property
     def picture(self) -> np.ndarray:
         """Picture of the character in the size of the pose video, uint8 [H, W, 3]."""
-        return resize_to_area(np.asarray(self.character.pixels), self.settings.area)
+        return resize_to_area(np.array(self.character.pixels), self.settings.area)
 
     @property
     def size(self) -> Size:

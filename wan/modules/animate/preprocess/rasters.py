@@ -92,7 +92,20 @@ def ellipses(centre: np.ndarray, axes: np.ndarray, degrees: np.ndarray, size: Si
     x, y = axes[:, :1] * COSINES, axes[:, 1:] * SINES
     cosine, sine = COSINES[degrees % 360][:, None], SINES[degrees % 360][:, None]
     corners = np.stack([centre[:, :1] + x * cosine - y * sine, centre[:, 1:] + x * sine + y * cosine], axis=-1)
-    return polygons(np.rint(corners).astype(np.int64), size)
+    return polygons(without_repeats(np.rint(corners).astype(np.int64)), size)
+
+
+def without_repeats(corners: np.ndarray) -> np.ndarray:
+    """Leave out corners that equal the one before; those of shorter polygons repeat their last one at the end."""
+    if not len(corners):
+        return corners
+    differs = (corners[:, 1:] != corners[:, :-1]).any(-1)
+    place = np.cumsum(differs, axis=1)
+    kept = np.repeat(corners[:, -1:], place[:, -1].max() + 1, axis=1)
+    kept[:, 0] = corners[:, 0]
+    shape, corner = np.nonzero(differs)
+    kept[shape, place[shape, corner]] = corners[shape, corner + 1]
+    return kept
 
 
 def circles(centre: np.ndarray, radius: int, height: int) -> Runs:
@@ -160,6 +173,8 @@ def outlines(a: np.ndarray, b: np.ndarray, size: Size) -> Runs:
 
 def cut(line: np.ndarray, a: np.ndarray, b: np.ndarray, size: Size) -> tuple[np.ndarray, ...]:
     """Cut lines at the borders, places truncated towards the moved end, and leave out those outside."""
+    if not len(a) or (min(a.min(), b.min()) >= 0 and (np.maximum(a, b).max(0) < size).all()):
+        return line, a, b
     a, b = a.copy(), b.copy()
     for axis, last in ((1, size[1] - 1), (0, size[0] - 1)):
         other = 1 - axis

@@ -249,7 +249,7 @@ class Stage:
             return masks.clicks(figures[number].body, plan.size, track.others[number], self.settings.as_upstream)
 
         if not segmenter.identity:
-            yield from segmenter.masks(plan.frames(), clicks)
+            yield from segmenter.masks(ahead(plan.frames()), clicks)
             return
         key = self.key(plan, segmenter.identity, self.settings.smooth)
         if folders.has_masks(path, key, len(plan.driving)):
@@ -258,7 +258,7 @@ class Stage:
             return
         tags = {folders.KEY: key}
         with media.video_writer(path, plan.driving.rate, tags, overwrite=True, **EXACT) as add, behind(add) as add_mask:
-            for mask in segmenter.masks(plan.frames(), clicks):
+            for mask in segmenter.masks(ahead(plan.frames()), clicks):
                 add_mask(mask * np.uint8(255))
                 yield mask
 
