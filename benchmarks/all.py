@@ -126,7 +126,8 @@ def transformer(case: dit.Case, rounds: int) -> Callable[[Setting], list[str]]:
         _, eager, share, compiled, compiled_share, _, _, _, best, _, peak = dit.measure(case, setting.device, how)
         taken, floor = min((eager, share), (compiled, compiled_share))
         cells = ["", "", f"{taken / 1e3:.3f}", "", "", f"{peak * 2**30 / 1e9:.2f}", f"{floor:.0%}", f"{best:.2f}"]
-        return [f"{case}, one forward", "bf16", *cells]
+        dtype = "bf16" if dit.matrix_type(setting.device) == torch.bfloat16 else "fp32"
+        return [f"{case}, one forward", dtype, *cells]
 
     return run
 

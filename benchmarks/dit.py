@@ -1,7 +1,8 @@
 """Transformer forward against diffusers' WanTransformer3DModel, same weights, alternating: `python -m benchmarks.dit`.
 
 One call is one guidance branch of one step. Our model is that of the pipeline: bfloat16 matrices, float32 residual
-stream and sensitive layers, packed weights on a CPU. Theirs is that of `from_pretrained(torch_dtype=bfloat16)`.
+stream and sensitive layers, packed weights on a CPU. Theirs is that of `from_pretrained(torch_dtype=bfloat16)`. A CPU
+without bfloat16 products, which takes up to 50 times as long for them, compares both in float32.
 `--first-frame` compares a forward whose first frame is clean (TI2V's image mode) with one from text alone instead.
 """
 
@@ -33,7 +34,7 @@ from benchmarks.common import (
 )
 from wan.checkpoint.formats import released_names
 from wan.modules.model import WanModel, WanModelConfig
-from wan.modules.packed import can_pack, pack_linears
+from wan.modules.packed import can_pack, has_bfloat16_products, pack_linears
 from wan.parser import exit_code
 
 TEXT_LEN = 512
@@ -101,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         title="Transformer forward against diffusers",
         device=device,
         settings={
-            "precision": "bfloat16 matrices around a float32 stream (the default, exact mode)",
+            "precision": "bfloat16 matrices around a float32 stream (the default, exact mode)"
+            if matrix_type(device) == torch.bfloat16
+            else "float32, because this CPU has no bfloat16 products",
             "prompt": "100 tokens of 512",
             "rounds": args.rounds,
             "diffusers": peer,
@@ -130,9 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(case: Case, device: torch.device, args: argparse.Namespace) -> list[object]:
     gc.collect()
+    dtype = matrix_type(device)
     model, inputs = build(case, device)
     peer = None if args.no_peer else build_peer(model, device)
-    if can_pack(device, torch.bfloat16):
+    if can_pack(device, matrix_type(device)):
         pack_linears(model.blocks)
 
     def ours() -> None:
@@ -141,10 +145,11 @@ def measure(case: Case, device: torch.device, args: argparse.Namespace) -> list[
     def theirs() -> None:
         x, t, context = inputs
         padded = nn.functional.pad(context[0], (0, 0, 0, TEXT_LEN - context[0].shape[0]))
-        peer(x[0][None].bfloat16(), t, padded[None].bfloat16(), return_dict=False)
+        peer(x[0][None].to(dtype), t, padded[None].to(dtype), return_dict=False)
 
-    gemm_rate = gemm_ceiling(device, shapes=[(case.tokens, case.dim, case.dim), (case.tokens, case.dim, case.ffn_dim)])
-    sdpa_rate = sdpa_ceiling(device, tokens=case.tokens, heads=case.dim // 128)
+    shapes = [(case.tokens, case.dim, case.dim), (case.tokens, case.dim, case.ffn_dim)]
+    gemm_rate = gemm_ceiling(device, dtype, shapes)
+    sdpa_rate = sdpa_ceiling(device, dtype, tokens=case.tokens, heads=case.dim // 128)
     gemm, attend = dit_flops(
         dim=case.dim, ffn_dim=case.ffn_dim, num_layers=case.num_layers, tokens=case.tokens, context_tokens=TEXT_LEN
     )
@@ -185,7 +190,7 @@ def write_first_frame(cases: list[Case], device: torch.device, args: argparse.Na
     rows = []
     for case in cases:
         model, (x, t, context) = build(case, device)
-        if can_pack(device, torch.bfloat16):
+        if can_pack(device, matrix_type(device)):
             pack_linears(model.blocks)
         by_token = t.expand(case.tokens).clone()
         by_token[: case.grid[1] * case.grid[2]] = 0
@@ -204,8 +209,13 @@ def write_first_frame(cases: list[Case], device: torch.device, args: argparse.Na
     )
 
 
+def matrix_type(device: torch.device) -> torch.dtype:
+    """Return the type that matrices are compared in."""
+    return torch.float32 if device.type == "cpu" and not has_bfloat16_products() else torch.bfloat16
+
+
 def build(case: Case, device: torch.device) -> tuple[WanModel, tuple[list[Tensor], Tensor, list[Tensor]]]:
-    """Make a model with random weights in the default precision, and the inputs of one forward."""
+    """Make a model with random weights in the default precision, with `matrix_type`, and the inputs of one forward."""
     generator = torch.Generator().manual_seed(0)
     config = WanModelConfig(
         dim=case.dim, ffn_dim=case.ffn_dim, num_heads=case.dim // 128, num_layers=case.num_layers, text_len=TEXT_LEN
@@ -216,7 +226,7 @@ def build(case: Case, device: torch.device) -> tuple[WanModel, tuple[list[Tensor
     for name, parameter in model.named_parameters():
         parameter.data = torch.empty_like(parameter).normal_(0, 0.02)
         if not model.keeps_float32(name):
-            parameter.data = parameter.data.bfloat16()
+            parameter.data = parameter.data.to(matrix_type(device))
         elif name.endswith(("norm_q.weight", "norm_k.weight", "norm3.weight")):
             parameter.data.add_(1)
     f, h, w = case.grid
@@ -246,7 +256,7 @@ def build_peer(model: WanModel, device: torch.device) -> nn.Module:
     kept = tuple(peer._keep_in_fp32_modules or ())
     for name, parameter in peer.named_parameters():
         if not any(part in name for part in kept):
-            parameter.data = parameter.data.bfloat16()
+            parameter.data = parameter.data.to(matrix_type(device))
     return peer.to(device).eval().requires_grad_(False)
 
 
