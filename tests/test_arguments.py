@@ -41,8 +41,8 @@ def test_the_defaults_in_the_help_are_those_of_the_tasks(capsys):
             config.sample_fps,
         ):
             assert re.search(rf"default: [^;.]*{re.escape(str(value))}\b", text)
-    nano = NANO_CONFIGS["ti2v-5B"]
-    assert f"64*64 or {nano.size}, {nano.frame_num} frames at {nano.sample_fps} fps, {nano.sample_steps} steps" in text
+    t2v, ti2v, s2v = (NANO_CONFIGS[task] for task in ("t2v-A14B", "ti2v-5B", "s2v-14B"))
+    assert f"{t2v.size} or {ti2v.size}, {t2v.frame_num} to {s2v.frame_num} frames at {t2v.sample_fps} to" in text
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

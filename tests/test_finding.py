@@ -331,6 +331,7 @@ def test_a_folder_in_other_letters(capsys):
     os.mkdir("Wan2.2-T2V-A14B")
     assert "did you mean" not in advice("Wan2.2-I2V-A14B"), "another model"
     os.mkdir("Wan2.2-TI2V-5B")
+    assert "folder Wan2.2-TI2V-5; did you mean Wan2.2-TI2V-5B? Else download it with: hf" in advice("Wan2.2-TI2V-5")
     error = advice("wan2.2-ti2v-5b")
     assert "no checkpoint folder wan2.2-ti2v-5b; did you mean Wan2.2-TI2V-5B?" in error and "download" not in error
 

@@ -4,6 +4,7 @@ import pytest
 
 from wan.arguments import build_parser
 from wan.configs import get_config
+from wan.program import shell_word
 from wan.remarks import without_effect
 from wan.request import Request
 from wan.runtime import Runtime
@@ -48,6 +49,7 @@ def remarks(*flags, task="t2v-A14B"):
         (["--vae_tile", "64"], "--vae_tile 64 has no effect: whole frames are no larger"),
         (["--output_dir", "out", "--save_file", "/a.mp4"], "--output_dir has no effect: --save_file is a whole path"),
         (["--prompt_extend_method", "dashscope"], "--prompt_extend_method has no effect without --use_prompt_extend"),
+        (["--prompt", __file__], f"--prompt {shell_word(__file__)} is taken as the text itself, the file is not read"),
         (["--resume", "x", "--dtype", "fp32", "--compile"], "--dtype, --compile has no effect: --resume only decodes"),
     ],
 )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from wan import choices, runtime
+from wan.arguments import build_parser
 from wan.parallel import Parallel
 from wan.runtime import Offload, Runtime, available_devices, own_device, resolve_device
 
@@ -40,6 +41,7 @@ def test_gpu_defaults(two_gpus):
     assert Runtime.from_flags(t5_cpu=True).t5_device == torch.device("cpu")
     assert Runtime.from_flags(device="cuda").device == torch.device("cuda:0")
     assert Runtime.default(device_id=1).device == torch.device("cuda:1")
+    assert build_parser().parse_args(["--device", "CPU "]).device == "cpu"
     with pytest.raises(ValueError, match="--device cuda:2 cannot be used here: this machine has cuda:0, cuda:1, cpu"):
         Runtime.from_flags(device="cuda:2")
 

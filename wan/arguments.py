@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from wan.choices import (
@@ -91,7 +92,7 @@ def defaults(value: Callable[[TaskConfig], Any]) -> str:
 def device(value: str) -> str:
     if not value.strip():
         raise argparse.ArgumentTypeError("the name of the device is empty; leave the flag out for the best there is")
-    return value
+    return value.strip().lower()
 
 
 TEXT, FILE, FOLDER, WHOLE, NUMBER = (
@@ -108,11 +109,12 @@ LATER = " (comes later)"
 EXTENSION = "prompt extension"
 IMAGES, SPEECH, ANIMATE = ("i2v-A14B", "ti2v-5B", "s2v-14B"), ("s2v-14B",), ("animate-14B",)
 CLIPS = SPEECH + ANIMATE  # tasks whose videos have several clips
-# Titles of the groups of tasks in the help, by the first task that knows a flag.
+# Titles of the groups of flags in the help, by the tasks that know them, or the first of these.
 TITLES = {
-    "i2v-A14B": "from an image",
-    "s2v-14B": "speech-to-video",
-    "animate-14B": "character animation and replacement",
+    IMAGES[:1]: "from an image",
+    SPEECH: "speech-to-video",
+    ANIMATE: "character animation and replacement",
+    CLIPS: "speech-to-video, character animation and replacement",
 }
 
 # fmt: off
@@ -344,7 +346,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def _title(flag: Flag) -> str:
     if flag.tasks:
         later = "" if set(flag.tasks) & set(IMPLEMENTED_TASKS) else LATER
-        return TITLES.get(flag.tasks[0], flag.tasks[0]) + later
+        return (TITLES.get(flag.tasks) or TITLES.get(flag.tasks[:1], flag.tasks[0])) + later
     return f"{SEVERAL}: {torchrun_line('N')}" if flag.group == SEVERAL else flag.group
 
 
@@ -359,9 +361,13 @@ def _add(group: Any, flag: Flag) -> None:
 
 
 def _nano_defaults() -> str:
-    sizes = " or ".join(dict.fromkeys(config.size for config in NANO_CONFIGS.values()))
-    nano = NANO_CONFIGS["t2v-A14B"]
-    return (
-        f"{sizes}, {nano.frame_num} frames at {nano.sample_fps} fps, {nano.sample_steps} steps, "
-        f"shift {nano.sample_shift:g}, guidance {format_guidance(nano.guidance)}"
-    )
+    configs = NANO_CONFIGS.values()
+
+    def between(value: Callable[[TaskConfig], float]) -> str:
+        found = [value(config) for config in configs]
+        return " to ".join(f"{end:g}" for end in sorted({min(found), max(found)}))
+
+    sizes = " or ".join(dict.fromkeys(config.size for config in configs))
+    frames, rate, steps = (between(attrgetter(name)) for name in ("frame_num", "sample_fps", "sample_steps"))
+    shift, guidance = between(attrgetter("sample_shift")), between(attrgetter("guidance.low_noise"))
+    return f"by task {sizes}, {frames} frames at {rate} fps, {steps} steps, shift {shift}, guidance {guidance}"

@@ -53,7 +53,9 @@ def _how_to_fill(folder: Path, task: str | None) -> str:
     what = f"{shown(folder)} is empty" if folder.exists() else f"there is no checkpoint folder {shown(folder)}"
     if not folder.exists() and (hint := did_you_mean(folder, 1)):
         return what + hint
-    return f"{what}. Download it with: {download(get_config(wanted), place)}{more}"
+    hint = "" if named or folder.exists() else did_you_mean(folder, 0.8)  # names of releases are alike
+    cure = f"{hint} Else download it with" if hint else ". Download it with"
+    return f"{what}{cure}: {download(get_config(wanted), place)}{more}"
 
 
 def _meant(folder: Path, found: Found, task: str | None) -> str:

@@ -1,10 +1,12 @@
 """Remarks on flags that have no effect in a run, so that nobody waits for one."""
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from wan.guidance import format_guidance
+from wan.program import shell_word
 from wan.request import Request
 from wan.runtime import Runtime
 from wan.utils.solvers import make_solver
@@ -32,6 +34,9 @@ def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime,
             yield "--t5_cpu has no effect: everything runs on the CPU"
     if runtime.vae_tile is not None and runtime.vae_tile >= max(request.framing.used):
         yield f"--vae_tile {runtime.vae_tile} has no effect: whole frames are no larger"
+    if args.prompt and os.path.isfile(args.prompt):
+        name = shell_word(args.prompt)
+        yield f'--prompt {name} is taken as the text itself, the file is not read; for its text: "$(cat {name})"'
     if args.output_dir and args.save_file and Path(args.save_file).is_absolute():
         yield "--output_dir has no effect: --save_file is a whole path"
     if args.source:
