@@ -78,8 +78,10 @@ def steps(heatmaps: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Compute Newton's step [K, 2] from the maximum of each map towards that of its blurred logarithm."""
     blur = blurred(heatmaps)
     blur *= (heatmaps.max((1, 2)) / blur.max((1, 2)))[:, None, None]
-    log, at = np.log(np.maximum(blur, 1e-10)).astype(np.float64), np.arange(len(x))
-    here = lambda right, down: log[at, y + down, x + right]  # noqa: E731
+
+    def here(right: int, down: int) -> np.ndarray:
+        return np.log(np.maximum(blur[np.arange(len(x)), y + down, x + right], 1e-10)).astype(np.float64)
+
     gx, gy = (here(1, 0) - here(-1, 0)) / 2, (here(0, 1) - here(0, -1)) / 2
     gxx = (here(2, 0) - 2 * here(0, 0) + here(-2, 0)) / 4
     gyy = (here(0, 2) - 2 * here(0, 0) + here(0, -2)) / 4
