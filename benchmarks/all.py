@@ -36,7 +36,7 @@ INPUTS = {
     "s2v-14B": ("--image", "face.png", "--audio", "voice.wav"),
     "animate-14B": ("--src_root_path", "performance"),
 }
-LIMIT = 1500.0  # seconds of a row
+LIMIT = 3600.0  # seconds of a row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
