@@ -28,6 +28,7 @@ from wan.finding import DEFAULT_TASK, how_to_get, task_of, warn_about_files
 from wan.forecast import models_of, work_of
 from wan.jobs import PIPELINES, Job
 from wan.modules.attention import check_backend
+from wan.modules.packed import has_bfloat16_products
 from wan.modules.tokenizers import HuggingfaceTokenizer
 from wan.nano.remarks import remarks
 from wan.parallel import Parallel, launched_rank, launched_size, local_rank
@@ -352,9 +353,13 @@ def _warn_about_sampling(args: argparse.Namespace, job: Job, again: Stored | Non
     if again:
         _warn_about_other_noise(job.request, job.runtime, again.beside)
         _warn_about_other_inputs(job.request, again.request)
-    if job.config.family != "nano" and args.device is None and job.runtime.device.type == "cpu":
+    if job.config.family == "nano" or job.runtime.device.type != "cpu":
+        return
+    if args.device is None:
         slow = "on a CPU a video of a released model takes hours or days"
         log.warning("no GPU is found, and %s (torch %s)", slow, torch.__version__)
+    if job.runtime.dtype == torch.bfloat16 and not has_bfloat16_products():
+        log.warning("this CPU computes bfloat16 many times more slowly than float32: try --dtype fp32")
 
 
 def _warn_about_long_prompts(request: Request, config: TaskConfig, checkpoint: Path) -> None:

@@ -99,6 +99,19 @@ def test_a_released_model_without_a_gpu_is_said_to_be_slow(checkpoint, monkeypat
     assert ("no GPU is found" in caplog.text) == (job.runtime.device.type == "cpu")
 
 
+@pytest.mark.parametrize(
+    ("products", "dtype", "is_told"), [(False, "bf16", True), (False, "fp32", False), (True, "bf16", False)]
+)
+def test_a_cpu_without_bfloat16_products_is_told(products, dtype, is_told, checkpoint, monkeypatch, caplog):
+    monkeypatch.setattr(planning, "_is_nano", lambda folder, config: False)
+    monkeypatch.setattr(planning, "check_checkpoint", lambda folder, config: None)
+    monkeypatch.setattr(planning, "with_plan", lambda job: job)
+    monkeypatch.setattr(planning, "has_bfloat16_products", lambda: products)
+    flags = ["--ckpt_dir", str(checkpoint), "--size", "832x480", "--prompt", "a fox", "--device", "cpu"]
+    planning.plan(build_parser().parse_args([*flags, "--dtype", dtype]))
+    assert ("bfloat16 many times more slowly than float32: try --dtype fp32" in caplog.text) == is_told
+
+
 def test_flags_reach_the_request_and_the_runtime():
     job = planned(
         *("--negative_prompt", "", "--size", "64x64", "--frame_num", "5", "--sample_steps", "3", "--base_seed", "7"),
