@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.performances import write_performance
 from wan.arguments import build_parser
 from wan.configs import get_config
 from wan.program import shell_word
@@ -56,6 +57,16 @@ def remarks(*flags, task="t2v-A14B"):
 def test_no_effect(flags, text):
     (remark,) = remarks(*flags)
     assert remark.startswith(text)
+
+
+def test_guidance_below_one_counts_as_one_where_the_original_has_none(tmp_path):
+    config = get_config("animate-14B", "nano")
+    request = Request.create(config, performance=write_performance(tmp_path), guidance=0.5)
+    assert set(request.guidance) == {1}
+    args = build_parser().parse_args(["--sample_guide_scale", "0.5"])
+    (remark,) = without_effect(args, request, Runtime.from_flags(device="cpu"), samples=True)
+    assert remark == "--sample_guide_scale 0.5 counts as 1 for animate-14B"
+    assert set(Request.create(get_config("t2v-A14B", "nano"), prompt="a", guidance=0.5).guidance) == {0.5}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from wan.configs import get_config
 from wan.guidance import format_guidance
 from wan.program import shell_word
 from wan.request import Request
@@ -25,7 +26,7 @@ def without_effect(args: argparse.Namespace, request: Request, runtime: Runtime,
         if idle := [f"--{flag}" for flag in SAMPLING_ONLY if flag in given]:
             yield f"{', '.join(idle)} has no effect: --resume only decodes what is sampled already"
     else:
-        yield from _sampling(given, request)
+        yield from _sampling(args, given, request)
     if runtime.device.type == "cpu":
         if args.offload_model or args.offload == "model":
             flag = "offload_model" if args.offload_model else "offload model"
@@ -64,8 +65,11 @@ def _extension(args: argparse.Namespace, given: set[str], request: Request) -> I
             yield "--prompt_extend_timeout has no effect: a model on this machine has all the time that it needs"
 
 
-def _sampling(given: set[str], request: Request) -> Iterator[str]:
+def _sampling(args: argparse.Namespace, given: set[str], request: Request) -> Iterator[str]:
     guidance = format_guidance(request.guidance)
+    least = get_config(request.task).least_guidance
+    if "sample_guide_scale" in given and min(args.sample_guide_scale) < least:
+        yield f"--sample_guide_scale {format_guidance(args.sample_guide_scale)} counts as {guidance} for {request.task}"
     if "negative_prompt" in given and request.negative_prompt and set(request.guidance) == {1}:
         yield f"--negative_prompt has no effect at guidance {guidance}; try --sample_guide_scale 5, or leave it out"
     if request.prompt and set(request.guidance) == {0}:

@@ -112,6 +112,8 @@ class Request:
         if not all(0 <= scale <= MAX_GUIDANCE for scale in self.guidance):
             guidance = format_guidance(self.guidance)
             raise ValueError(f"{called('guidance')} must be 0 or more (to 3e38), got {guidance}; 1 means no guidance")
+        if min(self.guidance) < (least := get_config(self.task).least_guidance):
+            object.__setattr__(self, "guidance", Guidance(*(max(scale, least) for scale in self.guidance)))
         for name, value, choices in (
             ("solver", self.solver, SOLVERS),
             ("noise_device", self.noise_device, NOISE_DEVICES),

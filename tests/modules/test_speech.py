@@ -21,6 +21,7 @@ from wan.modules.speech import (
     feature_index,
     interpolate,
     load_speech_encoder,
+    num_features,
     num_speech_features,
     num_states,
     place_features,
@@ -105,6 +106,14 @@ def test_the_first_and_last_feature_are_the_first_and_last_state():
     assert torch.equal(features[:, 0], states[:, 0])
     torch.testing.assert_close(features[:, -1], states[:, -1])
     assert torch.equal(interpolate(states, *place_features(torch.arange(1), 61, 1)), states[:, :1])
+
+
+@pytest.mark.parametrize("count", [2, 250, 1000, 5000])
+def test_features_are_those_of_interpolation_in_float32(count):
+    states, wanted = noise(4 * count).view(1, count, 4), num_features(count)
+    expected = torch.nn.functional.interpolate(states.mT, size=wanted, align_corners=True, mode="linear").mT
+    found = interpolate(states, *place_features(torch.arange(wanted), count, wanted))
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
 
 
 # ---------------------------------------------------------------- windows

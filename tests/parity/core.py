@@ -4,6 +4,7 @@ Tolerances are the maximum absolute differences in float32 that the recordings n
 """
 
 from dataclasses import replace
+from itertools import chain, islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -112,24 +113,24 @@ def loop_t2v(case: dict, tensors: Tensors) -> None:
 
 def loop_i2v(case: dict, tensors: Tensors) -> None:
     i2v_conditioning(case, tensors)
-    calls = check_pipeline(case, tensors, WanI2V, image=to_image(tensors["in/image"]), max_area=case["max_area"])
-    for call in calls:  # every expert and both branches
+    steps = check_pipeline(case, tensors, WanI2V, image=to_image(tensors["in/image"]), max_area=case["max_area"])
+    for call in chain.from_iterable(steps):  # every expert and both branches
         assert_equal(call.prepared.y[0], tensors["out/y"])
 
 
 def loop_ti2v_t2v(case: dict, tensors: Tensors) -> None:
-    calls = check_pipeline(case, tensors, WanTI2V, size=case["size_w_h"])
-    check_token_timesteps(case, tensors, calls)
+    check_token_timesteps(tensors, check_pipeline(case, tensors, WanTI2V, size=case["size_w_h"]))
 
 
 def loop_ti2v_i2v(case: dict, tensors: Tensors) -> None:
-    calls = check_pipeline(case, tensors, WanTI2V, image=to_image(tensors["in/image"]), max_area=case["max_area"])
-    check_token_timesteps(case, tensors, calls)
+    steps = check_pipeline(case, tensors, WanTI2V, image=to_image(tensors["in/image"]), max_area=case["max_area"])
+    check_token_timesteps(tensors, steps)
 
 
-def check_token_timesteps(case: dict, tensors: Tensors, calls: list["Call"]) -> None:
+def check_token_timesteps(tensors: Tensors, steps: list[list["Call"]]) -> None:
     """The timestep of every token, in both branches."""
-    for call, expected in zip(calls, tensors["out/token_timesteps"].repeat_interleave(2, dim=0), strict=True):
+    rows = zip(steps, tensors["out/token_timesteps"], strict=True)
+    for call, expected in ((call, expected) for calls, expected in rows for call in calls):
         counts = torch.tensor([segment.stop - segment.start for segment in call.prepared.segments])
         rows = torch.cat([segment.rows for segment in call.prepared.segments])
         times = timesteps_of(call.features)[rows].repeat_interleave(counts)
@@ -145,8 +146,8 @@ class Call(NamedTuple):
     prepared: Prepared
 
 
-def check_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], **values: Any) -> list[Call]:
-    """Sample the recorded request, compare every state, and return the calls of the models in order."""
+def check_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], **values: Any) -> list[list[Call]]:
+    """Sample the recorded request, compare every state, and return the calls of the models in each step."""
     calls: list[Call] = []
     pipeline = recorded_pipeline(case, tensors, kind, calls)
     low_high = case["guide_scale_low_high"] if "guide_scale_low_high" in case else [case["guide_scale"]] * 2
@@ -160,13 +161,17 @@ def check_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], **valu
 
     check_noise(case, tensors, tuple(states[0].shape))
     assert_near(torch.stack(states), tensors["out/x"], 1e-4)
-    assert len(calls) == 2 * case["steps"]
-    for call, name in zip(calls, ["in/context", "in/context_null"] * case["steps"], strict=True):
-        assert_equal(call.prepared.context, pipeline.weights.get(call.expert).embed_text([tensors[name]]))
+    steps, given = [], iter(calls)
+    for first in given:
+        has_guidance = low_high["high" in first.expert] != 1
+        steps.append([first, *islice(given, int(has_guidance))])
+        for call, name in zip(steps[-1], ["in/context", "in/context_null"][: 1 + has_guidance], strict=True):
+            assert_equal(call.prepared.context, pipeline.weights.get(call.expert).embed_text([tensors[name]]))
+    assert len(steps) == case["steps"]
     if "out/timesteps" in tensors:
-        assert [int(timesteps_of(call.features)[0]) for call in calls[::2]] == tensors["out/timesteps"].tolist()
-        assert [int("high" in call.expert) for call in calls[::2]] == tensors["out/expert"].tolist()
-    return calls
+        assert [int(timesteps_of(call.features)[0]) for call, *_ in steps] == tensors["out/timesteps"].tolist()
+        assert [int("high" in call.expert) for call, *_ in steps] == tensors["out/expert"].tolist()
+    return steps
 
 
 def recorded_pipeline(case: dict, tensors: Tensors, kind: type[WanPipeline], calls: list[Call]) -> WanPipeline:

@@ -42,9 +42,10 @@ def block(case: dict, tensors: Tensors) -> None:
     """Run one block; "chunks" feeds several in order through one cache, as in a streamed video."""
     build = BLOCKS[case["block"]]
     for run in case["runs"]:
-        module = build(case["config"], run)
         prefix = f"weights/{run[key]}." if (key := SUBSETS.get(run["op"])) else "weights/"
-        module.load_state_dict(under(tensors, prefix))
+        weights = under(tensors, prefix)
+        module = build(case["config"], run | {"weights": weights})
+        module.load_state_dict(weights)
         cache = FrameCache()
         if run["op"] == "chunks":
             for given, wanted in zip(run["inputs"], run["outputs"], strict=True):
@@ -111,7 +112,7 @@ def stage(build: type[nn.Module], config: dict, direction: str) -> nn.Module:
 
 BLOCKS = {
     "CausalConv3d": causal_conv,
-    "RMSNorm": lambda config, run: RMS_norm(config["dim"], images=run["params"] == "n4"),
+    "RMSNorm": lambda config, run: RMS_norm(config["dim"], images=run["weights"]["gamma"].ndim == 3),
     "ResidualBlock": lambda config, run: ResidualBlock(config["in_dim"], config["out_dim"]),
     "AttentionBlock": lambda config, run: AttentionBlock(config["dim"]),
     "Resample (2.1)": resample,

@@ -147,6 +147,7 @@ class TaskConfig(SharedConfig):
     One input of each group in `needs` must be given. The number of frames of a clip is a multiple of the stride in time
     plus `frame_rest`: 1, because the autoencoders encode a first frame alone, or 0 if another clip comes before it. It
     is at most `longest_clip`, if that is set. A clip sees `motion_frames` frames of the video before it.
+    Guidance below `least_guidance` counts as this.
     Files may be in a folder beside the checkpoint (`../name/file`); `checkpoint.layout.part` finds them. The
     architecture fields are used when a checkpoint has no `config.json`.
     """
@@ -175,6 +176,7 @@ class TaskConfig(SharedConfig):
     frame_rest: int = 1
     longest_clip: int | None = None
     motion_frames: int = 0
+    least_guidance: float = 0.0
     boundary: float | None = None
     low_noise_checkpoint: str | None = None
     high_noise_checkpoint: str | None = None

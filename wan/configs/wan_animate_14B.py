@@ -17,5 +17,6 @@ animate_14B = TaskConfig(
     sample_shift=5.0,
     sample_steps=20,
     sample_guide_scale=1.0,
+    least_guidance=1.0,
     **SIZES_14B,
 )

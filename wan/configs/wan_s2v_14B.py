@@ -25,5 +25,6 @@ s2v_14B = TaskConfig(
     sample_shift=3.0,
     sample_steps=40,
     sample_guide_scale=4.5,
+    least_guidance=1.0,
     **SIZES_14B,
 )

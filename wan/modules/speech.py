@@ -194,17 +194,18 @@ def feature_index(
 def place_features(index: Tensor, states: int, features: int) -> tuple[Tensor, Tensor]:
     """Place features between states: `index` [n] -> the state in front [n] and the share [n] of the one behind it.
 
-    The first and last of both fall together.
+    The first and last of both fall together. Places are float32, as those of `torch.nn.functional.interpolate`: in long
+    sounds exact ones would give other features than upstream's.
     """
-    place = index.double() * (states - 1) / max(1, features - 1)
+    place = index.float() * (torch.tensor(float(states - 1)) / max(1, features - 1))
     front = place.long().clamp(max=max(0, states - 2))
-    return front, (place - front).float()
+    return front, place - front
 
 
 def interpolate(states: Tensor, front: Tensor, share: Tensor) -> Tensor:
     """states [L, T, C] -> features [L, n, C] at the places of `place_features`."""
     front, share = front.to(states.device), share.to(states)[:, None]
-    return torch.lerp(states[:, front], states[:, (front + 1).clamp(max=states.shape[1] - 1)], share)
+    return states[:, front] * (1 - share) + states[:, (front + 1).clamp(max=states.shape[1] - 1)] * share
 
 
 def bucket(features: Tensor, index: Tensor) -> Tensor:

@@ -124,3 +124,31 @@ def test_edited_pictures_give_the_lengths():
     plain = retarget.limb_ratios(Pair(bent, SIZE, person(), SIZE))
     edited = retarget.limb_ratios(Pair(bent, SIZE, person(), SIZE), Pair(person(), SIZE, person(), SIZE))
     assert plain[2] == 2 and edited[2] == pytest.approx(1)
+
+
+def retargeted(driving: np.ndarray, character: np.ndarray, as_upstream: bool) -> Retargeting:
+    return Retargeting(Pair(driving, SIZE, character, SIZE), as_upstream=as_upstream)
+
+
+def test_a_lying_figure_tells_the_scale_as_upstream_alone():
+    lying = person(right_ankle=(40, 23), left_ankle=(60, 23))
+    assert retargeted(lying, person(), as_upstream=True).pair.scale == pytest.approx(3 / 155)
+    assert retargeted(lying, person(), as_upstream=False).pair.scale == pytest.approx(1)  # by the hips
+
+
+def test_a_limb_that_the_character_has_not_vanishes_as_upstream_alone():
+    character = person(right_ear=(47, 17), left_ear=(53, 17))  # in the places of the eyes
+    ears = [number for number, ends in enumerate(LIMBS) if JOINT["right_ear"] in ends or JOINT["left_ear"] in ends]
+    assert (retargeted(person(), character, as_upstream=True).ratios[ears] == 0).all()
+    assert (retargeted(person(), character, as_upstream=False).ratios[ears] == 1).all()
+
+
+@pytest.mark.parametrize(("as_upstream", "is_exchanged"), [(True, True), (False, False)])
+def test_a_weak_root_exchanges_hands_as_upstream_alone(as_upstream, is_exchanged):
+    body = person(right_wrist=(90, 190), left_wrist=(10, 10))
+    given = figure(body)
+    given.right_hand[0, 2] = 0.1  # upstream puts it at (-1, -1), nearer to the left wrist
+    given.left_hand[1:, 2] = 0.1
+    found = next(Retargeting(Pair(body, SIZE, body, SIZE), as_upstream=as_upstream).figures([given]))
+    first = found.left_hand  # the slot of the right wrist
+    assert np.isnan(first[1:, 0]).all() == is_exchanged

@@ -23,6 +23,7 @@ CALF_OF_FOOT = {18: 8, 17: 11}
 LONGEST_FOOT = 0.5  # of the calf
 RATIOS = (0.5, 2.0)  # limits of a limb's ratio; beyond them a joint was not where it seemed
 FAR = 1e4  # shares of a frame; nothing lies farther outside
+UNKNOWN = np.array((-1.0, -1.0, 0.0))  # upstream's place of a point that is not known
 SHORTEST = 0.02  # of a frame's height; figures that are lower tell no scale
 NARROWEST = 0.35  # width of the shoulders of a person who faces the camera, in lengths of the trunk
 
@@ -41,9 +42,10 @@ class Pair:
     first_size: Size
     character: np.ndarray
     character_size: Size
+    shortest: float = SHORTEST  # height that tells the scale, in shares of the frame; 0 as upstream
 
-    def sane(self) -> Pair:
-        return replace(self, first=sane(self.first), character=sane(self.character))
+    def sane(self, shortest: float = SHORTEST) -> Pair:
+        return replace(self, first=sane(self.first), character=sane(self.character), shortest=shortest)
 
     @cached_property
     def measure(self) -> tuple[int, ...]:
@@ -57,8 +59,8 @@ class Pair:
     def tall(self, joints: tuple[int, ...]) -> float:
         """Height of the driving figure in heights of the character, in pixels; 0 when one of them has none."""
         first, character = (abs(body[list(joints), 1].mean() - body[NOSE, 1]) for body in (self.first, self.character))
-        low = min(first, character) < SHORTEST
-        return 0.0 if low else self.first_size[1] * first / (self.character_size[1] * character)
+        is_low = min(first, character) <= 0 or min(first, character) < self.shortest
+        return 0.0 if is_low else self.first_size[1] * first / (self.character_size[1] * character)
 
     @cached_property
     def scale(self) -> float:
@@ -96,13 +98,15 @@ def limb_lengths(body: np.ndarray) -> np.ndarray:
 def limb_ratios(pair: Pair, edited: Pair | None = None, limits: tuple[float, float] | None = RATIOS) -> np.ndarray:
     """Lengths [19] of the character's limbs in lengths of the driving figure's, the same on both sides.
 
-    `edited` has the two figures of edited pictures, in the same pose. A limb without a length keeps its own.
+    `edited` has the two figures of edited pictures, in the same pose. A limb without a length keeps its own; without
+    `limits`, as upstream, one that the character has not vanishes.
     """
     driving, character = (edited or pair).lengths
     if edited and not edited.measure:  # the editor may have changed the scale
         character = character * enlarged(pair.character, edited.character, pair.character_size)
         driving = driving * enlarged(pair.first, edited.first, pair.first_size)
-    ratios = np.divide(character, driving, out=np.ones(len(LIMBS)), where=(driving > 0) & (character > 0))
+    has_length = (driving > 0) & ((character > 0) | (limits is None))
+    ratios = np.divide(character, driving, out=np.ones(len(LIMBS)), where=has_length)
     ratios = ratios.clip(*limits) if limits else ratios
     for table, rule in ((EQUAL_BY_MOST, max), (EQUAL_BY_MEAN, lambda a, b: (a + b) / 2)):
         for one, other in table:
@@ -193,12 +197,13 @@ def sane(points: np.ndarray) -> np.ndarray:
 class Retargeting:
     """Retarget figures of a driving video, one after the other. The result is in pixels of the character's frame.
 
-    `as_upstream` limits no ratio, glues hands to wrists, and moves the first frame apart from the others where the pair
-    was made from another one.
+    `as_upstream` limits no ratio and no height, glues hands to wrists, and moves the first frame apart from the others
+    where the pair was made from another one.
     """
 
     def __init__(self, pair: Pair, edited: Pair | None = None, as_upstream: bool = False):
-        self.pair, edited = (each and each.sane() for each in (pair, edited))
+        shortest = 0 if as_upstream else SHORTEST
+        self.pair, edited = (each and each.sane(shortest) for each in (pair, edited))
         self.ratios = limb_ratios(self.pair, edited, limits=None if as_upstream else RATIOS)
         self.anchor = anchor_of(self.pair, self.ratios, as_upstream)
         self.framing, self.as_upstream = framing(self.pair), as_upstream
@@ -230,7 +235,10 @@ class Retargeting:
         """
         size, wrists = self.pair.first_size, (RIGHT_WRIST, LEFT_WRIST)
         growth = max(self.ratios[0], self.ratios[1]) / self.pair.scale
-        far = [np.linalg.norm(old[wrist, :2] - pixels(hands[0][:1], size)[0, :2]) for wrist in wrists]
+        root = hands[0][0]
+        if self.as_upstream and root[2] < KNOWN:
+            root = UNKNOWN
+        far = [np.linalg.norm(old[wrist, :2] - pixels(root, size)[:2]) for wrist in wrists]
         sides = hands[::-1] if far[0] > far[1] else hands
         if self.as_upstream:
             return [
