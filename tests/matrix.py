@@ -36,7 +36,7 @@ from wan.interrupts import INTERRUPTED, as_interrupt, put_off
 from wan.media import read_metadata, save_image, write_video
 from wan.output import REQUEST_KEY
 from wan.parser import Parser, exit_code
-from wan.program import printable
+from wan.program import install_command, printable
 from wan.typed import at_least, path, text
 from wan.utils.language_models import ALIASES, find_model
 from wan.utils.prompt_extend import DashScopePromptExpander, OpenAIPromptExpander, QwenPromptExpander
@@ -191,7 +191,7 @@ class Asked:
                 OpenAIPromptExpander(url, task=task, is_vl=is_vl)
                 flags += ["--prompt_extend_url", url]
             elif missing := [name for name in QwenPromptExpander.packages if find_spec(name) is None]:
-                return flags, f"the package {missing[0]} is not installed; pip install '.[prompt]'"
+                return flags, f"the package {missing[0]} is not installed; {install_command('prompt')}"
             elif model := self._language_model(is_vl):
                 flags += ["--prompt_extend_model", model]
             else:

@@ -12,6 +12,7 @@ from benchmarks import clips, common
 from benchmarks.gpu.runner import Outcome
 from wan.jobs import PIPELINES
 from wan.parser import exit_code
+from wan.program import install_command
 
 NAMES = ("all", "dit", "vae", "t5", "load", "parallel", "s2v", "animate", "preprocess", "counted")
 
@@ -84,7 +85,7 @@ def test_a_missing_package_names_the_extra_before_anything_is_measured(name, pac
 
     monkeypatch.setattr(metadata, "version", missing)
     assert run(name) == 2
-    assert f"error: the package {package} is not installed; pip install '.[{extra}]'" in capsys.readouterr().err
+    assert f"error: the package {package} is not installed; {install_command(extra)}" in capsys.readouterr().err
 
 
 def test_a_missing_package_of_ours_is_a_defect():

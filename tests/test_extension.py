@@ -14,6 +14,7 @@ from tests.language_server import ANSWER, LanguageServer
 from tests.tiny_qwen import write_tiny_qwen
 from wan import cli, jobs, media, output, planning
 from wan.nano.random import write_random_checkpoint
+from wan.program import install_command
 from wan.text2video import WanT2V
 from wan.utils import prompt_extend, system_prompt
 
@@ -262,7 +263,7 @@ def test_a_missing_package_is_refused_before_the_start(method, package, monkeypa
     monkeypatch.setattr(prompt_extend, "find_spec", lambda name: None)
     assert make(*EXTEND, method, "--prompt_extend_url", "http://a") == cli.WRONG
     error = capsys.readouterr().err
-    assert f" {package}" in error and error.endswith("not installed; pip install '.[prompt]'\n")
+    assert f" {package}" in error and error.endswith(f"not installed; {install_command('prompt')}\n")
 
 
 @pytest.mark.parametrize(

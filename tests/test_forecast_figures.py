@@ -137,7 +137,7 @@ def test_what_is_expected_on_a_cpu_is_used(tmp_path, task, size, flags):
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments, "--prompt", "a red circle", "--device", "cpu", "--progress", "none"],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2"},
+        env={"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2", "MALLOC_MMAP_THRESHOLD_": "1000000"},
         capture_output=True,
         text=True,
     )

@@ -57,6 +57,17 @@ def test_a_module_is_run_as_one(monkeypatch):
     assert program.torchrun_line(4) == "torchrun --nproc_per_node=4 -m wan.cli ..."
 
 
+def test_an_extra_is_installed_from_the_checkout_or_by_its_packages(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert program.install_command("s2v") == "pip install '.[s2v]'"
+    monkeypatch.chdir(tmp_path)
+    assert program.install_command("s2v") == f"pip install '{ROOT}[s2v]'"
+    monkeypatch.setattr(program, "__file__", str(tmp_path / "wan" / "program.py"))
+    required = ["torch>=2.7", 'a>=1; extra == "animate"', "b; extra == 'animate-mediapipe'", 'c; extra == "animate"']
+    monkeypatch.setattr(program.metadata, "requires", lambda name: required)
+    assert program.install_command("animate") == "pip install 'a>=1' c"
+
+
 def test_called_from_another_program():
     assert program.program_name() == "generate.py" and program.command_line("x") == "python generate.py x"
 

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from wan.checkpoint.fingerprint import same_weights
-from wan.checkpoint.layout import DOWNLOAD_GB, STAND_INS, download, free_place, repository
+from wan.checkpoint.layout import STAND_INS, download, free_place, repository, size_of
 from wan.checkpoint.recognise import EMPTY, Found, loras_beside, recognise, refusal
 from wan.configs import IMPLEMENTED_TASKS, TaskConfig, get_config
 from wan.files import did_you_mean, shown
@@ -69,7 +69,7 @@ def _meant(folder: Path, found: Found, task: str | None) -> str:
         return "give one of them with --ckpt_dir"
     wanted = found.task or task
     if wanted is None:
-        sizes = ", ".join(f"{repository(get_config(name))} {gb} GB" for name, gb in DOWNLOAD_GB.items())
+        sizes = ", ".join(f"{repository(get_config(name))} {size_of(name)}" for name in IMPLEMENTED_TASKS)
         return f"give the folder of a released checkpoint with --ckpt_dir ({sizes}), or leave it out for the toy model"
     return f"give the folder of a released checkpoint: {how_to_get(get_config(wanted))}"
 

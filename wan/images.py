@@ -59,7 +59,7 @@ def read_image(path: str | Path) -> Any:
     if not head:
         raise ValueError(f"{name} is empty; copy it again, or name another file")
     if container_of(head) and head[8:12] not in STILL_BRANDS:
-        raise ValueError(f"{name} is a video or a sound, and a picture is wanted; save a frame of it as PNG")
+        raise ValueError(f"{name} is a video or a sound, and a picture is wanted; of a video save a frame as PNG")
     with disk_named(Path(path)), damage_reported(name):
         Image.init()
         image = Image.open(path, formats=[format for format in FORMATS if format in Image.OPEN])

@@ -119,6 +119,12 @@ def kept_clips(path: Path) -> list[Path]:
     return list(itertools.takewhile(Path.is_file, files))
 
 
+def kept_beside(video: Path) -> Path | None:
+    """Find what is kept of a video that is not there."""
+    paths = (next(numbered(video, suffix)) for suffix in (CLIPS_SUFFIX, LATENT_SUFFIX))
+    return next((path for path in paths if kept_clips(path)), None)
+
+
 def remove_clips(path: Path) -> None:
     """Remove the files of `keep_clips`. Raises OSError."""
     for file in kept_clips(path):

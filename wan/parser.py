@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from wan.program import keep_streams_open, print_error, shell_word
+from wan.program import install_command, keep_streams_open, print_error, shell_word
 from wan.typed import NO, YES, nearest, path, text
 from wan.values import quoted
 
@@ -83,7 +83,7 @@ def exit_code(main: Callable[[], int | None], program: str | None = None) -> int
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        print_error(f"error: the package {package} is not installed; pip install '.[{EXTRAS[package]}]'", program)
+        print_error(f"error: the package {package} is not installed; {install_command(EXTRAS[package])}", program)
     except OSError as error:
         is_named = error.filename and error.strerror
         print_error(f"error: {error.filename}: {error.strerror}" if is_named else f"error: {error}", program)

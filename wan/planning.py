@@ -50,6 +50,7 @@ INSTEAD = {
     ("frame_num", "s2v-14B"): "--infer_frames, for the frames of a clip",
     ("infer_frames", "animate-14B"): "--frame_num",
 }
+ALSO = {"image": ("animate-14B with --video",)}  # uses of a flag that fill no field of the request
 OVERHEAD_BYTES = 1 << 16  # of a file beside its values
 
 
@@ -127,7 +128,7 @@ def with_plan(job: Job) -> Job:
 def _check_output(job: Job) -> None:
     """Make sure, before hours of work, that videos and latents can be written; remove files that killed runs left."""
     if removed := sweep(job.video.parent):
-        log.info("removed %d unfinished files of runs that were killed", len(removed))
+        log.info("removed what killed runs had not finished: %s", ", ".join(shown(path.name) for path in removed))
     latent_bytes = sum(4 * math.prod(shape) + OVERHEAD_BYTES for shape in job.clip_shapes)
     for variant in job.variants():
         check_writable(variant.video, job.overwrite, job.num_videos * job.video_bytes + latent_bytes)
@@ -182,10 +183,11 @@ def prepare(args: argparse.Namespace, config: TaskConfig, checkpoint: Path) -> N
     """Preprocess --video and --image into a folder, which --src_root_path then names; these flags are used up."""
     if args.src_root_path:
         raise ValueError("--video is preprocessed into a folder, and --src_root_path names one; leave one of them out")
-    check_checkpoint(checkpoint, config.copy(uses_lora=args.use_relighting_lora))
     with named(flag_names(config.name) | staging.NAMES):
         given = {name: value for name, value in asked(args, config.name).items() if name != "fps"}
-        args.src_root_path = staging.performed(args, config, checkpoint, given, local_rank())
+        inputs = staging.planned(args, config, given)  # before the checkpoint, whose check imports large packages
+        check_checkpoint(checkpoint, config.copy(uses_lora=args.use_relighting_lora))
+        args.src_root_path = staging.performed(args, inputs, checkpoint, local_rank())
     args.video = args.image = args.size = args.fps = None
 
 
@@ -234,7 +236,7 @@ def _check_flags(args: argparse.Namespace, task: str) -> None:
         if getattr(args, flag.name) in (None, False, flag.default):
             continue
         if not flag.is_of(task):
-            others = f", only by {', '.join(flag.tasks)}" if flag.tasks else ""
+            others = f", only by {', '.join(flag.tasks + ALSO.get(flag.name, ()))}" if flag.tasks else ""
             instead = INSTEAD.get((flag.name, task))
             if flag.is_input:
                 cure = f"give {instead}" if instead else "leave it out"

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def torchrun_line(processes: int | str) -> str:
     """Write the command that starts this program in several processes."""
     words = ["--no-python", *_program()] if _script() == "wan-generate" else _program()
     return f"torchrun --nproc_per_node={processes} {' '.join(map(shell_word, words))} ..."
+
+
+def install_command(extra: str) -> str:
+    """Write the command that installs an extra of pyproject.toml: from the checkout, else package by package."""
+    root = Path(__file__).resolve().parents[1]
+    if (root / "pyproject.toml").is_file():
+        return f"pip install {shell_word(f'{Path() if root == Path.cwd() else root}[{extra}]')}"
+    marked = (line.replace("'", '"').partition(";") for line in metadata.requires("wan") or ())
+    packages = (name.strip() for name, _, marker in marked if f'extra == "{extra}"' in marker)
+    return f"pip install {' '.join(map(shell_word, packages))}"
 
 
 def shell_word(text: str) -> str:

@@ -38,19 +38,25 @@ NAMES = {
 }  # of the stage's settings
 
 
-def performed(
-    args: argparse.Namespace, config: TaskConfig, checkpoint: Path, given: dict[str, Any], local_rank: int
-) -> str:
-    """Preprocess the video and the picture of the flags; returns the folder. `given` are the values of the request.
+def planned(args: argparse.Namespace, config: TaskConfig, given: dict[str, Any]) -> Plan:
+    """Plan to preprocess the video and the picture of the flags. `given` are the values of the request.
 
-    The first of several processes does so, and the others wait. Raises ValueError and OSError for what preprocessing or
-    generation would refuse, before a network runs.
+    Raises ValueError and OSError for what preprocessing or generation would refuse.
     """
     settings = settings_of(args, config)
     settings.check()
     plan = Plan.of(settings)
     expected = Performance(None, plan.pose_size, len(plan.driving), plan.driving.rate, "")
     Request.create(config, **given | {"performance": expected})
+    return plan
+
+
+def performed(args: argparse.Namespace, plan: Plan, checkpoint: Path, local_rank: int) -> str:
+    """Preprocess what was planned; returns the folder. The first of several processes does so, and the others wait.
+
+    Raises ValueError and OSError.
+    """
+    settings = plan.settings
     folder = settings.folder
     if get_rank() == 0:
         own = args_of_networks(args, checkpoint)

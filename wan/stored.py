@@ -90,6 +90,11 @@ def read_stored(args: argparse.Namespace) -> Stored | None:
 def _stored_in_latent(name: str) -> str:
     try:
         return output.stored_request(Path(name))
+    except FileNotFoundError:
+        if kept := output.kept_beside(Path(name)):
+            cure = f"what was sampled of it is kept in {shown(kept)}: --resume {shell_word(str(kept))}"
+            raise FileNotFoundError(f"there is no file {shown(name)}; {cure}") from None
+        raise
     except ValueError:
         if (tags := _tried(media.read_metadata, name)) is None:
             raise
@@ -108,7 +113,10 @@ def _stored_in_video(name: str) -> str:
             raise
         raise ValueError(f"{name} is a kept latent, not a video; finish it with --resume {shell_word(name)}") from None
     if text is None:
-        raise ValueError(f"{name} has no stored request: it was not made here, or with --no_metadata")
+        raise ValueError(
+            f"{name} has no stored request: it was not made here, or with --no_metadata; describe the new video by "
+            "--prompt and the other flags"
+        )
     return text
 
 

@@ -1,6 +1,7 @@
 """Wrong requests in videos and latents: each is refused in one line before anything is loaded or sampled."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +63,16 @@ TEXTS = {name: json.dumps(VALUES | change) for name, change in STORED.items()} |
 
 
 @pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("kept", ["a.clips/00000.safetensors", "a.latent.safetensors"])
+def test_what_is_kept_of_a_missing_video_is_named(kept, capsys):
+    Path(kept).parent.mkdir(exist_ok=True)
+    Path(kept).touch()
+    Path("b.mp4").touch()
+    assert cli.main(["--resume", "a.mp4"]) == cli.WRONG
+    place = kept.partition("/")[0]
+    assert f"no file a.mp4; what was sampled of it is kept in {place}: --resume {place}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", ["--from_video", "--resume"])
 def test_a_bad_stored_request_is_one_line(flag, name, capsys):
     if flag == "--resume":

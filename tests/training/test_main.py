@@ -18,6 +18,7 @@ from wan.modules.vae import VAEConfig
 from wan.modules.vae2_1 import CausalVAE2_1, Wan2_1_VAE
 from wan.nano.random import write_random_checkpoint
 from wan.parser import exit_code
+from wan.program import install_command
 from wan.training.__main__ import build_caches, encode_videos, load_clip, main, read_captions, warn_about_range
 from wan.training.config import DataConfig, FlowConfig, LoopConfig, TrainConfig
 from wan.training.objective import StoredText
@@ -166,7 +167,7 @@ def test_a_missing_file_and_a_missing_package_are_one_line(tmp_path, capsys, mon
     for name in ("tomllib", "tomli"):
         monkeypatch.setitem(sys.modules, name, None)
     assert exit_code(lambda: main([str(tmp_path / "run.toml")])) == 2
-    assert "error: the package tomli is not installed; pip install '.[train]'\n" in capsys.readouterr().err
+    assert f"error: the package tomli is not installed; {install_command('train')}\n" in capsys.readouterr().err
 
 
 def test_captions_are_utf8(tmp_path):

@@ -158,8 +158,12 @@ def repository(config: Any) -> str:
 
 def download(config: Any, place: str | Path | None = None) -> str:
     """The command that downloads the checkpoint of a task into a folder, a new one by default, with the size."""
-    size = f"{DOWNLOAD_GB[config.name]} GB" if config.name in DOWNLOAD_GB else "tens of GB"
-    return f"hf download Wan-AI/{repository(config)} --local-dir {place or free_place(config)} ({size})"
+    return f"hf download Wan-AI/{repository(config)} --local-dir {place or free_place(config)} ({size_of(config.name)})"
+
+
+def size_of(task: str) -> str:
+    """Size of the download of a task, as far as it is known."""
+    return f"{DOWNLOAD_GB[task]} GB" if task in DOWNLOAD_GB else "tens of GB"
 
 
 def is_empty(folder: Path) -> bool:

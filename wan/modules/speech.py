@@ -20,6 +20,7 @@ from wan.checkpoint.loading import MAX_CONFIG_BYTES, check_fits, load_module
 from wan.checkpoint.source import open_source
 from wan.files import atomic_file, read_json, shown
 from wan.inputs import SPEECH_RATE
+from wan.program import install_command
 from wan.values import dictionary, quoted
 
 SAMPLE_RATE, STATE_RATE, FEATURE_RATE, FRAME_RATE = SPEECH_RATE, 50, 30, 16  # Hz
@@ -137,7 +138,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(f"speech needs the package transformers ({error}): pip install '.[s2v]'") from None
+        raise ValueError(f"speech needs the package transformers ({error}): {install_command('s2v')}") from None
     return transformers
 
 

@@ -35,6 +35,7 @@ from wan import images
 from wan.configs import WAN_CONFIGS, check_available
 from wan.files import read_json
 from wan.geometry import Size
+from wan.program import install_command
 from wan.runtime import resolve_device
 from wan.utils.language_models import ALIASES, MAX_CONFIG_BYTES, fetch, find_model
 from wan.utils.servers import Refused, check_address, found_in, in_words, may_pass, within
@@ -87,7 +88,7 @@ class PromptExpander:
             check_available(task)
         if missing := [name for name in self.packages if find_spec(name) is None]:
             is_one = "package {} is" if len(missing) == 1 else "packages {} are"
-            raise ValueError(f"the {is_one.format(' and '.join(missing))} not installed; pip install '.[prompt]'")
+            raise ValueError(f"the {is_one.format(' and '.join(missing))} not installed; {install_command('prompt')}")
 
     def decide_system_prompt(self, tar_lang: str = "zh", prompt: str | None = None) -> str:
         """Choose the instruction of the task. Raises ValueError for a task or language without one."""

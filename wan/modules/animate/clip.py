@@ -18,6 +18,7 @@ from wan.checkpoint.formats import Shapes, describe_contents
 from wan.checkpoint.loading import check_fits, load_module
 from wan.checkpoint.source import TensorSource, open_source
 from wan.framing import resize_first_frame
+from wan.program import install_command
 
 VISUAL = "visual."
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of red, green and blue
@@ -182,5 +183,5 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(f"CLIP needs the package transformers ({error}): pip install '.[animate]'") from None
+        raise ValueError(f"CLIP needs the package transformers ({error}): {install_command('animate')}") from None
     return transformers

@@ -182,7 +182,7 @@ def test_a_figure_that_is_lost_is_looked_for_where_it_was():
             "2.4.6",
             "needs Python 3.12 or older, and this is Py.* 3.13",
         ),
-        (ModuleNotFoundError("no", name="mediapipe"), (3, 12), "2.4.6", "is not installed; pip install '.[animate-med"),
+        (ModuleNotFoundError("no", name="mediapipe"), (3, 12), "2.4.6", "is not installed; pip install .*[animate-med"),
         (
             ModuleNotFoundError("no", name="mediapipe.python"),
             (3, 12),
@@ -200,7 +200,7 @@ def test_a_figure_that_is_lost_is_looked_for_where_it_was():
     ],
 )
 def test_a_failed_import_names_its_cause(error, python, numpy, text):
-    with pytest.raises(ValueError, match=text.replace("[", r"\[").replace("'.", r"'\.")):
+    with pytest.raises(ValueError, match=text.replace("[", r"\[")):
         raise ValueError(cause(error, python, numpy))
 
 

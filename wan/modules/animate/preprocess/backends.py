@@ -22,6 +22,7 @@ from wan.modules.animate.preprocess.source import Driving
 from wan.modules.animate.preprocess.stage import Editor, Segmenter
 from wan.modules.animate.preprocess.track import Estimator
 from wan.modules.animate.preprocess.whole_body import DETECTOR, POSE, WholeBody
+from wan.program import install_command
 from wan.values import called
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def chosen_backend(args: Namespace) -> str:
     missing = [shown(file or name) for file, name in places if file is None or not file.exists()]
     raise FileNotFoundError(
         f"{' and '.join(missing)} missing; {SOURCE}: give its folder with --ckpt_path; or install MediaPipe, which is "
-        "coarser, in an environment of its own: pip install '.[animate-mediapipe]'"
+        f"coarser, in an environment of its own: {install_command('animate-mediapipe')}"
     )
 
 

@@ -14,8 +14,9 @@ from wan.modules.animate.preprocess.joints import CERTAIN
 from wan.modules.animate.preprocess.keypoints import FACE_GROWTH, LEFT_HAND, RIGHT_HAND, around_head, figure_of
 from wan.modules.animate.preprocess.scaling import Rect
 from wan.modules.animate.preprocess.track import POINTS
+from wan.program import install_command
 
-EXTRA = "pip install '.[animate-mediapipe]', in an environment of its own"
+EXTRA = f"{install_command('animate-mediapipe')}, in an environment of its own"
 NEWEST_PYTHON = (3, 12)
 MODEL = 1  # of three; the wheel holds this one alone
 

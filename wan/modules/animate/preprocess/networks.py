@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from wan.files import no_file, shown
+from wan.program import install_command
 
 log = logging.getLogger(__name__)
 
@@ -93,5 +94,7 @@ def _onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ValueError(f"preprocessing needs the package onnxruntime ({error}): pip install '.[animate]'") from None
+        raise ValueError(
+            f"preprocessing needs the package onnxruntime ({error}): {install_command('animate')}"
+        ) from None
     return onnxruntime

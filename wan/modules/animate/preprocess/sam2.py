@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from wan.checkpoint.loading import check_fits, empty, load_module
 from wan.checkpoint.source import TensorSource, open_source
 from wan.geometry import Size
+from wan.program import install_command
 
 # Hiera-Large as of SAM 2.0. The two options that are off came with 2.1.
 BACKBONE = {
@@ -176,5 +177,5 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(f"masks need the package transformers ({error}): pip install '.[animate]'") from None
+        raise ValueError(f"masks need the package transformers ({error}): {install_command('animate')}") from None
     return transformers
