@@ -137,11 +137,11 @@ def test_what_is_expected_on_a_cpu_is_used(tmp_path, task, size, flags):
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments, "--prompt", "a red circle", "--device", "cpu", "--progress", "none"],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2", "MALLOC_MMAP_THRESHOLD_": "1000000"},
+        env={"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
     )
     code, used = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stderr
     expected = float(done.stderr.split("expected memory about ")[1].split()[0]) * 2**30
-    assert expected == pytest.approx(used, rel=0.1, abs=0.1 * 2**30)
+    assert expected == pytest.approx(used, rel=0.1, abs=0.15 * 2**30)  # it is printed with one decimal
