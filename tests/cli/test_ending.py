@@ -128,4 +128,4 @@ def test_partial_files_of_dead_processes_are_swept(stub, caplog):
         path.touch()
     assert cli.main([*NANO, "--save_file", "a.mp4"]) == cli.DONE
     assert files() == sorted([mine.name, elsewhere.name, "a.mp4"])
-    assert "removed 1 unfinished files of runs that were killed" in caplog.text
+    assert "removed what killed runs had not finished: .wan-" in caplog.text

@@ -40,7 +40,7 @@ def files():
             "have no relighting LoRA; leave use_",
         ),
         (["--task", "animate-14B", "--person", "left"], "a number from 1 up or X,Y was expected, got 'left'"),
-        (["--image", "a.mp4"], "a.mp4 is a video or a sound, and a picture is wanted; save a frame of it as PNG"),
+        (["--image", "a.mp4"], "a.mp4 is a video or a sound, and a picture is wanted; of a video save a frame as PNG"),
         (["--image", "empty"], "empty is empty; copy it again, or name another file"),
         (["--from_video", "empty"], "empty is empty; copy it again, or name another file"),
         (["--image", "a.png", "--audio", "a.png"], "a.png is a picture, and a sound is wanted; name another file"),

@@ -62,7 +62,6 @@ TEXTS = {name: json.dumps(VALUES | change) for name, change in STORED.items()} |
 }
 
 
-@pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("kept", ["a.clips/00000.safetensors", "a.latent.safetensors"])
 def test_what_is_kept_of_a_missing_video_is_named(kept, capsys):
     Path(kept).parent.mkdir(exist_ok=True)
@@ -73,6 +72,7 @@ def test_what_is_kept_of_a_missing_video_is_named(kept, capsys):
     assert f"no file a.mp4; what was sampled of it is kept in {place}: --resume {place}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("flag", ["--from_video", "--resume"])
 def test_a_bad_stored_request_is_one_line(flag, name, capsys):
     if flag == "--resume":
