@@ -4,8 +4,10 @@ import logging
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -66,6 +68,8 @@ def test_an_extra_is_installed_from_the_checkout_or_by_its_packages(tmp_path, mo
     required = ["torch>=2.7", 'a>=1; extra == "animate"', "b; extra == 'animate-mediapipe'", 'c; extra == "animate"']
     monkeypatch.setattr(program.metadata, "requires", lambda name: required)
     assert program.install_command("animate") == "pip install 'a>=1' c"
+    monkeypatch.setattr(program.metadata, "requires", missing := Mock(side_effect=PackageNotFoundError("wan")))
+    assert program.install_command("animate") == "pip install '.[animate]'" and missing.called
 
 
 def test_called_from_another_program():

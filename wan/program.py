@@ -34,12 +34,15 @@ def torchrun_line(processes: int | str) -> str:
 
 def install_command(extra: str) -> str:
     """Write the command that installs an extra of pyproject.toml: from the checkout, else package by package."""
-    root = Path(__file__).resolve().parents[1]
-    if (root / "pyproject.toml").is_file():
-        return f"pip install {shell_word(f'{Path() if root == Path.cwd() else root}[{extra}]')}"
-    marked = (line.replace("'", '"').partition(";") for line in metadata.requires("wan") or ())
-    packages = (name.strip() for name, _, marker in marked if f'extra == "{extra}"' in marker)
-    return f"pip install {' '.join(map(shell_word, packages))}"
+    root, packages = Path(__file__).resolve().parents[1], []
+    with suppress(metadata.PackageNotFoundError):  # files that were copied
+        if not (root / "pyproject.toml").is_file():
+            marked = (line.replace("'", '"').partition(";") for line in metadata.requires("wan") or ())
+            packages = [name.strip() for name, _, marker in marked if f'extra == "{extra}"' in marker]
+    place: str | Path = root
+    with suppress(FileNotFoundError):  # the current folder was removed
+        place = "." if root == Path.cwd() else root
+    return f"pip install {' '.join(map(shell_word, packages or [f'{place}[{extra}]']))}"
 
 
 def shell_word(text: str) -> str:

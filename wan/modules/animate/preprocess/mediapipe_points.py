@@ -16,7 +16,6 @@ from wan.modules.animate.preprocess.scaling import Rect
 from wan.modules.animate.preprocess.track import POINTS
 from wan.program import install_command
 
-EXTRA = f"{install_command('animate-mediapipe')}, in an environment of its own"
 NEWEST_PYTHON = (3, 12)
 MODEL = 1  # of three; the wheel holds this one alone
 
@@ -238,16 +237,17 @@ def solutions() -> Solutions:
 
 def cause(error: Exception, python: tuple[int, ...] = sys.version_info[:2], numpy: str = np.__version__) -> str:
     """Name the cause of a failed import, and its cure."""
+    extra = f"{install_command('animate-mediapipe')}, in an environment of its own"
     missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else None
     if missing == "mediapipe" and python > NEWEST_PYTHON:
         wanted, given = (".".join(map(str, version)) for version in (NEWEST_PYTHON, python))
-        return f"it needs Python {wanted} or older, and this is Python {given}; with an older one: {EXTRA}"
+        return f"it needs Python {wanted} or older, and this is Python {given}; with an older one: {extra}"
     if missing == "mediapipe":
-        return f"it is not installed; {EXTRA}"
+        return f"it is not installed; {extra}"
     if missing and missing.startswith("mediapipe."):
-        return f"this version has no networks in it, which 0.10.21 has ({shown(error)}); {EXTRA}"
+        return f"this version has no networks in it, which 0.10.21 has ({shown(error)}); {extra}"
     if "libGL" in str(error) or "libEGL" in str(error):
         return f"a library of the system is missing ({shown(error)}); install it: sudo apt install libgl1 libegl1"
     if int(numpy.split(".")[0]) >= 2:
-        return f"it needs numpy below 2, and this is numpy {numpy} ({shown(error)}); {EXTRA}"
-    return f"its import fails ({shown(error)}); {EXTRA}"
+        return f"it needs numpy below 2, and this is numpy {numpy} ({shown(error)}); {extra}"
+    return f"its import fails ({shown(error)}); {extra}"
